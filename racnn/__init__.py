@@ -1,0 +1,20 @@
+"""RA-CNN: fine-grained image recognition that looks, decides where to look closer, zooms, and looks again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["RACNN", "RACNNOutput", "__version__"]
+
+if TYPE_CHECKING:
+    from racnn.models.racnn import RACNN, RACNNOutput
+
+
+def __getattr__(name: str) -> Any:
+    """Resolve the network lazily, so that importing the package (and the command line's help) needs no torch."""
+    if name in ("RACNN", "RACNNOutput"):
+        from racnn.models import racnn as module
+
+        return getattr(module, name)
+    raise AttributeError(f"module 'racnn' has no attribute '{name}'")

@@ -1,0 +1,214 @@
+"""From a configuration to batches.
+
+A sample is a function of (seed, epoch, position) alone: the batch sampler hands every worker the epoch together with
+the position, and each sample draws its random changes from a seed made of the three. So the pixels do not depend on
+the number of workers, and a run that is taken up again in the middle of an epoch sees what it would have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from racnn.config import DataConfig
+from racnn.data.datasets import Catalog, Record, cub200, folder, hold_out, read_photo, synthetic_catalog
+from racnn.data.transforms import SourceTransform
+from racnn.errors import ConfigError, DataError, did_you_mean
+
+__all__ = ["DATASETS", "Data", "PhotoDataset", "build_data", "eval_loader", "read_photo", "train_loader"]
+
+DATASETS: dict[str, Callable[[DataConfig], Catalog]] = {
+    "cub200": cub200,
+    "folder": folder,
+    "synthetic": synthetic_catalog,
+}
+
+Batches = list[list[tuple[int, int]]]  # of (epoch, position)
+
+
+class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
+    """One split: photos as square sources, with their annotations in the source's frame.
+
+    Args:
+        catalog: Knows how to load a record.
+        records: The photos of the split.
+        config: Size and shape of the source, and the random changes.
+        seed: Of the random changes.
+        augment: Whether there are any.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        records: Sequence[Record],
+        config: DataConfig,
+        *,
+        seed: int = 0,
+        augment: bool = False,
+    ) -> None:
+        self.catalog = catalog
+        self.records = list(records)
+        self.config = config
+        self.seed = seed
+        self.transform = SourceTransform(
+            config.source_size, config.resize, config.augment if augment else None
+        )
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
+        """Return the sample of (epoch, position).
+
+        Returns:
+            ``image`` uint8 [3, S, S]; ``label`` and ``index`` (the position) int64 []; ``box`` float32 [4], xyxy in the
+            source's frame, NaN where unknown; ``parts`` float32 [P, 3], (x, y, visible) in the source's frame. A box
+            or part that a crop cuts off lies beyond [-1, 1].
+
+        Raises:
+            DataError: The photo cannot be read.
+        """
+        epoch, index = key
+        record = self.records[index]
+        photo = self.catalog.load(record)
+        box_xyxy, parts = self.catalog.annotate(record)
+        image, box, located = self.transform(photo, box_xyxy, parts, _mix(self.seed, epoch, index))
+        return {
+            "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
+            "label": torch.tensor(record.label),
+            "index": torch.tensor(index),
+            "box": torch.from_numpy(box),
+            "parts": torch.from_numpy(located),
+        }
+
+    def without_augmentation(self) -> PhotoDataset:
+        """Return the same photos without random changes."""
+        return PhotoDataset(self.catalog, self.records, self.config, seed=self.seed)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set that is ready to use; ``val_names`` tells which of its photos are held out for validation."""
+
+    dataset: str
+    class_names: list[str]
+    part_names: list[str]
+    focus_parts: tuple[int, ...]
+    splits: dict[str, PhotoDataset]  # train, val, test
+    val_names: list[str]
+
+
+def build_data(config: DataConfig, *, seed: int, val_names: Sequence[str] | None = None) -> Data:
+    """Read a data set's annotations and split it; no photo is opened.
+
+    Args:
+        config: Which data set, and how it is split.
+        seed: Of the random changes of the training photos, not of the split.
+        val_names: The validation photos by name, as a checkpoint recorded them, instead of drawing them anew.
+
+    Raises:
+        ConfigError: There is no data set of this name.
+        DataError: The data set is missing, damaged, or too small to be split, or does not hold ``val_names``.
+    """
+    if config.dataset not in DATASETS:
+        raise ConfigError(
+            f"data.dataset: no data set is called '{config.dataset}'{did_you_mean(config.dataset, DATASETS)}; "
+            f"expected {', '.join(DATASETS)}"
+        )
+    catalog = DATASETS[config.dataset](config)
+    train, val = _split(catalog, config, val_names)
+    _check_splits(catalog, train, val)
+    return Data(
+        dataset=catalog.dataset,
+        class_names=catalog.class_names,
+        part_names=catalog.part_names,
+        focus_parts=catalog.focus_parts,
+        splits={
+            "train": PhotoDataset(catalog, train, config, seed=seed, augment=True),
+            "val": PhotoDataset(catalog, val, config),
+            "test": PhotoDataset(catalog, catalog.test, config),
+        },
+        val_names=[record.name for record in val],
+    )
+
+
+def train_loader(
+    data: Data, config: DataConfig, *, seed: int, epoch: int, start_batch: int = 0
+) -> DataLoader:
+    """Return the batches of one epoch, shuffled by (seed, epoch), from ``start_batch`` on.
+
+    The batches before are not loaded. The last one may be smaller. The loader's length counts what is left.
+    """
+    dataset = data.splits["train"]
+    generator = torch.Generator().manual_seed(_mix(seed, epoch))
+    order = torch.randperm(len(dataset), generator=generator).tolist()
+    return _loader(dataset, _batches(order, epoch, config.batch_size)[start_batch:], config)
+
+
+def eval_loader(dataset: PhotoDataset, config: DataConfig) -> DataLoader:
+    """Return a split's batches in order and without random changes, also those of the training photos."""
+    batches = _batches(range(len(dataset)), 0, config.eval_batch_size)
+    return _loader(dataset.without_augmentation(), batches, config)
+
+
+def _split(
+    catalog: Catalog, config: DataConfig, val_names: Sequence[str] | None
+) -> tuple[list[Record], list[Record]]:
+    """Return the training and the validation photos."""
+    if val_names is None:
+        if catalog.val is not None:
+            return catalog.train, catalog.val
+        return hold_out(catalog.train, fraction=config.val_fraction, seed=config.split_seed, purpose="val")
+    pool = catalog.train + (catalog.val or [])
+    wanted = set(val_names)
+    missing = wanted.difference(record.name for record in pool)
+    if missing:
+        raise DataError(
+            f"data.root: {len(missing)} of the {len(wanted)} validation photos of the checkpoint are not in this "
+            f"{catalog.dataset} data set, for example '{min(missing)}'; expected the data it was trained on"
+        )
+    return [r for r in pool if r.name not in wanted], [r for r in pool if r.name in wanted]
+
+
+def _check_splits(catalog: Catalog, train: Sequence[Record], val: Sequence[Record]) -> None:
+    """Refuse a data set from which nothing could be learnt or measured."""
+    if len(catalog.class_names) < 2:
+        raise DataError(f"data.classes: expected at least two classes, got {catalog.class_names}")
+    for split, records in (("training", train), ("validation", val), ("test", catalog.test)):
+        if not records:
+            raise DataError(f"data: the {catalog.dataset} data set has no {split} photos with these settings")
+    taught = {record.label for record in train}
+    for label, name in enumerate(catalog.class_names):
+        if label not in taught:
+            raise DataError(f"data: class '{name}' has no training photos")
+
+
+def _batches(order: Sequence[int], epoch: int, size: int) -> Batches:
+    return [[(epoch, index) for index in order[start : start + size]] for start in range(0, len(order), size)]
+
+
+def _loader(dataset: PhotoDataset, batches: Batches, config: DataConfig) -> DataLoader:
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=config.num_workers,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # or starting the workers would draw from the global generator
+    )
+
+
+def _start_worker(_: int) -> None:
+    """Keep each worker to one thread."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+def _mix(*numbers: int) -> int:
+    """Hash numbers of at least 0 to a seed of 64 bits."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

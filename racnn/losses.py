@@ -1,0 +1,121 @@
+"""Losses: tensors in, a dictionary of named losses out. Logs show them under these names.
+
+Names end in the 1-based scale, or region, they belong to; ``loss`` is the sum that is minimised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from racnn.ops.regions import clamp
+from racnn.ops.response import component_region, peak_region
+
+
+def classification_losses(
+    logits: Sequence[Tensor],
+    labels: Tensor,
+    scales: Sequence[int],
+    *,
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Return the intra-scale classification loss of each scale that is trained (first sum of equation 8).
+
+    Args:
+        logits: [B, C] per scale that was run.
+        labels: [B].
+        scales: The scales to train, counted from 1.
+        label_smoothing: Share of the target spread over all classes.
+        class_weights: [C] or None.
+
+    Returns:
+        ``classification_s`` per scale and their sum ``loss``.
+    """
+    losses = {
+        f"classification_{scale}": F.cross_entropy(
+            logits[scale - 1].float(), labels, weight=class_weights, label_smoothing=label_smoothing
+        )
+        for scale in scales
+    }
+    return losses | {"loss": torch.stack(list(losses.values())).sum()}
+
+
+def ranking_losses(
+    logits: Sequence[Tensor], labels: Tensor, regions: Sequence[int], *, margin: float = 0.05
+) -> dict[str, Tensor]:
+    """Return the inter-scale pairwise ranking loss of each pair (equation 9).
+
+    ``max(0, p_t(s) - p_t(s + 1) + margin)`` with the SOFTMAX probability of the true class. The coarser probability
+    is a reference and takes no gradient, which the paper does not say: otherwise the loss of pair s would also teach
+    APN s - 1 to make scale s worse.
+
+    Args:
+        logits: [B, C] per scale.
+        labels: [B].
+        regions: s for the pairs (s, s + 1), that is for the APNs that are trained, counted from 1.
+        margin: By how much the finer scale should be surer.
+
+    Returns:
+        ``ranking_s`` per pair and their sum ``loss``.
+    """
+    probs = [true_class_probability(scale_logits, labels) for scale_logits in logits]
+    losses = {f"ranking_{s}": F.relu(probs[s - 1].detach() - probs[s] + margin).mean() for s in regions}
+    return losses | {"loss": torch.stack(list(losses.values())).sum()}
+
+
+def true_class_probability(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the softmax probability of the true class, [B] in (0, 1), from logits [B, C]."""
+    return logits.float().softmax(dim=1).gather(1, labels[:, None])[:, 0]
+
+
+def response_map(features: Tensor, *, weight: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+    """Return where a scale responds, [B, h, w], float32 and detached.
+
+    Args:
+        features: [B, C, h, w].
+        weight: [num_classes, C] of the scale's classifier. Given, the map is the class activation of the true class
+            against the mean of all classes, its positive part (Zhou et al., "Learning Deep Features for
+            Discriminative Localization", CVPR 2016). None sums the channels.
+        labels: [B], needed with ``weight``.
+    """
+    features = features.detach().float()
+    if weight is None:
+        return features.sum(dim=1)
+    assert labels is not None
+    contrast = weight.detach()[labels] - weight.detach().mean(dim=0)  # [B, C]
+    return F.relu(torch.einsum("bc,bchw->bhw", contrast, features))
+
+
+def apn_init_losses(
+    region: Tensor, response: Tensor, number: int, *, target: str, threshold: float, bounds: tuple[float, float]
+) -> dict[str, Tensor]:
+    """Return the loss that teaches an APN the box which a response map shows.
+
+    The paper regresses a square of half the side centred on the peak (``peak``). ``component`` reads size and place
+    from the largest connected part of the map, clamped to what the APN can propose.
+
+    Args:
+        region: [B, 3] proposed.
+        response: [B, h, w] of the same view.
+        number: Of the region, counted from 1, for the name.
+        target: 'component' or 'peak'.
+        threshold: For 'component', times the map's mean.
+        bounds: Least and largest side.
+
+    Returns:
+        ``apn_init_s``, smooth L1 in the frame, and the same as ``loss``.
+    """
+    taught = peak_region(response) if target == "peak" else component_region(response, threshold)
+    taught = clamp(taught, *bounds)
+    loss = F.smooth_l1_loss(region, taught, beta=0.1)
+    return {f"apn_init_{number}": loss, "loss": loss}
+
+
+def fusion_losses(fused: Tensor, labels: Tensor, *, class_weights: Tensor | None = None) -> dict[str, Tensor]:
+    """Return the cross entropy of the fused logits [B, C] as ``fusion`` and ``loss``."""
+    loss = F.cross_entropy(fused.float(), labels, weight=class_weights)
+    return {"fusion": loss, "loss": loss}

@@ -1,0 +1,234 @@
+"""Backbones: networks from a view to a feature map, under one small contract, and the files they start from."""
+
+from __future__ import annotations
+
+import urllib.error
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from racnn.compat import import_torchvision
+from racnn.errors import ConfigError, WeightsError, did_you_mean
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Backbone(nn.Module):
+    """A trunk with what its user must know of it.
+
+    Args:
+        trunk: Maps a normalised view [B, 3, H, W] to features [B, channels, H / stride, W / stride].
+        channels: Of the features.
+        stride: View pixels per feature cell.
+        mean: Per channel, of images in [0, 1]; the view is ``(image - mean) / std``.
+        std: Per channel.
+        source: torchvision's name, for ``weights='imagenet'``; None where there is no such file.
+    """
+
+    def __init__(
+        self,
+        trunk: nn.Module,
+        *,
+        channels: int,
+        stride: int,
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
+        source: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.features = trunk  # torchvision's name, so that its files fit as they are
+        self.channels = channels
+        self.stride = stride
+        self.mean = mean
+        self.std = std
+        self.source = source
+
+    def forward(self, view: Tensor) -> Tensor:
+        """Return features [B, channels, h, w] of a normalised view [B, 3, H, W]."""
+        features: Tensor = self.features(view)
+        return features
+
+
+def vgg(name: str) -> Backbone:
+    """Return one of torchvision's VGG trunks up to the ReLU after the last convolution, without the last pool."""
+    import_torchvision()
+    from torchvision.models import vgg as zoo
+
+    plan = {"11": "A", "13": "B", "16": "D", "19": "E"}[name.removeprefix("vgg").removesuffix("_bn")]
+    layers = zoo.make_layers(zoo.cfgs[plan], batch_norm=name.endswith("_bn"))[:-1]
+    for layer in layers.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+    return Backbone(layers, channels=512, stride=16, source=name)
+
+
+def tiny() -> Backbone:
+    """Return a small VGG with batch norm, stride 4, for the demo and the tests; it learns from scratch in minutes."""
+    layers: list[nn.Module] = []
+    channels = 3
+    for width in (24, 24, 0, 48, 48, 0, 96, 96, 96):
+        if width == 0:
+            layers.append(nn.MaxPool2d(2))
+            continue
+        layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+        channels = width
+    return Backbone(nn.Sequential(*layers), channels=channels, stride=4)
+
+
+BACKBONES: dict[str, Callable[[], Backbone]] = {
+    "tiny": tiny,
+    **{name + bn: (lambda n=name + bn: vgg(n)) for name in ("vgg11", "vgg13", "vgg16", "vgg19") for bn in ("", "_bn")},
+}
+
+
+class _LastFeatures(nn.Module):
+    """A timm feature extractor that returns its one feature map instead of a list."""
+
+    def __init__(self, extractor: nn.Module) -> None:
+        super().__init__()
+        self.extractor = extractor
+
+    def forward(self, view: Tensor) -> Tensor:
+        features: Tensor = self.extractor(view)[-1]
+        return features
+
+
+def timm_backbone(name: str, *, pretrained: bool = False) -> Backbone:
+    """Return any timm network by name, cut after its last feature map.
+
+    Raises:
+        ConfigError: timm is not installed, or knows no such network, or it yields no feature maps.
+    """
+    import_torchvision()  # timm imports it too
+    try:
+        import timm
+    except ImportError:
+        raise ConfigError(f"model.backbone: timm/{name} needs the timm extra: pip install 'racnn[timm]'") from None
+    if name.split(".")[0] not in timm.list_models():
+        raise ConfigError(f"model.backbone: timm has no network '{name}'{did_you_mean(name, timm.list_models())}")
+    try:
+        extractor = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=(-1,))
+    except RuntimeError as error:
+        raise ConfigError(f"model.backbone: timm/{name} gives no feature maps: {error}") from None
+    last = extractor.feature_info.get_dicts()[-1]
+    settings = extractor.default_cfg
+    return Backbone(
+        _LastFeatures(extractor),
+        channels=last["num_chs"],
+        stride=last["reduction"],
+        mean=tuple(settings["mean"]),
+        std=tuple(settings["std"]),
+    )
+
+
+def build_backbone(name: str, *, weights: str | None = None) -> Backbone:
+    """Return a backbone by name, with the weights it should start from.
+
+    Args:
+        name: A key of ``BACKBONES``, or ``timm/NAME``.
+        weights: None for random, 'imagenet', or the path of a .pth or .safetensors file.
+
+    Raises:
+        ConfigError: No backbone has this name.
+        WeightsError: The file is missing or does not fit; the parameters are listed.
+    """
+    if name.startswith("timm/"):
+        backbone = timm_backbone(name.removeprefix("timm/"), pretrained=weights == "imagenet")
+        if weights == "imagenet":
+            return backbone
+    elif name in BACKBONES:
+        backbone = BACKBONES[name]()
+    else:
+        raise ConfigError(
+            f"model.backbone: no backbone is called '{name}'{did_you_mean(name, BACKBONES)}; "
+            f"expected one of {', '.join(BACKBONES)} or timm/NAME"
+        )
+    if weights is not None:
+        load_trunk(backbone, read_weights(backbone, weights), origin=weights)
+    return backbone
+
+
+def read_weights(backbone: Backbone, weights: str) -> dict[str, Tensor]:
+    """Return the state dict named by ``weights``: 'imagenet' or a file.
+
+    Raises:
+        WeightsError: No such file, not a weights file, or the download failed.
+    """
+    if weights == "imagenet":
+        return _imagenet_weights(backbone)
+    path = Path(weights)
+    if not path.is_file():
+        raise WeightsError(f"model.weights: {path}: no such file (expected 'imagenet' or a .pth or .safetensors file)")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files raise a dozen types
+        raise WeightsError(f"model.weights: {path}: cannot be read as weights: {error}") from None
+    for key in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise WeightsError(f"model.weights: {path}: expected a dictionary of tensors by name")
+    return dict(state)
+
+
+def _imagenet_weights(backbone: Backbone) -> dict[str, Tensor]:
+    if backbone.source is None:
+        raise WeightsError("model.weights: there are no 'imagenet' weights for this backbone; use null or a file")
+    import_torchvision()
+    from torchvision.models import get_model_weights
+
+    entry = get_model_weights(backbone.source)["IMAGENET1K_V1"]
+    try:
+        state: dict[str, Tensor] = entry.get_state_dict(progress=True, check_hash=True)
+    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        raise WeightsError(
+            f"model.weights: could not download {entry.url} ({error}); "
+            "fetch the file by hand and give its path as model.weights"
+        ) from None
+    return state
+
+
+def load_trunk(backbone: Backbone, state: Mapping[str, Tensor], *, origin: str) -> None:
+    """Copy weights into the trunk; a file without fully connected layers is fine, and theirs are passed over.
+
+    Names may be torchvision's (``features.0.weight``) or those of the trunk itself.
+
+    Raises:
+        WeightsError: Parameters are missing, unexpected or of another shape; all are listed.
+    """
+    own = backbone.features.state_dict()
+    found = {
+        key.removeprefix("features.").removeprefix("extractor."): value
+        for key, value in state.items()
+        if not key.startswith(("classifier.", "fc.", "head."))
+    }
+    target = {key.removeprefix("extractor."): key for key in own}
+    wanted = {key for key in target if not key.endswith("num_batches_tracked")}
+    problems = []
+    if missing := sorted(wanted - found.keys()):
+        problems.append(f"missing: {_listed(missing)}")
+    if unexpected := sorted(found.keys() - target.keys()):
+        problems.append(f"unexpected: {_listed(unexpected)}")
+    shapes = [
+        f"{key} {tuple(found[key].shape)} instead of {tuple(own[target[key]].shape)}"
+        for key in sorted(target.keys() & found.keys())
+        if found[key].shape != own[target[key]].shape
+    ]
+    if shapes:
+        problems.append(f"other shapes: {_listed(shapes)}")
+    if problems:
+        raise WeightsError(f"model.weights: {origin} does not fit the backbone; " + "; ".join(problems))
+    backbone.features.load_state_dict({target[key]: value for key, value in found.items()}, strict=False)
+
+
+def _listed(names: list[str], most: int = 20) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,212 @@
+"""RA-CNN: look at the whole image, propose a region, zoom, look again. The file to read first.
+
+    image -> view 1 -> backbone 1 -> features -> descriptor -> classifier 1
+                                        \\-> APN 1 -> region 1 -> zoom -> view 2 -> backbone 2 -> ... -> scale S
+
+Fu, Zheng, Mei, "Look Closer to See Better: Recurrent Attention Convolutional Neural Network for Fine-grained Image
+Recognition", CVPR 2017.
+
+Convention
+    Regions are (tx, ty, tl), see :mod:`racnn.ops.regions`. ``regions[s]`` is what APN s + 1 proposes, in the frame of
+    its own view; ``places[s]`` is where view s + 1 lies in the image, the regions composed. Scales are counted from 1
+    in text and logs, lists from 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from racnn.config import DEFAULT_BOUNDS
+from racnn.models.apn import CompactAPN, PaperAPN
+from racnn.models.backbone import Backbone, build_backbone
+from racnn.ops.boxmask import frame_steepness
+from racnn.ops.regions import compose, jitter, to_boxes_xyxy, whole
+from racnn.ops.zoom import zoom
+
+
+@dataclass
+class RACNNOutput:
+    """What one pass saw and said; lists hold one entry a scale that was run.
+
+    Attributes:
+        logits: [B, num_classes] per scale.
+        fused: [B, num_classes] logits of the fusion layer; None unless all scales were run.
+        regions: [B, 3] per APN that was run, in the frame of the view it was proposed from.
+        places: [B, 3] per scale, where its view lies in the image; ``places[0]`` is the whole image.
+        views: [B, 3, h, w] per scale, normalised.
+        features: [B, C, h, w] per scale.
+        descriptors: [B, C] per scale, float32.
+    """
+
+    logits: list[Tensor] = field(default_factory=list)
+    fused: Tensor | None = None
+    regions: list[Tensor] = field(default_factory=list)
+    places: list[Tensor] = field(default_factory=list)
+    views: list[Tensor] = field(default_factory=list)
+    features: list[Tensor] = field(default_factory=list)
+    descriptors: list[Tensor] = field(default_factory=list)
+
+    def boxes_xyxy(self, size: tuple[int, int]) -> list[Tensor]:
+        """Return the place of each finer view as pixel boxes [B, 4] of an image of size (h, w)."""
+        return [to_boxes_xyxy(place, size) for place in self.places[1:]]
+
+
+class RACNN(nn.Module):
+    """The recursion over scales.
+
+    Args:
+        num_classes: Of every classifier.
+        backbone: A name for :func:`racnn.models.backbone.build_backbone`.
+        view_sizes: Side in pixels of each scale's square view; their number is the number of scales, from 1 up.
+        weights: What every backbone starts from: None, 'imagenet' or a file.
+        shared_backbone: One backbone for all scales; the paper has one each.
+        apn: 'compact' or 'paper'.
+        bounds: Least and largest side of each region, as fractions of its view's side.
+        zoom_from: 'source' samples every view from the image through composed regions: no double interpolation,
+            and real detail where the image has more pixels than scale 1 shows. 'parent' samples it from the
+            previous view, as the paper does.
+        antialias: Widen the sampling kernel when a region holds more pixels than its view.
+        mask: Multiply each finer view by its soft box mask (equations 4 to 6).
+        steepness: The paper's k, per pixel of the image that is cut.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        backbone: str = "vgg16",
+        view_sizes: Sequence[int] = (448, 224, 224),
+        weights: str | None = None,
+        shared_backbone: bool = False,
+        apn: str = "compact",
+        bounds: Sequence[tuple[float, float]] | None = None,
+        zoom_from: str = "source",
+        antialias: bool = True,
+        mask: bool = True,
+        steepness: float = 10.0,
+    ) -> None:
+        super().__init__()
+        assert zoom_from in ("source", "parent"), zoom_from
+        self.view_sizes = tuple(view_sizes)
+        self.num_scales = len(self.view_sizes)
+        self.num_classes = num_classes
+        self.zoom_from = zoom_from
+        self.antialias = antialias
+        self.mask = mask
+        self.steepness = steepness
+        self.compute_dtype: torch.dtype | None = None  # of the backbones' autocast; None: as the caller has it
+        self.bounds = tuple(bounds or [DEFAULT_BOUNDS[min(s, 1)] for s in range(self.num_scales - 1)])
+        assert len(self.bounds) == self.num_scales - 1, (self.bounds, self.view_sizes)
+        num_backbones = 1 if shared_backbone else self.num_scales
+        first = build_backbone(backbone, weights=weights)
+        rest = [build_backbone(backbone) for _ in range(num_backbones - 1)]
+        for other in rest:
+            other.load_state_dict(first.state_dict())  # every scale starts from the same weights, as in the paper
+        self.backbones = nn.ModuleList([first, *rest])
+        self.classifiers = nn.ModuleList([nn.Linear(first.channels, num_classes) for _ in self.view_sizes])
+        self.apns = nn.ModuleList([_build_apn(apn, first, self.view_sizes[s], b, s) for s, b in enumerate(self.bounds)])
+        self.fusion = nn.Linear(first.channels * self.num_scales, num_classes)
+        self.register_buffer("mean", torch.tensor(first.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(first.std).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor, *, scales: int | None = None, jitter_strength: float = 0.0) -> RACNNOutput:
+        """Look, zoom and look again.
+
+        No gradient crosses from one scale's classification loss to another scale's weights: an APN reads detached
+        features, and a region moves only its own view. What is frozen builds no graph by itself.
+
+        Args:
+            images: [B, 3, H, W], floating in [0, 1] or uint8, of any size; larger than ``view_sizes[0]`` gives the
+                finer scales more detail to zoom into.
+            scales: Run only so many scales.
+            jitter_strength: Shake the regions before they are cut, as training of the finer scales wants.
+        """
+        source = self.normalise(images)
+        last = scales or self.num_scales
+        output = RACNNOutput()
+        place = whole(len(images), device=images.device)
+        view = self._cut(source, place, self.view_sizes[0], masked=False)
+        for scale in range(last):
+            features = self._extract(scale, view)
+            descriptor = features.float().mean(dim=(2, 3))
+            output.logits.append(self.classifiers[scale](descriptor))
+            output.places.append(place)
+            output.views.append(view)
+            output.features.append(features)
+            output.descriptors.append(descriptor)
+            if scale + 1 == last:
+                break
+            region = self.apns[scale](features.detach())
+            if jitter_strength > 0:
+                low, high = self.bounds[scale]
+                region = jitter(region, jitter_strength, low=low, high=high)
+            output.regions.append(region)
+            place = compose(place.detach(), region)
+            if self.zoom_from == "source":
+                view = self._cut(source, place, self.view_sizes[scale + 1])
+            else:
+                view = self._cut(view.detach(), region, self.view_sizes[scale + 1])
+        if last == self.num_scales:
+            output.fused = self.fuse(output.descriptors)
+        return output
+
+    def fuse(self, descriptors: Sequence[Tensor]) -> Tensor:
+        """Return fused logits: each descriptor normalised on its own, concatenated, one linear layer (10)."""
+        return self.fusion(torch.cat([F.normalize(d, dim=1) for d in descriptors], dim=1))
+
+    @torch.no_grad()
+    def start_fusion_from_classifiers(self, norms: Sequence[float]) -> None:
+        """Set the fusion layer so that it first gives the mean of the scales' logits.
+
+        Args:
+            norms: Mean length of each scale's descriptors, which the normalisation takes away.
+        """
+        blocks = [c.weight * n / self.num_scales for c, n in zip(self.classifiers, norms, strict=True)]
+        self.fusion.weight.copy_(torch.cat(blocks, dim=1))
+        self.fusion.bias.copy_(torch.stack([c.bias for c in self.classifiers]).mean(dim=0))
+
+    @torch.no_grad()
+    def copy_scale(self, source: int, target: int) -> None:
+        """Give scale ``target`` the backbone and classifier of scale ``source``, both counted from 1."""
+        self.backbone(target).load_state_dict(self.backbone(source).state_dict())
+        self.classifiers[target - 1].load_state_dict(self.classifiers[source - 1].state_dict())
+
+    def backbone(self, scale: int) -> nn.Module:
+        """Return the backbone of a scale, counted from 1."""
+        return self.backbones[min(scale, len(self.backbones)) - 1]
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Return images, floating in [0, 1] or uint8, with the backbone's mean and standard deviation."""
+        images = images.float() / 255.0 if images.dtype == torch.uint8 else images
+        return (images - self.mean) / self.std
+
+    def to_pixels(self, view: Tensor) -> Tensor:
+        """Return a normalised view as an image in [0, 1], the inverse of :meth:`normalise`."""
+        return (view * self.std + self.mean).clamp(0.0, 1.0)
+
+    def _extract(self, scale: int, view: Tensor) -> Tensor:
+        backbone = self.backbone(scale + 1)
+        if self.compute_dtype is None:
+            return backbone(view)
+        with torch.autocast(view.device.type, dtype=self.compute_dtype):
+            return backbone(view)
+
+    def _cut(self, image: Tensor, region: Tensor, side: int, *, masked: bool = True) -> Tensor:
+        """Return the region of the image as a view of side x side, under its mask."""
+        if not masked and image.shape[-2:] == (side, side):
+            return image
+        steepness = frame_steepness(self.steepness, image.shape[-1]) if masked and self.mask else None
+        return zoom(image, region, (side, side), antialias=self.antialias, steepness=steepness)
+
+
+def _build_apn(kind: str, backbone: Backbone, view_size: int, bounds: tuple[float, float], scale: int) -> nn.Module:
+    if kind == "compact":
+        return CompactAPN(channels=backbone.channels, bounds=bounds)
+    assert kind == "paper", kind
+    cells = view_size // backbone.stride
+    return PaperAPN(channels=backbone.channels, cells=cells, bounds=bounds, pool=scale == 0)

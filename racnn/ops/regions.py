@@ -1,0 +1,125 @@
+"""Square regions of an image: make them valid, compose them, shake them, turn them into pixel boxes and back.
+
+Convention
+    A region is ``(tx, ty, tl)``, tensors are [B, 3], in the normalised frame of the image it cuts: x to the right,
+    y down, both in [-1, 1] with the outer corners of the image at +-1 (``align_corners=False``). ``tl`` is the half
+    side as a fraction of half the image, in (0, 1], so the whole image is (0, 0, 1) and nothing depends on pixels.
+    The paper's half side as a fraction of the image is ``tl / 2``. Pixel boxes are ``(x0, y0, x1, y1)`` with outer
+    corners: the whole image of size (h, w) is (0, 0, w, h).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def whole(batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return the region that is the whole image, [batch, 3] of (0, 0, 1)."""
+    return torch.tensor([0.0, 0.0, 1.0], device=device, dtype=dtype).expand(batch, 3)
+
+
+def squash(raw: Tensor, low: float, high: float) -> Tensor:
+    """Map any real numbers to a region that lies inside its image and whose side is within bounds.
+
+    ``tl = low + (high - low) * sigmoid(raw_l)`` and ``tx = (1 - tl) * tanh(raw_x)``. Zeros give the centred region
+    in the middle of the bounds. The paper squashes all three by a sigmoid and leaves ``tl`` without an upper bound;
+    there the box can leave the image and grow to all of it.
+
+    Args:
+        raw: [B, 3], any real numbers.
+        low: Least side as a fraction of the image's side.
+        high: Largest side as a fraction of the image's side, at most 1.
+
+    Returns:
+        [B, 3] regions.
+    """
+    tl = low + (high - low) * torch.sigmoid(raw[:, 2:])
+    centre = (1.0 - tl) * torch.tanh(raw[:, :2])
+    return torch.cat([centre, tl], dim=1)
+
+
+def clamp(region: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
+    """Return the nearest region with a side within bounds that lies inside its image, [B, 3]."""
+    tl = region[:, 2:].clamp(low, high)
+    room = 1.0 - tl
+    centre = torch.maximum(torch.minimum(region[:, :2], room), -room)
+    return torch.cat([centre, tl], dim=1)
+
+
+def compose(outer: Tensor, inner: Tensor) -> Tensor:
+    """Return the region of the source that is ``inner`` of ``outer``.
+
+    Args:
+        outer: [B, 3] in the frame of the source.
+        inner: [B, 3] in the frame of ``outer``.
+
+    Returns:
+        [B, 3] in the frame of the source: ``(ox + ol * ix, oy + ol * iy, ol * il)``.
+    """
+    side = outer[:, 2:]
+    return torch.cat([outer[:, :2] + side * inner[:, :2], side * inner[:, 2:]], dim=1)
+
+
+def relative(outer: Tensor, region: Tensor) -> Tensor:
+    """Return ``region`` in the frame of ``outer``: the inverse of :func:`compose`, both given in the source."""
+    side = outer[:, 2:]
+    return torch.cat([(region[:, :2] - outer[:, :2]) / side, region[:, 2:] / side], dim=1)
+
+
+def jitter(region: Tensor, strength: float = 1.0, *, low: float = 0.0, high: float = 1.0) -> Tensor:
+    """Shake regions as a proposal errs: centre by up to 0.1 ``tl``, logarithm of the side by up to 0.2.
+
+    Draws from torch's global generator of the region's device.
+
+    Args:
+        region: [B, 3].
+        strength: Factor on both ranges; 0 changes nothing.
+        low: Least side that may come out.
+        high: Largest side that may come out.
+
+    Returns:
+        [B, 3] valid regions.
+    """
+    noise = torch.rand_like(region) * 2.0 - 1.0
+    tl = region[:, 2:] * torch.exp(0.2 * strength * noise[:, 2:])
+    centre = region[:, :2] + 0.1 * strength * region[:, 2:] * noise[:, :2]
+    return clamp(torch.cat([centre, tl], dim=1), low, high)
+
+
+def to_boxes_xyxy(region: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return pixel boxes of regions.
+
+    Args:
+        region: [B, 3] in the frame of an image.
+        size: (h, w) of that image in pixels.
+
+    Returns:
+        [B, 4] as (x0, y0, x1, y1), outer corners; not square in pixels where the image is not square.
+    """
+    height, width = size
+    centre, tl = region[:, :2], region[:, 2:]
+    corners = torch.cat([centre - tl, centre + tl], dim=1)  # [B, 4]
+    return (corners + 1.0) / 2.0 * corners.new_tensor([width, height, width, height])
+
+
+def from_boxes_xyxy(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the smallest region that holds each pixel box, moved inside the image where it would stick out.
+
+    Args:
+        boxes: [B, 4] as (x0, y0, x1, y1) pixels, outer corners.
+        size: (h, w) of the image in pixels.
+
+    Returns:
+        [B, 3] regions; the side is the longer one of the box in the normalised frame, at most 1.
+    """
+    height, width = size
+    corners = boxes / boxes.new_tensor([width, height, width, height]) * 2.0 - 1.0
+    return bounding_region(corners)
+
+
+def bounding_region(corners: Tensor) -> Tensor:
+    """Return the bounding square, inside the image, of boxes [B, 4] that are given in the frame itself."""
+    low, high = corners[:, :2], corners[:, 2:]
+    tl = ((high - low) / 2.0).amax(dim=1, keepdim=True)
+    return clamp(torch.cat([(low + high) / 2.0, tl], dim=1))
