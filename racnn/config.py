@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from racnn.errors import ConfigError, did_you_mean
 
@@ -31,7 +40,9 @@ class RunConfig(_Section):
 
     out: str = "runs/default"
     seed: int = Field(0, ge=0)
-    save_every: int = Field(0, ge=0, description="steps between checkpoints; 0: at the end of each epoch only")
+    save_every: int = Field(
+        0, ge=0, description="steps between checkpoints; 0: at the end of each epoch only"
+    )
     log_every: int = Field(10, ge=1, description="steps between rows of metrics.jsonl")
     num_preview: int = Field(8, ge=0, description="validation photos drawn into TensorBoard")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -82,11 +93,15 @@ class ModelConfig(_Section):
     """The network: backbone, scales, attention proposal networks and how views are cut."""
 
     backbone: str = "vgg16"
-    weights: str | None = Field(None, description="null, 'imagenet', or the path of a .pth or .safetensors file")
+    weights: str | None = Field(
+        None, description="null, 'imagenet', or the path of a .pth or .safetensors file"
+    )
     view_sizes: tuple[Annotated[int, Field(ge=16)], ...] = Field((448, 224, 224), min_length=1)
     shared_backbone: bool = False
     apn: Literal["compact", "paper"] = "compact"
-    bounds: tuple[Bounds, ...] = Field((), description="least and largest side of each region; empty: defaults")
+    bounds: tuple[Bounds, ...] = Field(
+        (), description="least and largest side of each region; empty: defaults"
+    )
     zoom_from: Literal["source", "parent"] = "source"
     antialias: bool = True
     mask: bool = True
@@ -124,11 +139,15 @@ class PhaseConfig(_Section):
     """
 
     kind: Literal["classification", "apn_init", "ranking", "fusion"]
-    scales: tuple[Annotated[int, Field(ge=1)], ...] = Field((), description="empty: all that the kind can train")
+    scales: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (), description="empty: all that the kind can train"
+    )
     epochs: int = Field(..., ge=1)
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = Field(..., gt=0.0)
-    head_lr_factor: float = Field(10.0, gt=0.0, description="classifiers learn this much faster than the trunk")
+    head_lr_factor: float = Field(
+        10.0, gt=0.0, description="classifiers learn this much faster than the trunk"
+    )
     momentum: Fraction = 0.9
     weight_decay: float = Field(1e-4, ge=0.0)
     warmup: float = Field(0.05, ge=0.0, lt=1.0, description="share of the phase with rising learning rate")
@@ -324,9 +343,13 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str | int | float | bool | None):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be plain text", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key must be plain text", key_node.start_mark
+                )
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' stands twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key '{key}' stands twice", key_node.start_mark
+                )
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -348,7 +371,9 @@ def _assign(values: dict[str, Any], keys: list[str], value: Any, text: str) -> N
         if isinstance(node, list):
             if not key.isdigit() or int(key) >= len(node):
                 where = ".".join(keys[:depth])
-                raise ConfigError(f"--set {text}: '{key}' is not a position in {where}, which has {len(node)} items")
+                raise ConfigError(
+                    f"--set {text}: '{key}' is not a position in {where}, which has {len(node)} items"
+                )
             index: Any = int(key)
         elif isinstance(node, dict):
             index = key
@@ -386,7 +411,11 @@ def _explain(item: Any) -> str:
         return f"{path}: unknown key{did_you_mean(parts[-1], _known_keys(item['loc']))}"
     message = item["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    shown = "" if item["type"] == "missing" or isinstance(item["input"], dict | list) else f", got {item['input']!r}"
+    shown = (
+        ""
+        if item["type"] == "missing" or isinstance(item["input"], dict | list)
+        else f", got {item['input']!r}"
+    )
     return f"{path}: {message}{shown}"
 
 

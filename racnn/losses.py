@@ -91,7 +91,13 @@ def response_map(features: Tensor, *, weight: Tensor | None = None, labels: Tens
 
 
 def apn_init_losses(
-    region: Tensor, response: Tensor, number: int, *, target: str, threshold: float, bounds: tuple[float, float]
+    region: Tensor,
+    response: Tensor,
+    number: int,
+    *,
+    target: str,
+    threshold: float,
+    bounds: tuple[float, float],
 ) -> dict[str, Tensor]:
     """Return the loss that teaches an APN the box which a response map shows.
 

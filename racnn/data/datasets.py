@@ -351,7 +351,7 @@ def _folder_records(root: Path, place: Path, names: Sequence[str], chosen: Seque
             raise DataError(
                 f"{folders[name]}: no class of this name among the training photos{did_you_mean(name, names)}"
             )
-    records = []
+    records: list[Record] = []
     for label, name in enumerate(chosen):
         if name not in folders:
             continue
@@ -361,6 +361,28 @@ def _folder_records(root: Path, place: Path, names: Sequence[str], chosen: Seque
             raise DataError(f"{folders[name]}: expected photos ({known}) of class '{name}', found none")
         records.extend(Record(path.relative_to(root).as_posix(), label, path) for path in photos)
     return records
+
+
+def find_photos(places: Iterable[Path]) -> list[Path]:
+    """Return the photos named, and those inside the folders named, sorted folder by folder.
+
+    Raises:
+        DataError: A path does not exist, or a folder holds no photos.
+    """
+    found: list[Path] = []
+    for place in places:
+        if place.is_dir():
+            inside = sorted(_photos(place))
+            if not inside:
+                raise DataError(
+                    f"{place}: no photos in this folder (expected {', '.join(sorted(PHOTO_SUFFIXES))})"
+                )
+            found.extend(inside)
+        elif place.is_file():
+            found.append(place)
+        else:
+            raise DataError(f"{place}: no such photo or folder")
+    return found
 
 
 def _photos(place: Path) -> Iterable[Path]:

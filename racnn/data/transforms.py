@@ -89,6 +89,15 @@ class SourceTransform:
         parts_in_frame = np.where(visible, np.concatenate([points[4:], visible], 1), 0.0)
         return image, box_in_frame.astype(np.float32), parts_in_frame.astype(np.float32)
 
+    def to_photo(self, box_xyxy: Sequence[float], photo_size: tuple[int, int]) -> list[float]:
+        """Return a box in pixels of the source, made without augmentation, in pixels of the photo of size (h, w)."""
+        height, width = photo_size
+        resized_h, resized_w = self._resized_shape(height, width)
+        top, left = (resized_h - self.source_size) // 2, (resized_w - self.source_size) // 2
+        x0, y0, x1, y1 = box_xyxy
+        x_scale, y_scale = width / resized_w, height / resized_h
+        return [(x0 + left) * x_scale, (y0 + top) * y_scale, (x1 + left) * x_scale, (y1 + top) * y_scale]
+
     def _resized_shape(self, height: int, width: int) -> tuple[int, int]:
         if self.resize == "squash":
             return self.resize_to, self.resize_to

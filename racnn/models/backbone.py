@@ -74,14 +74,22 @@ def tiny() -> Backbone:
         if width == 0:
             layers.append(nn.MaxPool2d(2))
             continue
-        layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+        layers += [
+            nn.Conv2d(channels, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+        ]
         channels = width
     return Backbone(nn.Sequential(*layers), channels=channels, stride=4)
 
 
 BACKBONES: dict[str, Callable[[], Backbone]] = {
     "tiny": tiny,
-    **{name + bn: (lambda n=name + bn: vgg(n)) for name in ("vgg11", "vgg13", "vgg16", "vgg19") for bn in ("", "_bn")},
+    **{
+        name + bn: (lambda n=name + bn: vgg(n))
+        for name in ("vgg11", "vgg13", "vgg16", "vgg19")
+        for bn in ("", "_bn")
+    },
 }
 
 
@@ -107,9 +115,13 @@ def timm_backbone(name: str, *, pretrained: bool = False) -> Backbone:
     try:
         import timm
     except ImportError:
-        raise ConfigError(f"model.backbone: timm/{name} needs the timm extra: pip install 'racnn[timm]'") from None
+        raise ConfigError(
+            f"model.backbone: timm/{name} needs the timm extra: pip install 'racnn[timm]'"
+        ) from None
     if name.split(".")[0] not in timm.list_models():
-        raise ConfigError(f"model.backbone: timm has no network '{name}'{did_you_mean(name, timm.list_models())}")
+        raise ConfigError(
+            f"model.backbone: timm has no network '{name}'{did_you_mean(name, timm.list_models())}"
+        )
     try:
         extractor = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=(-1,))
     except RuntimeError as error:
@@ -162,7 +174,9 @@ def read_weights(backbone: Backbone, weights: str) -> dict[str, Tensor]:
         return _imagenet_weights(backbone)
     path = Path(weights)
     if not path.is_file():
-        raise WeightsError(f"model.weights: {path}: no such file (expected 'imagenet' or a .pth or .safetensors file)")
+        raise WeightsError(
+            f"model.weights: {path}: no such file (expected 'imagenet' or a .pth or .safetensors file)"
+        )
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -181,7 +195,9 @@ def read_weights(backbone: Backbone, weights: str) -> dict[str, Tensor]:
 
 def _imagenet_weights(backbone: Backbone) -> dict[str, Tensor]:
     if backbone.source is None:
-        raise WeightsError("model.weights: there are no 'imagenet' weights for this backbone; use null or a file")
+        raise WeightsError(
+            "model.weights: there are no 'imagenet' weights for this backbone; use null or a file"
+        )
     import_torchvision()
     from torchvision.models import get_model_weights
 

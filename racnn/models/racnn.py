@@ -99,22 +99,30 @@ class RACNN(nn.Module):
         self.antialias = antialias
         self.mask = mask
         self.steepness = steepness
-        self.compute_dtype: torch.dtype | None = None  # of the backbones' autocast; None: as the caller has it
+        self.compute_dtype: torch.dtype | None = (
+            None  # of the backbones' autocast; None: as the caller has it
+        )
         self.bounds = tuple(bounds or [DEFAULT_BOUNDS[min(s, 1)] for s in range(self.num_scales - 1)])
         assert len(self.bounds) == self.num_scales - 1, (self.bounds, self.view_sizes)
         num_backbones = 1 if shared_backbone else self.num_scales
         first = build_backbone(backbone, weights=weights)
         rest = [build_backbone(backbone) for _ in range(num_backbones - 1)]
         for other in rest:
-            other.load_state_dict(first.state_dict())  # every scale starts from the same weights, as in the paper
+            other.load_state_dict(
+                first.state_dict()
+            )  # every scale starts from the same weights, as in the paper
         self.backbones = nn.ModuleList([first, *rest])
         self.classifiers = nn.ModuleList([nn.Linear(first.channels, num_classes) for _ in self.view_sizes])
-        self.apns = nn.ModuleList([_build_apn(apn, first, self.view_sizes[s], b, s) for s, b in enumerate(self.bounds)])
+        self.apns = nn.ModuleList(
+            [_build_apn(apn, first, self.view_sizes[s], b, s) for s, b in enumerate(self.bounds)]
+        )
         self.fusion = nn.Linear(first.channels * self.num_scales, num_classes)
         self.register_buffer("mean", torch.tensor(first.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(first.std).view(3, 1, 1), persistent=False)
 
-    def forward(self, images: Tensor, *, scales: int | None = None, jitter_strength: float = 0.0) -> RACNNOutput:
+    def forward(
+        self, images: Tensor, *, scales: int | None = None, jitter_strength: float = 0.0
+    ) -> RACNNOutput:
         """Look, zoom and look again.
 
         No gradient crosses from one scale's classification loss to another scale's weights: an APN reads detached
@@ -204,7 +212,9 @@ class RACNN(nn.Module):
         return zoom(image, region, (side, side), antialias=self.antialias, steepness=steepness)
 
 
-def _build_apn(kind: str, backbone: Backbone, view_size: int, bounds: tuple[float, float], scale: int) -> nn.Module:
+def _build_apn(
+    kind: str, backbone: Backbone, view_size: int, bounds: tuple[float, float], scale: int
+) -> nn.Module:
     if kind == "compact":
         return CompactAPN(channels=backbone.channels, bounds=bounds)
     assert kind == "paper", kind

@@ -17,7 +17,9 @@ def frame_steepness(k: float, width: int) -> float:
     return k * width / 2.0
 
 
-def pixel_centres(num: int, *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+def pixel_centres(
+    num: int, *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """Return the frame coordinates of ``num`` pixel centres, [num], in (-1, 1)."""
     return (torch.arange(num, device=device, dtype=dtype) * 2.0 + 1.0) / num - 1.0
 

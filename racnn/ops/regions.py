@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 
-def whole(batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+def whole(
+    batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """Return the region that is the whole image, [batch, 3] of (0, 0, 1)."""
     return torch.tensor([0.0, 0.0, 1.0], device=device, dtype=dtype).expand(batch, 3)
 

@@ -57,7 +57,9 @@ def _sampling_matrix(
     centre: Tensor, half: Tensor, source: int, target: int, antialias: bool, steepness: float | None
 ) -> Tensor:
     """Return the weights [B, target, source] of one axis, times the soft mask at the sample points."""
-    offsets = half * pixel_centres(target, device=half.device, dtype=half.dtype)  # [B, target], from the centre
+    offsets = half * pixel_centres(
+        target, device=half.device, dtype=half.dtype
+    )  # [B, target], from the centre
     position = (centre + offsets + 1.0) * (source / 2.0)  # in pixels of the image, outer corner 0
     if not antialias:  # repeat the edge pixel, as bilinear interpolation does
         position = position.clamp(0.5, source - 0.5)

@@ -1,0 +1,5 @@
+"""``python -m racnn``."""
+
+from racnn.cli import main
+
+main()

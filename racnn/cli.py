@@ -1,0 +1,228 @@
+"""The command line. Torch is imported inside the commands, so that help comes at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from racnn import __version__
+from racnn.errors import ConfigError, TrainingError, UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from racnn.config import Config
+    from racnn.engine.inference import Trained
+
+app = typer.Typer(
+    help="RA-CNN: fine-grained recognition that looks at the whole photo, zooms to where it matters, and looks again.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the configuration; repeatable."),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the folder.")]
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends with one message and exit code 2, a failed training with 1."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except TrainingError as error:
+        print(f"training stopped: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        print(f"racnn {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Option(help="A YAML file of overrides, see configs/.")],
+    settings: Settings = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run's folder; default: run.out of the configuration.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from last.pt of the folder.")] = False,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+) -> None:
+    """Train a network as a configuration says."""
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite exclude each other")
+    loaded = _load(config, settings, out)
+    best, report = _fit(loaded, device, resume=resume, overwrite=overwrite)
+    from racnn.metrics import format_report
+
+    print(f"\nvalidation photos, {best}:\n{format_report(report)}")
+    print(f"\nnext: racnn evaluate {best}")
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="best.pt or last.pt of a run.")],
+    split: Annotated[str, typer.Option(help="test, val or train.")] = "test",
+    data: Annotated[
+        Path | None, typer.Option(help="The dataset's folder, if it moved since training.")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the report to this file too.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Measure a checkpoint on a split of its dataset."""
+    if split not in ("test", "val", "train"):
+        raise ConfigError(f"--split: expected test, val or train, got '{split}'")
+    from racnn.engine.inference import evaluate_trained
+    from racnn.metrics import format_report
+
+    report = evaluate_trained(_restore(checkpoint, device), split=split, root=data)
+
+    print(format_report(report))
+    if json_file is not None:
+        _write_json(json_file, report)
+        print(f"\nwritten to {json_file}")
+
+
+@app.command()
+def visualize(
+    checkpoint: Annotated[Path, typer.Argument(help="best.pt or last.pt of a run.")],
+    photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.")],
+    out: Annotated[Path, typer.Option(help="Folder for the pictures and regions.json.")] = Path("visualize"),
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many photos.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Show where a network looked: one picture a photo, and regions.json with the boxes in the photo's pixels."""
+    from racnn.data.datasets import find_photos, read_photo
+
+    paths = find_photos(photos)[:limit]
+    rows = _draw(_restore(checkpoint, device), ((path, read_photo(path)) for path in paths), out)
+    print(f"{len(rows)} pictures and regions.json in {out}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/demo"),
+    settings: Settings = None,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+) -> None:
+    """Train on the built-in set of drawn birds, measure, and show where the network looked, in a few minutes."""
+    from racnn.config import load_config
+
+    loaded = load_config(_config_file("demo.yaml"), [*(settings or []), f"run.out={json.dumps(str(out))}"])
+    best, _ = _fit(loaded, device, resume=False, overwrite=overwrite)
+    from racnn.data import build_data
+    from racnn.engine.inference import evaluate_trained
+    from racnn.metrics import format_report
+
+    trained = _restore(best, device)
+    report = evaluate_trained(trained, split="test")
+    _write_json(out / "evaluation.json", report)
+    test = build_data(trained.config.data, seed=0).splits["test"]
+    drawings = ((Path(f"{record.name}.png"), test.catalog.load(record)) for record in test.records[:16])
+    _draw(trained, drawings, out / "pictures")
+    print(f"\n{report['num_images']} held-out drawings:\n{format_report(report)}")
+    print(f"\nreport       {out / 'evaluation.json'}\npictures     {out / 'pictures'}\nnetwork      {best}")
+    print(f"curves       tensorboard --logdir {out / 'tensorboard'}")
+
+
+def _load(config: Path, settings: list[str] | None, out: Path | None) -> Config:
+    from racnn.config import load_config
+
+    last = [f"run.out={json.dumps(str(out))}"] if out is not None else []
+    return load_config(config, [*(settings or []), *last])
+
+
+def _fit(config: Config, device: str, *, resume: bool, overwrite: bool) -> tuple[Path, dict[str, Any]]:
+    from racnn.engine.trainer import fit
+
+    return fit(config, device=_pick_device(device), resume=resume, overwrite=overwrite)
+
+
+def _draw(trained: Trained, photos: Iterable[tuple[Path, np.ndarray]], out: Path) -> list[dict[str, Any]]:
+    """Write one picture a photo, and regions.json."""
+    from racnn.engine.inference import look
+
+    out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    taken: set[str] = set()
+    for path, photo in photos:
+        picture, row = look(trained, photo)
+        name = _free_name(path.stem, taken)
+        picture.save(out / f"{name}.png")
+        rows.append({"photo": str(path), "picture": f"{name}.png", **row})
+    _write_json(out / "regions.json", rows)
+    return rows
+
+
+def _free_name(stem: str, taken: set[str]) -> str:
+    """Return a file name that no earlier photo of this call has."""
+    name, number = stem, 2
+    while name in taken:
+        name, number = f"{stem}_{number}", number + 1
+    taken.add(name)
+    return name
+
+
+def _restore(checkpoint: Path, device: str) -> Trained:
+    from racnn.engine.inference import load_trained
+
+    return load_trained(checkpoint, _pick_device(device))
+
+
+def _pick_device(name: str) -> torch.device:
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"--device: expected auto, cpu, cuda or cuda:N, got '{name}'") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"--device: expected auto, cpu, cuda or cuda:N, got '{name}'")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def _config_file(name: str) -> Path:
+    """Return a configuration that comes with the program, installed or in a checkout."""
+    package = Path(__file__).parent
+    for folder in (package / "configs", package.parent / "configs"):
+        if (folder / name).is_file():
+            return folder / name
+    raise ConfigError(f"{name}: not found beside the installed package")
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,141 @@
+"""Use a trained network: take it from a checkpoint, measure it on a split, look at one photo."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from racnn import viz
+from racnn.config import Config, parse_config
+from racnn.data import build_data, eval_loader
+from racnn.data.transforms import SourceTransform
+from racnn.engine.checkpoint import load_checkpoint
+from racnn.engine.loop import predict, report
+from racnn.engine.precision import prepare
+from racnn.errors import CheckpointError, DataError
+from racnn.models import RACNN, build_model
+
+
+@dataclass
+class Trained:
+    """A network from a checkpoint and what is needed to use it.
+
+    Attributes:
+        model: On its device, in evaluation mode.
+        config: Of the run.
+        class_names: In the order of the logits.
+        val_names: The photos that were held out for validation.
+        scales: How many scales were trained when the checkpoint was written.
+        fused: Whether the fusion layer was.
+    """
+
+    model: RACNN
+    config: Config
+    class_names: list[str]
+    val_names: list[str]
+    scales: int
+    fused: bool
+
+
+def load_trained(path: Path, device: torch.device) -> Trained:
+    """Build the network that a checkpoint describes and fill it.
+
+    Raises:
+        CheckpointError: The file is missing or damaged, or its weights do not fit its own configuration.
+    """
+    content = load_checkpoint(path)
+    config = parse_config(content["config"], origin=str(path))
+    model = build_model(config.model, num_classes=len(content["class_names"]), weights=False)
+    try:
+        model.load_state_dict(content["model"])
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{path}: the weights do not fit the configuration stored beside them: {error}"
+        ) from None
+    prepare(model, config, device)
+    return Trained(
+        model=model.eval(),
+        config=config,
+        class_names=content["class_names"],
+        val_names=content["val_names"],
+        scales=max(1, content["trained_scales"]),
+        fused=content["fusion_trained"],
+    )
+
+
+def evaluate_trained(trained: Trained, *, split: str, root: Path | None = None) -> dict[str, Any]:
+    """Return the report on a split of the dataset that the network was trained on.
+
+    Args:
+        trained: From :func:`load_trained`.
+        split: 'test', 'val' or 'train'; 'val' is exactly what the run held out.
+        root: The dataset's folder, where it is no longer the one of the run.
+
+    Raises:
+        DataError: The dataset is missing or has other classes than the network.
+    """
+    config = trained.config
+    data_config = config.data if root is None else config.data.model_copy(update={"root": root})
+    data = build_data(data_config, seed=config.run.seed, val_names=trained.val_names)
+    if data.class_names != trained.class_names:
+        raise DataError(
+            f"data.root: {data_config.root} has {len(data.class_names)} classes ({data.class_names[0]}, ...), "
+            f"the network knows {len(trained.class_names)} ({trained.class_names[0]}, ...); they must be the same"
+        )
+    predictions = predict(
+        trained.model,
+        eval_loader(data.splits[split], data_config),
+        device=next(trained.model.parameters()).device,
+        scales=trained.scales,
+        fused=trained.fused,
+    )
+    return report(predictions, data=data, split=split, bounds=trained.model.bounds)
+
+
+@torch.no_grad()
+def look(trained: Trained, photo: np.ndarray) -> tuple[Image, dict[str, Any]]:
+    """Run the recursion on one photo and draw it.
+
+    Args:
+        trained: From :func:`load_trained`.
+        photo: uint8 [H, W, 3], any size.
+
+    Returns:
+        The picture, and a plain dictionary: ``boxes_xyxy`` in the photo's own pixels, one box a region; ``top3``
+        per scale and ``fused``, lists of names with probabilities.
+    """
+    model, config = trained.model, trained.config.data
+    transform = SourceTransform(config.source_size, config.resize, None)
+    source, _, _ = transform(photo, None, (), 0)
+    device = next(model.parameters()).device
+    images = torch.from_numpy(np.ascontiguousarray(source.transpose(2, 0, 1)))[None].to(device)
+    output = model(images, scales=trained.scales)
+    size = (photo.shape[0], photo.shape[1])
+    source_size = (config.source_size, config.source_size)
+    boxes = [transform.to_photo(box[0].tolist(), size) for box in output.boxes_xyxy(source_size)]
+    views = [model.to_pixels(view)[0].cpu() for view in output.views]
+    per_scale = [_top3(logits[0], trained.class_names) for logits in output.logits]
+    fused = (
+        _top3(output.fused[0], trained.class_names) if trained.fused and output.fused is not None else None
+    )
+    row = {
+        "boxes_xyxy": [[round(v, 2) for v in box] for box in boxes],
+        "top3": {f"scale_{s}": _plain(top) for s, top in enumerate(per_scale, start=1)},
+        "fused": _plain(fused) if fused else None,
+    }
+    return viz.panel(photo, boxes, views, per_scale, fused), row
+
+
+def _top3(logits: Tensor, names: list[str]) -> list[tuple[str, float]]:
+    probs, classes = logits.float().softmax(dim=0).topk(min(3, len(names)))
+    return [(names[c], p) for c, p in zip(classes.tolist(), probs.tolist(), strict=True)]
+
+
+def _plain(top: list[tuple[str, float]]) -> list[dict[str, Any]]:
+    return [{"name": name, "probability": round(p, 6)} for name, p in top]

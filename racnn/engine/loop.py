@@ -1,0 +1,152 @@
+"""The two loops: one epoch of training, one pass of evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from racnn import metrics
+from racnn.data import Data
+from racnn.engine.phases import Phase
+from racnn.engine.steps import STEPS, Batch
+from racnn.errors import TrainingError
+from racnn.models import RACNN
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Return the batch on a device; photos travel as uint8."""
+    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+
+
+def train_one_epoch(
+    model: RACNN,
+    batches: Iterable[Batch],
+    *,
+    phase: Phase,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+    before_step: Callable[[], None],
+    after_step: Callable[[dict[str, float]], None],
+) -> None:
+    """Take one optimizer step per batch.
+
+    Args:
+        model: Already frozen but for what the phase trains.
+        batches: Of the epoch, or of what is left of it.
+        phase: Chooses the step function.
+        optimizer: Over what the phase trains.
+        device: Where the network is.
+        before_step: Called before each step: sets the random state and the learning rate.
+        after_step: Called after each step with the losses by name and ``grad_norm``. It may raise to stop.
+
+    Raises:
+        TrainingError: A loss or gradient is not finite; the weights are those before the step.
+    """
+    step = STEPS[phase.config.kind]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for batch in batches:
+        before_step()
+        losses = step(model, to_device(batch, device), phase)
+        optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        largest = phase.config.clip_grad or float("inf")
+        losses["grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, largest)
+        names, values = list(losses), torch.stack([v.detach().float() for v in losses.values()]).tolist()
+        record = dict(zip(names, values, strict=True))
+        _refuse_non_finite(record, phase)
+        optimizer.step()
+        after_step(record)
+
+
+def _refuse_non_finite(losses: dict[str, float], phase: Phase) -> None:
+    bad = [f"{name} = {value}" for name, value in losses.items() if not abs(value) < float("inf")]
+    if bad:
+        shown = ", ".join(bad)
+        raise TrainingError(
+            f"phase {phase.name}: {shown} is not finite; stopped before the optimizer step. "
+            "Try a smaller learning rate, clip_grad, or run.precision=fp32"
+        )
+
+
+@dataclass
+class Predictions:
+    """What a network said of every photo of a split, on the CPU; lists hold one entry a scale or region."""
+
+    logits: list[Tensor]
+    fused: Tensor | None
+    labels: Tensor
+    regions: list[Tensor]
+    places: list[Tensor]
+    boxes: Tensor
+    parts: Tensor
+    norms: list[float]
+
+
+@torch.no_grad()
+def predict(
+    model: RACNN,
+    batches: Iterable[Batch],
+    *,
+    device: torch.device,
+    scales: int | None = None,
+    fused: bool = True,
+) -> Predictions:
+    """Run the network over batches without random changes.
+
+    Args:
+        model: Put into evaluation mode.
+        batches: From :func:`racnn.data.eval_loader`.
+        device: Where the network is.
+        scales: Run only so many; None runs all.
+        fused: Keep the fusion layer's logits where all scales are run.
+    """
+    model.eval()
+    rows: list[dict[str, list[Tensor] | Tensor | None]] = []
+    for batch in batches:
+        output = model(batch["image"].to(device, non_blocking=True), scales=scales)
+        rows.append(
+            {
+                "logits": [x.float().cpu() for x in output.logits],
+                "fused": output.fused.float().cpu() if fused and output.fused is not None else None,
+                "regions": [x.cpu() for x in output.regions],
+                "places": [x.cpu() for x in output.places],
+                "norms": [x.norm(dim=1).cpu() for x in output.descriptors],
+                **{key: batch[key] for key in ("label", "box", "parts")},
+            }
+        )
+    return Predictions(
+        logits=_joined(rows, "logits"),
+        fused=None if rows[0]["fused"] is None else torch.cat([row["fused"] for row in rows]),  # type: ignore[misc]
+        labels=torch.cat([row["label"] for row in rows]),  # type: ignore[misc]
+        regions=_joined(rows, "regions"),
+        places=_joined(rows, "places"),
+        boxes=torch.cat([row["box"] for row in rows]),  # type: ignore[misc]
+        parts=torch.cat([row["parts"] for row in rows]),  # type: ignore[misc]
+        norms=[norm.mean().item() for norm in _joined(rows, "norms")],
+    )
+
+
+def _joined(rows: list[Any], key: str) -> list[Tensor]:
+    return [torch.cat(parts) for parts in zip(*(row[key] for row in rows), strict=True)]
+
+
+def report(predictions: Predictions, *, data: Data, split: str, bounds: Any) -> dict[str, Any]:
+    """Return the evaluation of predictions as plain types; the keys are those of ``evaluation.json``."""
+    return metrics.evaluation_report(
+        dataset=data.dataset,
+        split=split,
+        class_names=data.class_names,
+        logits={f"scale_{s}": logits for s, logits in enumerate(predictions.logits, start=1)},
+        fused=predictions.fused,
+        labels=predictions.labels,
+        regions=predictions.regions,
+        composed=predictions.places[1:],
+        bounds=list(bounds)[: len(predictions.regions)],
+        boxes=predictions.boxes,
+        parts=predictions.parts,
+        focus_parts=data.focus_parts,
+    )

@@ -1,0 +1,26 @@
+"""Where and in which precision a network runs."""
+
+from __future__ import annotations
+
+import torch
+
+from racnn.config import Config
+from racnn.models import RACNN
+
+
+def prepare(model: RACNN, config: Config, device: torch.device) -> None:
+    """Move a network to its device, with the memory layout and precision that the configuration asks for."""
+    model.to(device)
+    if config.run.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.compute_dtype = torch.bfloat16 if _use_bf16(config.run.precision, device) else None
+
+
+def _use_bf16(precision: str, device: torch.device) -> bool:
+    """Return whether the backbones run in bfloat16; 'auto' does so where the hardware multiplies it natively."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    native = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return device.type == "cpu" and native is not None and bool(native())

@@ -1,0 +1,82 @@
+"""What a run leaves to read: a progress bar, ``metrics.jsonl`` and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+
+class Recorder:
+    """Write scalars and pictures of one run.
+
+    Args:
+        folder: Of the run.
+        from_step: Rows of ``metrics.jsonl`` at or after this step are dropped first: a resumed run writes them anew.
+    """
+
+    def __init__(self, folder: Path, *, from_step: int = 0) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._path = folder / "metrics.jsonl"
+        if self._path.exists():
+            _keep_rows_before(self._path, from_step)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=from_step or None)
+        self._bar: tqdm[Any] | None = None
+
+    def start_bar(self, title: str, total: int, done: int) -> None:
+        """Show progress through a phase; nothing is drawn where the output is no terminal."""
+        self._bar = tqdm(total=total, initial=done, desc=title, unit="step", leave=False, disable=None)
+
+    def advance_bar(self, losses: Mapping[str, float]) -> None:
+        """Count one step."""
+        if self._bar is not None:
+            self._bar.set_postfix({"loss": f"{losses['loss']:.3f}"}, refresh=False)
+            self._bar.update()
+
+    def close_bar(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def say(self, text: str) -> None:
+        """Print a line without breaking the bar."""
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+    def scalars(self, kind: str, values: Mapping[str, float], *, step: int, phase: str) -> None:
+        """Write named values as one row of ``metrics.jsonl`` and as TensorBoard scalars under ``kind/``."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, "step": step, "phase": phase, **values}) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def text(self, name: str, text: str, *, step: int = 0) -> None:
+        """Write a text to TensorBoard."""
+        self._board.add_text(name, text, step)
+
+    def picture(self, name: str, picture: np.ndarray, *, step: int) -> None:
+        """Write an [H, W, 3] uint8 picture to TensorBoard."""
+        self._board.add_image(name, picture, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flush everything."""
+        self.close_bar()
+        self._board.close()
+
+
+def _keep_rows_before(path: Path, step: int) -> None:
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] < step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue  # a line that a crash cut short
+    path.write_text("".join(kept), encoding="utf-8")

@@ -1,0 +1,60 @@
+"""Small decisions of training, in plain numbers: the learning rate, which epoch is better, when to warn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from racnn.engine.phases import Phase
+
+COLLAPSE_SHARE = 0.5  # of the regions at a bound, from which a warning is given
+
+
+def learning_rate(done: float, warmup: float) -> float:
+    """Return the factor on the base rate after a share ``done`` in [0, 1) of a phase: linear rise, then cosine."""
+    if done < warmup:
+        return (done + 0.01 * warmup) / (1.01 * warmup)
+    return 0.5 * (1.0 + math.cos(math.pi * (done - warmup) / (1.0 - warmup)))
+
+
+def phase_items(phase: Phase, report: Mapping[str, Any], loss: float | None) -> dict[str, float]:
+    """Return what a phase is judged by on the validation photos; larger is better.
+
+    The mean log-probability of the true class at the trained scales (for ranking, at the finer scales of its pairs;
+    for fusion, of the fused answer): steadier than top-1 on few photos. The difference of two scales' probabilities,
+    which the ranking loss looks at, also rises when the coarser scale falls and is no criterion. For ``apn_init``
+    minus its own loss.
+    """
+    kind, log_prob = phase.config.kind, report["log_prob"]
+    if kind == "apn_init":
+        assert loss is not None
+        return {"loss": -loss}
+    if kind == "fusion":
+        return {"fused": log_prob["fused"]}
+    shift = 1 if kind == "ranking" else 0
+    return {name: log_prob[name] for name in (f"scale_{scale + shift}" for scale in phase.scales)}
+
+
+def better(new: Mapping[str, float], old: Mapping[str, float], *, no_item_may_fall: bool) -> bool:
+    """Return whether the mean of the items rose and, if asked, none of them fell."""
+    if no_item_may_fall and any(new[name] < old[name] for name in old):
+        return False
+    return sum(new.values()) > sum(old.values())
+
+
+def collapse_warning(
+    regions: Mapping[str, Mapping[str, float]], bounds: Sequence[tuple[float, float]]
+) -> list[str]:
+    """Return a line for each region that has run against a bound on most photos."""
+    lines = []
+    for (name, statistics), (low, high) in zip(regions.items(), bounds, strict=False):
+        if statistics["at_bound"] > COLLAPSE_SHARE:
+            grown = statistics["tl_mean"] > (low + high) / 2
+            lines.append(
+                f"{name} has {'grown' if grown else 'shrunk'} to its {'upper' if grown else 'lower'} bound on "
+                f"{100 * statistics['at_bound']:.0f} % of the photos (mean side {statistics['tl_mean']:.2f}, bounds "
+                f"{low} to {high}): attention has collapsed; try a smaller ranking learning rate, more apn_init "
+                "epochs, or other model.bounds"
+            )
+    return lines

@@ -1,0 +1,100 @@
+"""One step function per kind of phase: a batch in, named losses out. And what each kind may change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from racnn import losses
+from racnn.engine.phases import Phase
+from racnn.models import RACNN
+
+Batch = dict[str, Tensor]
+
+
+def classification_step(model: RACNN, batch: Batch, phase: Phase) -> dict[str, Tensor]:
+    """Return the classification losses of the phase's scales, on views that were cut with shaken regions."""
+    strength = phase.config.jitter if model.training else 0.0
+    output = model(batch["image"], scales=max(phase.scales), jitter_strength=strength)
+    return losses.classification_losses(
+        output.logits, batch["label"], phase.scales, label_smoothing=phase.config.label_smoothing
+    )
+
+
+def apn_init_step(model: RACNN, batch: Batch, phase: Phase) -> dict[str, Tensor]:
+    """Return the loss of the phase's APNs against the boxes that their scales' response maps show."""
+    output = model(batch["image"], scales=max(phase.scales))
+    terms = {}
+    for scale in phase.scales:
+        features = output.features[scale - 1]
+        weight = model.classifiers[scale - 1].weight if phase.config.response == "cam" else None
+        terms |= losses.apn_init_losses(
+            model.apns[scale - 1](features.detach()),
+            losses.response_map(features, weight=weight, labels=batch["label"]),
+            scale,
+            target=phase.config.target,
+            threshold=phase.config.threshold,
+            bounds=model.bounds[scale - 1],
+        )
+    named = {name: value for name, value in terms.items() if name != "loss"}
+    return named | {"loss": torch.stack(list(named.values())).sum()}
+
+
+def ranking_step(model: RACNN, batch: Batch, phase: Phase) -> dict[str, Tensor]:
+    """Return the ranking losses; their gradient runs through the frozen finer scale into the zoom and the APN."""
+    output = model(batch["image"], scales=max(phase.scales) + 1)
+    return losses.ranking_losses(output.logits, batch["label"], phase.scales, margin=phase.config.margin)
+
+
+def fusion_step(model: RACNN, batch: Batch, phase: Phase) -> dict[str, Tensor]:
+    """Return the fusion layer's loss; everything before it is frozen."""
+    output = model(batch["image"])
+    assert output.fused is not None
+    return losses.fusion_losses(output.fused, batch["label"])
+
+
+STEPS: dict[str, Callable[[RACNN, Batch, Phase], dict[str, Tensor]]] = {
+    "classification": classification_step,
+    "apn_init": apn_init_step,
+    "ranking": ranking_step,
+    "fusion": fusion_step,
+}
+
+
+def trained_modules(model: RACNN, phase: Phase) -> tuple[list[nn.Module], list[nn.Module]]:
+    """Return the trunks and the heads that a phase trains; heads learn ``head_lr_factor`` times faster."""
+    if phase.config.kind == "classification":
+        trunks = list(dict.fromkeys(model.backbone(scale) for scale in phase.scales))
+        return trunks, [model.classifiers[scale - 1] for scale in phase.scales]
+    if phase.config.kind == "fusion":
+        return [model.fusion], []
+    return [model.apns[scale - 1] for scale in phase.scales], []
+
+
+def train_only(model: RACNN, phase: Phase) -> None:
+    """Freeze the network but for what the phase trains: no gradients elsewhere, batch norm statistics still."""
+    trunks, heads = trained_modules(model, phase)
+    model.requires_grad_(False)
+    model.eval()
+    model.training = True  # the flag of the root alone, which the steps read
+    for module in (*trunks, *heads):
+        module.requires_grad_(True)
+        module.train()
+
+
+def build_optimizer(model: RACNN, phase: Phase) -> torch.optim.Optimizer:
+    """Return a fresh optimizer over what the phase trains; each group remembers its base rate as ``base_lr``."""
+    config = phase.config
+    trunks, heads = trained_modules(model, phase)
+    groups = []
+    for modules, factor in ((trunks, 1.0), (heads, config.head_lr_factor)):
+        parameters = [p for module in modules for p in module.parameters()]
+        if parameters:
+            groups.append({"params": parameters, "base_lr": config.lr * factor, "lr": config.lr * factor})
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        groups, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=config.momentum > 0
+    )

@@ -1,0 +1,454 @@
+"""Fit: run the phases of a configuration on its data, keep the best network, go on where a run was stopped.
+
+Everything random is a function of the seed and a counter: the order and the changes of the photos of (seed, epoch), the
+shaking of the regions of (seed, step). So a checkpoint needs no random state, and a run that is stopped and resumed
+ends with the weights it would have had.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import signal
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from racnn import viz
+from racnn.config import Config, dump_config, parse_config
+from racnn.data import Data, build_data, eval_loader, train_loader
+from racnn.engine.checkpoint import load_checkpoint, save_checkpoint
+from racnn.engine.loop import Predictions, predict, report, to_device, train_one_epoch
+from racnn.engine.phases import Phase, upcoming
+from racnn.engine.precision import prepare
+from racnn.engine.recorder import Recorder
+from racnn.engine.schedule import better, collapse_warning, learning_rate, phase_items
+from racnn.engine.steps import STEPS, build_optimizer, train_only
+from racnn.errors import CheckpointError, ConfigError
+from racnn.models import build_model
+from racnn.ops.regions import to_boxes_xyxy
+from racnn.ops.zoom import zoom
+
+RUN_FILES = ("last.pt", "best.pt", "config.yaml", "metrics.jsonl", "tensorboard")
+FREE_KEYS = (
+    "run.out",
+    "run.save_every",
+    "run.log_every",
+    "run.num_preview",
+    "data.root",
+    "data.num_workers",
+    "model.weights",
+)
+
+
+@dataclass
+class Progress:
+    """Where a run stands, in plain types that a checkpoint can hold.
+
+    Attributes:
+        outcomes: For each finished phase, whether it changed the network.
+        epoch: Finished epochs of the phase.
+        batch: Finished batches of the epoch.
+        step: Optimizer steps of the whole run.
+        total_epoch: Epochs begun in the whole run, which the photos' changes are drawn from.
+        stale: Epochs since the phase's best one.
+        start: The phase's validation items before it began; None until it has.
+        best: The phase's best validation items, and the weights that gave them, where the phase keeps the best.
+        trained_scales: How many scales have been trained so far.
+        fusion_trained: Whether the fusion layer has been.
+        best_key: Of ``best.pt``: how complete the network was, its top-1 and mean log-probability.
+    """
+
+    outcomes: list[bool] = field(default_factory=list)
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    total_epoch: int = 0
+    stale: int = 0
+    start: dict[str, float] | None = None
+    best: dict[str, float] | None = None
+    best_epoch: int = 0
+    best_weights: dict[str, Tensor] | None = None
+    trained_scales: int = 0
+    fusion_trained: bool = False
+    best_key: list[float] = field(default_factory=list)
+
+
+class _Stop(BaseException):
+    """Raised at a step boundary after SIGTERM or SIGINT; everything is saved by then."""
+
+
+def fit(
+    config: Config, *, device: torch.device, resume: bool = False, overwrite: bool = False
+) -> tuple[Path, dict[str, Any]]:
+    """Train as the configuration says.
+
+    Args:
+        config: The whole of it; ``run.out`` names the run's folder.
+        device: Where to train.
+        resume: Go on from the folder's ``last.pt``.
+        overwrite: Delete an earlier run in the folder first.
+
+    Returns:
+        The path of ``best.pt`` and its report on the validation photos.
+
+    Raises:
+        ConfigError: The folder holds a run and neither ``resume`` nor ``overwrite`` was asked for, or the
+            configuration differs from the one of the run to resume.
+        SystemExit: 143 or 130 after SIGTERM or SIGINT, with ``last.pt`` saved.
+    """
+    run = Run(config, device=device, resume=resume, overwrite=overwrite)
+    with _signals(run):
+        try:
+            run.train()
+        except _Stop:
+            run.recorder.say(
+                f"stopped by signal {run.signal} after step {run.progress.step}; go on with --resume"
+            )
+            raise SystemExit(128 + run.signal) from None
+        finally:
+            run.recorder.close()
+    return run.folder / "best.pt", run.best_report()
+
+
+class Run:
+    """One run's network, data, progress and folder."""
+
+    def __init__(self, config: Config, *, device: torch.device, resume: bool, overwrite: bool) -> None:
+        self.config = config
+        self.device = device
+        self.folder = Path(config.run.out)
+        self.signal = 0
+        content = self._open_folder(resume=resume, overwrite=overwrite)
+        self.data = build_data(
+            config.data, seed=config.run.seed, val_names=content["val_names"] if content else None
+        )
+        torch.manual_seed(config.run.seed)
+        self.model = build_model(
+            config.model, num_classes=len(self.data.class_names), weights=content is None
+        )
+        self.progress = Progress()
+        self._optimizer_state: dict[str, Any] | None = None
+        if content:
+            self.model.load_state_dict(content["model"])
+            self.progress = Progress(**content["progress"])
+            self._optimizer_state = content["optimizer"]
+        prepare(self.model, config, device)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        resolved = yaml.safe_dump(dump_config(config), sort_keys=False)
+        (self.folder / "config.yaml").write_text(resolved, encoding="utf-8")
+        self.recorder = Recorder(self.folder, from_step=self.progress.step)
+        self.recorder.text("config", f"```yaml\n{resolved}\n```")
+
+    def train(self) -> None:
+        """Run the phases that are left."""
+        while (phase := upcoming(self.config, self.progress.outcomes)) is not None:
+            changed = self._run_phase(phase)
+            progress = self.progress
+            progress.outcomes.append(changed)
+            progress.epoch = progress.batch = progress.stale = progress.best_epoch = 0
+            progress.start = progress.best = progress.best_weights = None
+            self._save_last(None)
+
+    def best_report(self) -> dict[str, Any]:
+        """Return the validation report of ``best.pt``."""
+        content = load_checkpoint(self.folder / "best.pt")
+        report_: dict[str, Any] = content["val_report"]
+        return report_
+
+    def _run_phase(self, phase: Phase) -> bool:
+        """Run one phase, or the rest of it, and return whether it changed the network."""
+        progress, config = self.progress, phase.config
+        if progress.start is None:
+            self._begin(phase)
+        optimizer = build_optimizer(self.model, phase)
+        if self._optimizer_state is not None:
+            optimizer.load_state_dict(self._optimizer_state)
+            self._optimizer_state = None
+        batches = len(self._loader(0))
+        self.recorder.start_bar(
+            phase.name, config.epochs * batches, progress.epoch * batches + progress.batch
+        )
+        while progress.epoch < config.epochs:
+            self._run_epoch(phase, optimizer, batches)
+            self._finish_epoch(phase, optimizer)
+            if config.patience and progress.stale >= config.patience:
+                break
+        self.recorder.close_bar()
+        return self._end(phase)
+
+    def _begin(self, phase: Phase) -> None:
+        """Do what a phase does once, before its first step."""
+        progress, config = self.progress, phase.config
+        if config.init_from is not None:
+            for scale in phase.scales:
+                if scale != config.init_from:
+                    self.model.copy_scale(config.init_from, scale)
+        if config.kind == "fusion":
+            batches = eval_loader(self.data.splits["train"], self.config.data)
+            norms = self._predict_some(batches, most=8).norms
+            self.model.start_fusion_from_classifiers(norms)
+            progress.fusion_trained = True
+        if config.kind == "classification":
+            progress.trained_scales = max(progress.trained_scales, *phase.scales)
+        progress.start = {}
+        if config.keep == "if_better":
+            progress.start = self._validate(phase)
+            progress.best = progress.start
+            progress.best_weights = self._weights(phase)
+
+    def _run_epoch(self, phase: Phase, optimizer: torch.optim.Optimizer, batches: int) -> None:
+        progress = self.progress
+        total = phase.config.epochs * batches
+
+        def before_step() -> None:
+            torch.manual_seed(_mix(self.config.run.seed, progress.step))
+            done = (progress.epoch * batches + progress.batch) / total
+            for group in optimizer.param_groups:
+                group["lr"] = group["base_lr"] * learning_rate(done, phase.config.warmup)
+
+        def after_step(losses: dict[str, float]) -> None:
+            progress.batch += 1
+            progress.step += 1
+            self.recorder.advance_bar(losses)
+            if progress.step % self.config.run.log_every == 0:
+                rate = {"lr": optimizer.param_groups[0]["lr"]}
+                self.recorder.scalars("train", losses | rate, step=progress.step, phase=phase.name)
+            every = self.config.run.save_every
+            if self.signal or (every and progress.step % every == 0):
+                self._save_last(optimizer)
+            if self.signal:
+                raise _Stop
+
+        train_only(self.model, phase)
+        train_one_epoch(
+            self.model,
+            self._loader(progress.batch),
+            phase=phase,
+            optimizer=optimizer,
+            device=self.device,
+            before_step=before_step,
+            after_step=after_step,
+        )
+
+    def _finish_epoch(self, phase: Phase, optimizer: torch.optim.Optimizer) -> None:
+        """Validate, remember the best, and save."""
+        progress, config = self.progress, phase.config
+        progress.epoch += 1
+        progress.total_epoch += 1
+        progress.batch = 0
+        items = self._validate(phase)
+        if progress.best is None or better(items, progress.best, no_item_may_fall=config.kind == "ranking"):
+            progress.best, progress.best_epoch, progress.stale = items, progress.epoch, 0
+            if config.keep != "last":
+                progress.best_weights = self._weights(phase)
+        else:
+            progress.stale += 1
+        self._save_last(optimizer)
+
+    def _end(self, phase: Phase) -> bool:
+        """Put the weights to keep in place and return whether they differ from those before the phase."""
+        progress = self.progress
+        if phase.config.keep != "last":
+            assert progress.best_weights is not None
+            self.model.load_state_dict(progress.best_weights, strict=False)
+        changed = phase.config.keep != "if_better" or progress.best_epoch > 0
+        verdict = (
+            f"kept epoch {progress.best_epoch}" if phase.config.keep != "last" else "kept the last epoch"
+        )
+        self.recorder.say(f"{phase.name}: {verdict if changed else 'no epoch was better: nothing changed'}")
+        if phase.config.kind != "apn_init":
+            self._save_best(phase)
+        return changed
+
+    def _validate(self, phase: Phase) -> dict[str, float]:
+        """Measure the network on the validation photos and return the items that this phase is judged by."""
+        progress = self.progress
+        scales = max(progress.trained_scales, phase.scales_to_run(self.model.num_scales))
+        if phase.config.kind == "apn_init":
+            scales = max(scales, max(phase.scales) + 1)
+        predictions = self._predict(scales)
+        result = report(predictions, data=self.data, split="val", bounds=self.model.bounds)
+        items = phase_items(phase, result, self._val_loss(phase) if phase.config.kind == "apn_init" else None)
+        flat = {f"top1_{k}": v for k, v in result["top1"].items()}
+        flat |= {f"log_prob_{k}": v for k, v in result["log_prob"].items()}
+        for name, statistics in result["regions"].items():
+            flat |= {f"{name}_{k}": v for k, v in statistics.items()}
+        for name, measures in result["localisation"].items():
+            flat |= {f"{name}_{k}": v for k, v in (measures or {}).items() if v is not None}
+        self.recorder.scalars(
+            "val", flat | {f"judged_{k}": v for k, v in items.items()}, step=progress.step, phase=phase.name
+        )
+        self._say_validation(phase, result)
+        self._draw_preview(predictions)
+        return items
+
+    def _say_validation(self, phase: Phase, result: dict[str, Any]) -> None:
+        shown = "  ".join(f"{name} {100 * value:.1f}" for name, value in result["top1"].items())
+        sides = "  ".join(f"side_{n[-1]} {s['tl_mean']:.2f}" for n, s in result["regions"].items())
+        self.recorder.say(f"{phase.name} epoch {self.progress.epoch}: val top-1 % {shown}  {sides}".rstrip())
+        for warning in collapse_warning(result["regions"], self.model.bounds):
+            self.recorder.say(f"warning: {warning}")
+
+    def _val_loss(self, phase: Phase) -> float:
+        """Return the phase's own loss over the validation photos."""
+        self.model.eval()
+        total, count = 0.0, 0
+        with torch.no_grad():
+            for batch in eval_loader(self.data.splits["val"], self.config.data):
+                loss = STEPS[phase.config.kind](self.model, to_device(batch, self.device), phase)["loss"]
+                total += loss.item() * len(batch["label"])
+                count += len(batch["label"])
+        return total / count
+
+    def _predict(self, scales: int) -> Predictions:
+        batches = eval_loader(self.data.splits["val"], self.config.data)
+        return predict(
+            self.model, batches, device=self.device, scales=scales, fused=self.progress.fusion_trained
+        )
+
+    def _predict_some(self, batches: Any, *, most: int) -> Predictions:
+        some = [batch for batch, _ in zip(batches, range(most), strict=False)]
+        return predict(self.model, some, device=self.device)
+
+    def _draw_preview(self, predictions: Predictions) -> None:
+        num = self.config.run.num_preview
+        if not num or not predictions.regions:
+            return
+        val = self.data.splits["val"].without_augmentation()
+        photos = torch.stack([val[(0, i)]["image"] for i in range(min(num, len(val)))]).float() / 255.0
+        places = [place[: len(photos)] for place in predictions.places[1:]]
+        boxes = [to_boxes_xyxy(place, (photos.shape[2], photos.shape[3])) for place in places]
+        sides = self.model.view_sizes[1:]
+        views = [
+            zoom(photos, place, (side, side)).clamp(0, 1) for place, side in zip(places, sides, strict=False)
+        ]
+        self.recorder.picture("val/regions", viz.preview(photos, boxes, views), step=self.progress.step)
+
+    def _loader(self, start_batch: int) -> Any:
+        return train_loader(
+            self.data,
+            self.config.data,
+            seed=self.config.run.seed,
+            epoch=self.progress.total_epoch,
+            start_batch=start_batch,
+        )
+
+    def _weights(self, phase: Phase) -> dict[str, Tensor]:
+        """Return a copy of the weights that a phase can change."""
+        prefixes = {
+            "classification": ("backbones.", "classifiers."),
+            "apn_init": ("apns.",),
+            "ranking": ("apns.",),
+            "fusion": ("fusion.",),
+        }[phase.config.kind]
+        state = self.model.state_dict()
+        return {key: value.detach().cpu().clone() for key, value in state.items() if key.startswith(prefixes)}
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "model": {key: value.cpu() for key, value in self.model.state_dict().items()},
+            "config": dump_config(self.config),
+            "dataset": self.data.dataset,
+            "class_names": list(self.data.class_names),
+            "val_names": list(self.data.val_names),
+            "trained_scales": self.progress.trained_scales,
+            "fusion_trained": self.progress.fusion_trained,
+            "step": self.progress.step,
+        }
+
+    def _save_last(self, optimizer: torch.optim.Optimizer | None) -> None:
+        state = copy.deepcopy(optimizer.state_dict()) if optimizer is not None else None
+        progress = asdict(self.progress)
+        save_checkpoint(self.folder / "last.pt", self._content() | {"progress": progress, "optimizer": state})
+
+    def _save_best(self, phase: Phase) -> None:
+        """Write ``best.pt`` if this network is more complete than the best one so far, or as complete and better."""
+        progress = self.progress
+        scales = max(progress.trained_scales, 1)
+        result = report(self._predict(scales), data=self.data, split="val", bounds=self.model.bounds)
+        name = "fused" if "fused" in result["top1"] else "mean"
+        key = [float(scales + progress.fusion_trained), result["top1"][name], result["log_prob"][name]]
+        if not progress.best_key or key >= progress.best_key:
+            progress.best_key = key
+            save_checkpoint(
+                self.folder / "best.pt", self._content() | {"val_report": result, "phase": phase.name}
+            )
+
+    def _open_folder(self, *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
+        """Return the checkpoint to resume from, or None for a new run in a folder that is free of an old one."""
+        present = [name for name in RUN_FILES if (self.folder / name).exists()]
+        if resume:
+            if not (self.folder / "last.pt").exists():
+                raise CheckpointError(f"--resume: {self.folder} holds no last.pt to go on from")
+            content = load_checkpoint(self.folder / "last.pt")
+            _refuse_other_config(
+                self.config, parse_config(content["config"], origin=str(self.folder / "last.pt"))
+            )
+            return content
+        if present and not overwrite:
+            raise ConfigError(
+                f"{self.folder} already holds a run ({', '.join(present)}): "
+                "go on with --resume, replace it with --overwrite, or choose another --out"
+            )
+        for name in present:
+            path = self.folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return None
+
+
+def _refuse_other_config(asked: Config, stored: Config) -> None:
+    left, right = _flat(dump_config(asked)), _flat(dump_config(stored))
+    keys = sorted(
+        k for k in left.keys() | right.keys() if left.get(k) != right.get(k) and not k.startswith(FREE_KEYS)
+    )
+    if keys:
+        lines = [f"  {key}: {right.get(key)} in the run, {left.get(key)} now" for key in keys]
+        raise ConfigError("--resume: the configuration differs from the run's:\n" + "\n".join(lines))
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(node, dict):
+        items = node.items()
+    elif isinstance(node, list):
+        items = enumerate(node)  # type: ignore[assignment]
+    else:
+        return {prefix: node}
+    out: dict[str, Any] = {}
+    for key, value in items:
+        out |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return out
+
+
+def _mix(seed: int, step: int) -> int:
+    return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0] >> 1)
+
+
+class _signals:
+    """While it lasts, SIGTERM and SIGINT ask the run to stop at the next step; a second one ends it at once."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            try:
+                self._before[number] = signal.signal(number, self._on_signal)
+            except ValueError:  # not the main thread: a notebook's worker, a test
+                return
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._run.signal:
+            raise SystemExit(128 + number)
+        self._run.signal = number

@@ -1,0 +1,236 @@
+"""A sample depends on (seed, epoch, position) alone, whoever loads it and whenever."""
+
+import pickle
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from racnn.config import DataConfig
+from racnn.data import DATASETS, build_data, eval_loader, train_loader
+from racnn.errors import ConfigError, DataError
+
+COUNTS = {"auk": 9, "tit": 6, "wren": 5}
+
+
+def write_photo(path, seed):
+    rng = np.random.default_rng(seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rng.integers(0, 256, (*rng.integers(20, 60, 2), 3), dtype=np.uint8)).save(path)
+
+
+def write_folder(root):
+    for split in ("train", "test"):
+        for name, count in COUNTS.items():
+            for i in range(count):
+                write_photo(root / split / name / f"{i}.png", seed=i)
+
+
+def write_cub(root):
+    lines = {
+        "images.txt": [],
+        "image_class_labels.txt": [],
+        "train_test_split.txt": [],
+        "bounding_boxes.txt": [],
+    }
+    for i in range(24):
+        relative = f"{i % 3 + 1:03d}.Bird/{i}.png"
+        write_photo(root / "images" / relative, seed=i)
+        rows = (relative, i % 3 + 1, int(i < 15), "4 5 10 12")
+        for file, row in zip(lines, rows, strict=True):
+            lines[file].append(f"{i} {row}\n")
+    lines["classes.txt"] = [f"{i} {i:03d}.Bird\n" for i in (1, 2, 3)]
+    for file, rows in lines.items():
+        (root / file).write_text("".join(rows))
+
+
+WRITERS = {"cub200": write_cub, "folder": write_folder, "synthetic": lambda root: None}
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory):
+    """One small data set of each kind."""
+    made = {}
+    for name in DATASETS:
+        root = tmp_path_factory.mktemp(name)
+        WRITERS[name](root)
+        made[name] = DataConfig(
+            dataset=name,
+            root=root,
+            source_size=32,
+            batch_size=4,
+            eval_batch_size=5,
+            num_workers=0,
+            synthetic={"num_train": 24, "num_test": 8},
+        )
+    return made
+
+
+@pytest.fixture
+def config(configs):
+    return configs["folder"]
+
+
+def batches(loader):
+    return list(loader)
+
+
+def same(first, second):
+    return len(first) == len(second) and all(
+        a.keys() == b.keys() and all(torch.equal(a[k].nan_to_num(-9), b[k].nan_to_num(-9)) for k in a)
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_samples_keep_the_contract(configs, name):
+    config = configs[name]
+    data = build_data(config, seed=0)
+    assert data.dataset == name
+    assert set(data.splits) == {"train", "val", "test"}
+    for split, dataset in data.splits.items():
+        sample = dataset[0, 1]
+        assert (sample["image"].dtype, sample["image"].shape) == (torch.uint8, (3, 32, 32))
+        assert sample["image"].is_contiguous()
+        assert (sample["label"].dtype, sample["label"].shape) == (torch.int64, ())
+        assert 0 <= sample["label"] < len(data.class_names)
+        assert (sample["index"].dtype, sample["index"].item()) == (torch.int64, 1)
+        assert (sample["box"].dtype, sample["box"].shape) == (torch.float32, (4,))
+        assert sample["box"].isnan().any() == (name == "folder"), split
+        assert (sample["parts"].dtype, sample["parts"].shape) == (torch.float32, (len(data.part_names), 3))
+    assert all(position < len(data.part_names) for position in data.focus_parts)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker")
+@pytest.mark.parametrize("name", DATASETS)
+def test_pixels_do_not_depend_on_the_number_of_workers(configs, name):
+    data = build_data(configs[name], seed=5)
+    alone = batches(train_loader(data, configs[name], seed=5, epoch=2))
+    for num_workers in (1, 3):
+        config = configs[name].model_copy(update={"num_workers": num_workers})
+        assert same(batches(train_loader(data, config, seed=5, epoch=2)), alone)
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_dataset_can_be_pickled_for_spawned_workers(configs, name):
+    dataset = build_data(configs[name], seed=0).splits["train"]
+    assert same([dataset[1, 2]], [pickle.loads(pickle.dumps(dataset))[1, 2]])
+
+
+def test_every_photo_comes_once_and_epochs_and_seeds_differ(config):
+    data = build_data(config, seed=0)
+    size = len(data.splits["train"])
+    orders, images = [], []
+    for seed, epoch in ((0, 0), (0, 1), (1, 0)):
+        loaded = batches(train_loader(data, config, seed=seed, epoch=epoch))
+        assert [len(b["label"]) for b in loaded[:-1]] == [4] * (len(loaded) - 1)
+        orders.append(torch.cat([b["index"] for b in loaded]).tolist())
+        images.append({int(i): x for b in loaded for i, x in zip(b["index"], b["image"], strict=True)})
+    assert all(sorted(order) == list(range(size)) for order in orders)
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+    assert sum(torch.equal(images[0][i], images[1][i]) for i in range(size)) == 0
+    assert all(
+        torch.equal(images[0][i], images[2][i]) for i in range(size)
+    )  # the data set's own seed is the same
+    other = build_data(config, seed=1).splits["train"]
+    assert not torch.equal(other[0, 0]["image"], images[0][0])
+
+
+def test_start_batch_goes_on_where_the_epoch_was_left(config):
+    data = build_data(config, seed=0)
+    whole = batches(train_loader(data, config, seed=0, epoch=3))
+    dataset, loaded = data.splits["train"], []
+    load = dataset.catalog.load
+    for start in range(len(whole) + 1):
+        rest = train_loader(data, config, seed=0, epoch=3, start_batch=start)
+        assert len(rest) == len(whole) - start
+        assert same(batches(rest), whole[start:])
+    dataset.catalog = replace(dataset.catalog, load=lambda record: loaded.append(record) or load(record))
+    batches(train_loader(data, config, seed=0, epoch=3, start_batch=2))
+    assert len(loaded) == len(dataset) - 2 * config.batch_size
+
+
+def test_loading_leaves_the_global_generators_alone(config):
+    data = build_data(config, seed=0)
+    torch.manual_seed(0)
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    batches(train_loader(data, config, seed=0, epoch=0))
+    batches(eval_loader(data.splits["val"], config.model_copy(update={"num_workers": 1})))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.array_equal(np.random.get_state()[1], numpy_before)  # noqa: NPY002
+
+
+def test_evaluation_is_in_order_and_without_random_changes(config):
+    data = build_data(config, seed=0)
+    for split in ("train", "test"):
+        loaded = batches(eval_loader(data.splits[split], config))
+        index = torch.cat([b["index"] for b in loaded])
+        assert index.tolist() == list(range(len(data.splits[split])))
+        assert same(loaded, batches(eval_loader(build_data(config, seed=9).splits[split], config)))
+        assert len(loaded[0]["label"]) == 5
+    plain = data.splits["train"].without_augmentation()
+    assert torch.equal(plain[0, 0]["image"], plain[1, 0]["image"])
+
+
+def test_validation_is_stratified_and_independent_of_the_run(config):
+    data = build_data(config, seed=0)
+    assert data.val_names == [r.name for r in data.splits["val"].records]
+    assert Counter(r.label for r in data.splits["val"].records) == {0: 1, 1: 1, 2: 1}
+    names = [{r.name for r in split.records} for split in data.splits.values()]
+    assert sum(len(n) for n in names) == len(set.union(*names)) == 2 * sum(COUNTS.values())
+    assert build_data(config, seed=9).val_names == data.val_names
+    others = [build_data(config.model_copy(update={"split_seed": s}), seed=0).val_names for s in range(1, 5)]
+    assert any(other != data.val_names for other in others)
+
+
+def test_validation_is_rebuilt_from_names(config):
+    names = ["train/wren/2.png", "train/auk/3.png"]
+    data = build_data(config, seed=0, val_names=names)
+    assert data.val_names == sorted(names)
+    assert len(data.splits["train"]) == sum(COUNTS.values()) - 2
+    again = build_data(config.model_copy(update={"split_seed": 7}), seed=0, val_names=data.val_names)
+    assert again.val_names == data.val_names
+    with pytest.raises(
+        DataError, match=r"1 of the 3 validation photos.*'train/auk/99\.png'.*expected the data"
+    ):
+        build_data(config, seed=0, val_names=[*names, "train/auk/99.png"])
+
+
+def test_validation_folder_is_used_as_it_is(tmp_path):
+    for split in ("train", "val", "test"):
+        for name in ("a", "b"):
+            write_photo(tmp_path / split / name / "0.png", seed=0)
+    data = build_data(DataConfig(dataset="folder", root=tmp_path), seed=0)
+    assert data.val_names == ["val/a/0.png", "val/b/0.png"]
+    again = build_data(DataConfig(dataset="folder", root=tmp_path), seed=0, val_names=data.val_names)
+    assert again.val_names == data.val_names
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_damaged_photo_stops_the_loader_with_its_path(tmp_path, num_workers):
+    for name in ("a", "b"):
+        for i in range(5):
+            write_photo(tmp_path / name / f"{i}.png", seed=i)
+    for photo in (tmp_path / "a").iterdir():
+        photo.write_bytes(photo.read_bytes()[:300])
+    config = DataConfig(dataset="folder", root=tmp_path, source_size=32, num_workers=num_workers)
+    data = build_data(config, seed=0)
+    with pytest.raises(DataError, match=str(tmp_path / "a")):
+        batches(train_loader(data, config, seed=0, epoch=0))
+
+
+def test_unknown_dataset_and_unusable_splits_are_named(config, tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.dataset.*'cub20'.*did you mean 'cub200'"):
+        build_data(config.model_copy(update={"dataset": "cub20"}), seed=0)
+    with pytest.raises(DataError, match="at least two classes"):
+        build_data(config.model_copy(update={"classes": "2"}), seed=0)
+    for name in ("a", "b"):
+        write_photo(tmp_path / "train" / name / "0.png", seed=0)
+        write_photo(tmp_path / "test" / name / "0.png", seed=0)
+    with pytest.raises(DataError, match="no validation photos"):
+        build_data(config.model_copy(update={"root": tmp_path}), seed=0)
+    with pytest.raises(DataError, match="class 'a' has no training photos"):
+        build_data(config.model_copy(update={"root": tmp_path}), seed=0, val_names=["train/a/0.png"])
