@@ -40,7 +40,12 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        message = str(error)
+        if message.startswith(
+            "Caught "
+        ):  # torch wraps what a loader's worker raised in that worker's traceback
+            message = message.strip().rpartition("racnn.errors.")[2].partition(": ")[2]
+        print(f"error: {message}", file=sys.stderr)
         raise SystemExit(2) from None
     except TrainingError as error:
         print(f"training stopped: {error}", file=sys.stderr)

@@ -163,7 +163,9 @@ class PhaseConfig(_Section):
     # apn_init
     target: Literal["component", "peak"] = "component"
     response: Literal["sum", "cam"] = Field("sum", description="map to read the box from")
-    threshold: float = Field(1.0, gt=0.0, description="component: times the map's mean")
+    level: float = Field(
+        0.0, ge=0.0, lt=1.0, description="component: threshold, from the map's mean (0) to its peak (1)"
+    )
     # ranking
     margin: float = Field(0.05, ge=0.0)
 

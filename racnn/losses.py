@@ -96,7 +96,7 @@ def apn_init_losses(
     number: int,
     *,
     target: str,
-    threshold: float,
+    level: float,
     bounds: tuple[float, float],
 ) -> dict[str, Tensor]:
     """Return the loss that teaches an APN the box which a response map shows.
@@ -109,13 +109,13 @@ def apn_init_losses(
         response: [B, h, w] of the same view.
         number: Of the region, counted from 1, for the name.
         target: 'component' or 'peak'.
-        threshold: For 'component', times the map's mean.
+        level: Of the threshold for 'component', see :func:`racnn.ops.response.component_region`.
         bounds: Least and largest side.
 
     Returns:
         ``apn_init_s``, smooth L1 in the frame, and the same as ``loss``.
     """
-    taught = peak_region(response) if target == "peak" else component_region(response, threshold)
+    taught = peak_region(response) if target == "peak" else component_region(response, level)
     taught = clamp(taught, *bounds)
     loss = F.smooth_l1_loss(region, taught, beta=0.1)
     return {f"apn_init_{number}": loss, "loss": loss}

@@ -7,6 +7,7 @@ the number of workers, and a run that is taken up again in the middle of an epoc
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -204,7 +205,9 @@ def _loader(dataset: PhotoDataset, batches: Batches, config: DataConfig) -> Data
 
 
 def _start_worker(_: int) -> None:
-    """Keep each worker to one thread."""
+    """Keep each worker to one thread, and leave signals to the main process, which saves before it stops."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 

@@ -177,8 +177,8 @@ def _pose(rng: np.random.Generator, pair: _Pair, size: int) -> tuple[list[Shape]
 
     shapes = [((points - low) * scale + place, colour) for points, colour in shapes]
     centre = (to_photo @ pair.part - low) * scale + place
-    bird = tuple(float(v) for v in (*place, *(place + extent)))
-    return shapes, bird, np.array([*centre, diameter / 2]), angle
+    x0, y0, x1, y1 = (float(v) for v in (*place, *(place + extent)))
+    return shapes, (x0, y0, x1, y1), np.array([*centre, diameter / 2]), angle
 
 
 def _bird_shapes(rng: np.random.Generator, pair: _Pair) -> list[Shape]:

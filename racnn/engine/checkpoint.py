@@ -91,6 +91,6 @@ def _chunks(node: Any) -> Iterator[bytes | memoryview]:
         yield f"tensor {node.dtype} {tuple(node.shape)};".encode()
         plain = node.detach().cpu().contiguous()
         if plain.numel():
-            yield memoryview(plain.view(-1).view(torch.uint8).numpy())
+            yield plain.view(-1).view(torch.uint8).numpy().data
     else:
         yield f"{type(node).__name__} {node!r};".encode()

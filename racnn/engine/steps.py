@@ -26,16 +26,18 @@ def classification_step(model: RACNN, batch: Batch, phase: Phase) -> dict[str, T
 def apn_init_step(model: RACNN, batch: Batch, phase: Phase) -> dict[str, Tensor]:
     """Return the loss of the phase's APNs against the boxes that their scales' response maps show."""
     output = model(batch["image"], scales=max(phase.scales))
-    terms = {}
+    terms: dict[str, Tensor] = {}
     for scale in phase.scales:
         features = output.features[scale - 1]
-        weight = model.classifiers[scale - 1].weight if phase.config.response == "cam" else None
+        weight = (
+            model.classifiers[scale - 1].get_parameter("weight") if phase.config.response == "cam" else None
+        )
         terms |= losses.apn_init_losses(
             model.apns[scale - 1](features.detach()),
             losses.response_map(features, weight=weight, labels=batch["label"]),
             scale,
             target=phase.config.target,
-            threshold=phase.config.threshold,
+            level=phase.config.level,
             bounds=model.bounds[scale - 1],
         )
     named = {name: value for name, value in terms.items() if name != "loss"}

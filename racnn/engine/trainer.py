@@ -22,7 +22,7 @@ from torch import Tensor
 
 from racnn import viz
 from racnn.config import Config, dump_config, parse_config
-from racnn.data import Data, build_data, eval_loader, train_loader
+from racnn.data import build_data, eval_loader, train_loader
 from racnn.engine.checkpoint import load_checkpoint, save_checkpoint
 from racnn.engine.loop import Predictions, predict, report, to_device, train_one_epoch
 from racnn.engine.phases import Phase, upcoming

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import urllib.error
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +64,7 @@ def vgg(name: str) -> Backbone:
     for layer in layers.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            assert layer.bias is not None
             nn.init.zeros_(layer.bias)
     return Backbone(layers, channels=512, stride=16, source=name)
 
@@ -70,7 +73,7 @@ def tiny() -> Backbone:
     """Return a small VGG with batch norm, stride 4, for the demo and the tests; it learns from scratch in minutes."""
     layers: list[nn.Module] = []
     channels = 3
-    for width in (24, 24, 0, 48, 48, 0, 96, 96, 96):
+    for width in (16, 16, 0, 48, 48, 0, 96, 96):
         if width == 0:
             layers.append(nn.MaxPool2d(2))
             continue
@@ -83,13 +86,10 @@ def tiny() -> Backbone:
     return Backbone(nn.Sequential(*layers), channels=channels, stride=4)
 
 
+VGG_NAMES = ("vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn")
 BACKBONES: dict[str, Callable[[], Backbone]] = {
     "tiny": tiny,
-    **{
-        name + bn: (lambda n=name + bn: vgg(n))
-        for name in ("vgg11", "vgg13", "vgg16", "vgg19")
-        for bn in ("", "_bn")
-    },
+    **{name: partial(vgg, name) for name in VGG_NAMES},
 }
 
 
@@ -123,7 +123,7 @@ def timm_backbone(name: str, *, pretrained: bool = False) -> Backbone:
             f"model.backbone: timm has no network '{name}'{did_you_mean(name, timm.list_models())}"
         )
     try:
-        extractor = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=(-1,))
+        extractor: Any = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=(-1,))
     except RuntimeError as error:
         raise ConfigError(f"model.backbone: timm/{name} gives no feature maps: {error}") from None
     last = extractor.feature_info.get_dicts()[-1]

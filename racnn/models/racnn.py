@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +75,9 @@ class RACNN(nn.Module):
         mask: Multiply each finer view by its soft box mask (equations 4 to 6).
         steepness: The paper's k, per pixel of the image that is cut.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -174,9 +178,10 @@ class RACNN(nn.Module):
         Args:
             norms: Mean length of each scale's descriptors, which the normalisation takes away.
         """
-        blocks = [c.weight * n / self.num_scales for c, n in zip(self.classifiers, norms, strict=True)]
+        layers = [cast(nn.Linear, classifier) for classifier in self.classifiers]
+        blocks = [layer.weight * norm / self.num_scales for layer, norm in zip(layers, norms, strict=True)]
         self.fusion.weight.copy_(torch.cat(blocks, dim=1))
-        self.fusion.bias.copy_(torch.stack([c.bias for c in self.classifiers]).mean(dim=0))
+        self.fusion.bias.copy_(torch.stack([layer.bias for layer in layers]).mean(dim=0))
 
     @torch.no_grad()
     def copy_scale(self, source: int, target: int) -> None:

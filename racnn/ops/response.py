@@ -25,14 +25,14 @@ def peak_region(response: Tensor, half_side: float = 0.5) -> Tensor:
     Returns:
         [B, 3], moved inside the image where it would stick out.
     """
-    batch, height, width = response.shape
+    _batch, height, width = response.shape
     place = response.flatten(1).argmax(dim=1)
     x = pixel_centres(width, device=response.device)[place % width]
     y = pixel_centres(height, device=response.device)[place // width]
     return clamp(torch.stack([x, y, torch.full_like(x, half_side)], dim=1))
 
 
-def component_region(response: Tensor, threshold: float = 1.0) -> Tensor:
+def component_region(response: Tensor, level: float = 0.0) -> Tensor:
     """Return the bounding square of the largest connected part of the map above a threshold.
 
     The rule of the object localisation in MMAL-Net and of the crop in WS-DAN, here batched and without leaving the
@@ -40,13 +40,14 @@ def component_region(response: Tensor, threshold: float = 1.0) -> Tensor:
 
     Args:
         response: [B, h, w].
-        threshold: Times the mean of the map.
+        level: Height of the threshold from the map's mean (0) to its maximum (1, exclusive). MMAL-Net's rule is 0.
 
     Returns:
         [B, 3] regions inside the image; the whole image where the map is constant.
     """
     response = response.float()
-    above = response > threshold * response.mean(dim=(1, 2), keepdim=True)
+    mean = response.mean(dim=(1, 2), keepdim=True)
+    above = response > mean + level * (response.amax(dim=(1, 2), keepdim=True) - mean)
     component = largest_component(above)
     box = torch.cat([_extent(component.any(dim=1)), _extent(component.any(dim=2))], dim=1)  # x0, x1, y0, y1
     return bounding_region(box[:, [0, 2, 1, 3]])
