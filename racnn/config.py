@@ -218,11 +218,13 @@ class Config(_Section):
 
 def recipe_schedule(num_scales: int) -> list[dict[str, Any]]:
     """Return the default schedule: each scale taught well before the next, accept-if-better, fusion last."""
-    schedule: list[dict[str, Any]] = [{"kind": "classification", "scales": [1], "epochs": 30, "lr": 0.01}]
+    schedule: list[dict[str, Any]] = [{"kind": "classification", "scales": [1], "epochs": 30, "lr": 0.005}]
     for scale in range(2, num_scales + 1):
-        schedule.append(_apn_init_phase(scale - 1, epochs=6))
+        # region 1 is the object, as MMAL-Net reads it; the next ones are the part that tells the class
+        sharper = {"response": "cam", "level": 0.2} if scale > 2 else {}
+        schedule.append(_apn_init_phase(scale - 1, epochs=6, **sharper))
         schedule.append(
-            {"kind": "classification", "scales": [scale], "init_from": scale - 1, "epochs": 20, "lr": 0.005}
+            {"kind": "classification", "scales": [scale], "init_from": scale - 1, "epochs": 20, "lr": 0.003}
         )
     if num_scales > 1:
         ranking = {"kind": "ranking", "epochs": 2, "optimizer": "adamw", "lr": 1e-5, "keep": "if_better"}

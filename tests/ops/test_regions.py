@@ -1,0 +1,202 @@
+"""Regions stay inside their image, compose like maps, and meet pixels at outer corners."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from racnn.ops import regions
+
+BOUNDS = [(0.2, 0.95), (0.3, 0.8), (0.05, 1.0)]
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def _valid(num: int, *, low: float = 0.1, high: float = 0.9) -> Tensor:
+    """Return random valid regions, float64."""
+    return regions.squash(torch.randn(num, 3, dtype=torch.float64), low, high)
+
+
+def _sticks_out(region: Tensor) -> float:
+    return float((region[:, :2].abs() + region[:, 2:]).max()) - 1.0
+
+
+class TestWhole:
+    def test_whole_is_centred_and_full_for_every_image(self) -> None:
+        region = regions.whole(3, dtype=torch.float64)
+        assert region.dtype == torch.float64
+        assert region.tolist() == [[0.0, 0.0, 1.0]] * 3
+
+
+class TestSquash:
+    @pytest.mark.parametrize(("low", "high"), BOUNDS)
+    @pytest.mark.parametrize("spread", [0.1, 3.0, 1e4])
+    def test_squash_of_anything_lies_inside_with_a_side_within_bounds(
+        self, low: float, high: float, spread: float
+    ) -> None:
+        region = regions.squash(torch.randn(2000, 3) * spread, low, high)
+        assert torch.isfinite(region).all()
+        assert _sticks_out(region) <= 1e-6
+        assert region[:, 2].min() >= low - 1e-6
+        assert region[:, 2].max() <= high + 1e-6
+
+    @pytest.mark.parametrize(("low", "high"), BOUNDS)
+    def test_squash_reaches_both_bounds_and_every_border(self, low: float, high: float) -> None:
+        far = regions.squash(torch.tensor([[50.0, -50.0, -50.0], [-50.0, 50.0, 50.0]]), low, high)
+        expected = torch.tensor([[1 - low, low - 1, low], [high - 1, 1 - high, high]])
+        torch.testing.assert_close(far, expected)
+
+    @pytest.mark.parametrize(("low", "high"), BOUNDS)
+    def test_squash_of_zeros_is_centred_with_the_middle_side(self, low: float, high: float) -> None:
+        torch.testing.assert_close(
+            regions.squash(torch.zeros(2, 3), low, high), torch.tensor([[0.0, 0.0, (low + high) / 2]] * 2)
+        )
+
+    def test_squash_grows_with_each_raw_number(self) -> None:
+        raw = torch.tensor([[0.3, -0.2, 0.1]], dtype=torch.float64)
+        jacobian = torch.autograd.functional.jacobian(lambda r: regions.squash(r, 0.2, 0.9)[0], raw)[:, 0]
+        assert (jacobian.diagonal() > 0).all()
+        assert jacobian[2, :2].abs().max() == 0  # the side follows its own number alone
+
+    def test_squash_gradcheck(self) -> None:
+        raw = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(lambda r: regions.squash(r, 0.2, 0.9), (raw,))
+
+
+class TestClamp:
+    def test_clamp_is_idempotent(self) -> None:
+        once = regions.clamp(torch.randn(500, 3, dtype=torch.float64) * 2, 0.2, 0.8)
+        assert torch.equal(regions.clamp(once, 0.2, 0.8), once)
+
+    def test_clamp_of_anything_is_valid(self) -> None:
+        region = regions.clamp(torch.randn(500, 3) * 2, 0.2, 0.8)
+        assert _sticks_out(region) <= 1e-6
+        assert region[:, 2].min() >= 0.2
+        assert region[:, 2].max() <= 0.8
+
+    def test_clamp_leaves_valid_regions_alone(self) -> None:
+        region = _valid(500)
+        torch.testing.assert_close(regions.clamp(region), region, rtol=0, atol=1e-15)
+
+    def test_clamp_moves_only_the_axis_that_sticks_out(self) -> None:
+        region = regions.clamp(torch.tensor([[0.9, 0.1, 0.5], [-0.2, -2.0, 0.4]]))
+        torch.testing.assert_close(region, torch.tensor([[0.5, 0.1, 0.5], [-0.2, -0.6, 0.4]]))
+
+
+class TestCompose:
+    def test_whole_is_the_identity_on_both_sides(self) -> None:
+        region, whole = _valid(50), regions.whole(50, dtype=torch.float64)
+        torch.testing.assert_close(regions.compose(whole, region), region)
+        torch.testing.assert_close(regions.compose(region, whole), region)
+
+    def test_compose_is_associative(self) -> None:
+        a, b, c = _valid(50), _valid(50), _valid(50)
+        left = regions.compose(regions.compose(a, b), c)
+        torch.testing.assert_close(left, regions.compose(a, regions.compose(b, c)))
+
+    def test_relative_undoes_compose_and_the_other_way_round(self) -> None:
+        outer, inner = _valid(50), _valid(50)
+        torch.testing.assert_close(regions.relative(outer, regions.compose(outer, inner)), inner)
+        torch.testing.assert_close(regions.compose(outer, regions.relative(outer, inner)), inner)
+
+    def test_region_of_a_valid_region_lies_inside_it(self) -> None:
+        outer, inner = _valid(500), _valid(500)
+        composed = regions.compose(outer, inner)
+        outside = (composed[:, :2] - outer[:, :2]).abs() + composed[:, 2:] - outer[:, 2:]
+        assert outside.max() <= 1e-12
+
+    def test_compose_is_what_cropping_pixels_twice_gives(self) -> None:
+        # 40 x 80 (h, w): columns 20..60, rows 10..30; of that the right lower quarter: columns 40..60, rows 20..30
+        outer = regions.from_boxes_xyxy(torch.tensor([[20.0, 10, 60, 30]]), (40, 80))
+        inner = torch.tensor([[0.5, 0.5, 0.5]])
+        box = regions.to_boxes_xyxy(regions.compose(outer, inner), (40, 80))
+        torch.testing.assert_close(box, torch.tensor([[40.0, 20, 60, 30]]))
+
+
+class TestJitter:
+    def test_jitter_stays_valid_and_within_bounds(self) -> None:
+        region = regions.jitter(_valid(2000, low=0.2, high=0.8), 3.0, low=0.2, high=0.8)
+        assert _sticks_out(region) <= 1e-12
+        assert region[:, 2].min() >= 0.2
+        assert region[:, 2].max() <= 0.8
+
+    def test_jitter_without_strength_is_clamp(self) -> None:
+        region = torch.randn(200, 3, dtype=torch.float64)
+        shaken = regions.jitter(region, 0.0, low=0.2, high=0.8)
+        assert torch.equal(shaken[:, 2], regions.clamp(region, 0.2, 0.8)[:, 2])
+        torch.testing.assert_close(shaken, regions.clamp(region, 0.2, 0.8))
+
+    @pytest.mark.parametrize("strength", [0.5, 1.0])
+    def test_jitter_fills_its_ranges_evenly_and_no_more(self, strength: float) -> None:
+        start = torch.tensor([[0.1, -0.2, 0.4]], dtype=torch.float64).expand(4000, 3)
+        shaken = regions.jitter(start, strength)
+        moves = torch.cat(
+            [(shaken[:, :2] - start[:, :2]) / (0.1 * 0.4), (shaken[:, 2:] / 0.4).log() / 0.2], dim=1
+        )
+        assert (moves.abs().amax(dim=0) <= strength + 1e-9).all()
+        assert (moves.amax(dim=0) > 0.99 * strength).all()
+        assert (moves.amin(dim=0) < -0.99 * strength).all()
+        assert (moves.mean(dim=0).abs() < 0.05 * strength).all()
+        correlation = torch.corrcoef(moves.T) - torch.eye(3)
+        assert correlation.abs().max() < 0.06, "the three numbers are not shaken independently"
+
+    def test_jitter_follows_the_global_generator(self) -> None:
+        region = _valid(20)
+        draws = []
+        for seed in (1, 1, 2):
+            torch.manual_seed(seed)
+            draws.append(regions.jitter(region))
+        assert torch.equal(draws[0], draws[1])
+        assert not torch.allclose(draws[0], draws[2])
+
+
+class TestPixelBoxes:
+    def test_box_of_a_region_by_hand(self) -> None:
+        box = regions.to_boxes_xyxy(torch.tensor([[0.5, -0.5, 0.25]]), (40, 80))
+        torch.testing.assert_close(box, torch.tensor([[50.0, 5.0, 70.0, 15.0]]))
+
+    def test_box_of_the_whole_is_the_image(self) -> None:
+        assert regions.to_boxes_xyxy(regions.whole(1), (30, 70)).tolist() == [[0, 0, 70, 30]]
+        assert regions.from_boxes_xyxy(torch.tensor([[0.0, 0, 70, 30]]), (30, 70)).tolist() == [[0, 0, 1]]
+
+    @pytest.mark.parametrize("size", [(37, 90), (90, 37), (64, 64)])
+    def test_round_trip_through_pixels(self, size: tuple[int, int]) -> None:
+        region = _valid(100)
+        back = regions.from_boxes_xyxy(regions.to_boxes_xyxy(region, size), size)
+        torch.testing.assert_close(back, region)
+
+    def test_swapped_axes_do_not_round_trip(self) -> None:
+        region = torch.tensor([[0.3, -0.4, 0.25]])
+        back = regions.from_boxes_xyxy(regions.to_boxes_xyxy(region, (37, 90)), (90, 37))
+        assert not torch.allclose(back, region, atol=0.1)
+
+    def test_region_of_a_box_holds_it_and_is_the_smallest(self) -> None:
+        height, width = 40, 100
+        ends = torch.rand(300, 2, 2, dtype=torch.float64).sort(dim=1).values * torch.tensor([width, height])
+        boxes = ends.flatten(1)  # x0, y0, x1, y1
+        region = regions.from_boxes_xyxy(boxes, (height, width))
+        held = regions.to_boxes_xyxy(region, (height, width))
+        assert (held[:, :2] <= boxes[:, :2] + 1e-9).all()
+        assert (held[:, 2:] >= boxes[:, 2:] - 1e-9).all()
+        assert _sticks_out(region) <= 1e-12
+        longer = torch.maximum(
+            (boxes[:, 2] - boxes[:, 0]) / width, (boxes[:, 3] - boxes[:, 1]) / height
+        )  # a fraction of the image is a side in the frame
+        torch.testing.assert_close(region[:, 2], longer)
+
+    def test_square_about_a_long_box_at_the_border_is_moved_inside(self) -> None:
+        # a flat box at the top edge: the square around its centre would stick out above
+        region = regions.from_boxes_xyxy(torch.tensor([[20.0, 0, 60, 4]]), (40, 80))
+        torch.testing.assert_close(region, torch.tensor([[0.0, -0.5, 0.5]]))
+
+    def test_bounding_region_takes_corners_of_the_frame(self) -> None:
+        region = regions.bounding_region(torch.tensor([[-0.5, -0.25, 0.1, 0.05]]))
+        torch.testing.assert_close(region, torch.tensor([[-0.2, -0.1, 0.3]]))
