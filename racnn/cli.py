@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from racnn import __version__
-from racnn.errors import ConfigError, TrainingError, UserError
+from racnn.errors import ConfigError, DataError, TrainingError, UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,6 +49,9 @@ def main() -> None:
         raise SystemExit(2) from None
     except TrainingError as error:
         print(f"training stopped: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except OSError as error:  # a full disk, a folder that cannot be written
+        print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
 
 
@@ -128,8 +131,19 @@ def visualize(
     from racnn.data.datasets import find_photos, read_photo
 
     paths = find_photos(photos)[:limit]
-    rows = _draw(_restore(checkpoint, device), ((path, read_photo(path)) for path in paths), out)
+    damaged: list[str] = []
+
+    def readable() -> Iterable[tuple[Path, np.ndarray]]:
+        for path in paths:
+            try:
+                yield path, read_photo(path)
+            except DataError as error:
+                damaged.append(str(error))
+
+    rows = _draw(_restore(checkpoint, device), readable(), out)
     print(f"{len(rows)} pictures and regions.json in {out}")
+    if damaged:
+        raise DataError(f"{len(damaged)} of {len(paths)} photos were left out:\n" + "\n".join(damaged))
 
 
 @app.command()

@@ -17,9 +17,11 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    SerializerFunctionWrapHandler,
     Tag,
     ValidationError,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -131,6 +133,13 @@ class ModelConfig(_Section):
         return tuple(DEFAULT_BOUNDS[min(s, 1)] for s in range(self.num_scales - 1))
 
 
+KIND_OF_KEY = {
+    **dict.fromkeys(("init_from", "label_smoothing", "jitter"), "classification"),
+    **dict.fromkeys(("target", "response", "level"), "apn_init"),
+    "margin": "ranking",
+}
+
+
 class PhaseConfig(_Section):
     """One phase of training: what is trained, by which loss, for how long, and which epoch is kept.
 
@@ -156,18 +165,34 @@ class PhaseConfig(_Section):
         "last", description="last epoch; best epoch on validation; best only if better than before the phase"
     )
     patience: int = Field(0, ge=0, description="stop after so many epochs without a better one; 0: never")
-    # classification
+    # classification only
     init_from: int | None = Field(None, ge=1, description="start from this scale's backbone and classifier")
     label_smoothing: float = Field(0.1, ge=0.0, lt=1.0)
     jitter: float = Field(1.0, ge=0.0, description="strength of the random shifts of the regions; 0: none")
-    # apn_init
+    # apn_init only
     target: Literal["component", "peak"] = "component"
     response: Literal["sum", "cam"] = Field("sum", description="map to read the box from")
     level: float = Field(
         0.0, ge=0.0, lt=1.0, description="component: threshold, from the map's mean (0) to its peak (1)"
     )
-    # ranking
+    # ranking only
     margin: float = Field(0.05, ge=0.0)
+
+    @model_validator(mode="after")
+    def _keys_belong_to_the_kind(self) -> PhaseConfig:
+        for key in sorted(self.model_fields_set & KIND_OF_KEY.keys()):
+            if KIND_OF_KEY[key] != self.kind:
+                raise ValueError(
+                    f"'{key}' belongs to {KIND_OF_KEY[key]} phases and does nothing in a {self.kind} phase"
+                )
+        if self.kind == "fusion" and self.scales:
+            raise ValueError("'scales' does nothing in a fusion phase, which always uses all")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_foreign_keys(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = serialize(self)
+        return {key: value for key, value in values.items() if KIND_OF_KEY.get(key, self.kind) == self.kind}
 
 
 class AlternationConfig(_Section):

@@ -218,8 +218,11 @@ class Run:
             progress.step += 1
             self.recorder.advance_bar(losses)
             if progress.step % self.config.run.log_every == 0:
-                rate = {"lr": optimizer.param_groups[0]["lr"]}
-                self.recorder.scalars("train", losses | rate, step=progress.step, phase=phase.name)
+                names = ("lr", "lr_heads")  # the trunks' group, or the only one, comes first
+                rates = {
+                    name: group["lr"] for name, group in zip(names, optimizer.param_groups, strict=False)
+                }
+                self.recorder.scalars("train", losses | rates, step=progress.step, phase=phase.name)
             every = self.config.run.save_every
             if self.signal or (every and progress.step % every == 0):
                 self._save_last(optimizer)

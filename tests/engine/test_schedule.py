@@ -1,0 +1,82 @@
+"""The small decisions of training: the learning rate, what is better, when attention has collapsed."""
+
+import pytest
+
+from racnn.config import PhaseConfig
+from racnn.engine.phases import Phase
+from racnn.engine.schedule import better, collapse_warning, learning_rate, phase_items
+
+SHARES = [i / 1000 for i in range(1000)]
+
+
+@pytest.mark.parametrize("warmup", [0.05, 0.3])
+def test_the_learning_rate_rises_from_near_zero_to_one_and_falls_to_near_zero(warmup):
+    rates = [learning_rate(done, warmup) for done in SHARES]
+    peak = rates.index(max(rates))
+    assert 0 < rates[0] < 0.02
+    assert rates[peak] == pytest.approx(1.0, abs=1e-3)
+    assert SHARES[peak] == pytest.approx(warmup, abs=2e-3)
+    assert all(a < b for a, b in zip(rates[:peak], rates[1 : peak + 1], strict=True))
+    assert all(a > b for a, b in zip(rates[peak:], rates[peak + 1 :], strict=False))
+    assert 0 < rates[-1] < 1e-4
+
+
+def test_without_warmup_the_learning_rate_starts_at_its_peak():
+    assert learning_rate(0.0, 0.0) == 1.0
+    assert learning_rate(0.5, 0.0) == pytest.approx(0.5)
+
+
+def test_the_learning_rate_does_not_jump():
+    rates = [learning_rate(done, 0.2) for done in SHARES]
+    assert max(abs(a - b) for a, b in zip(rates, rates[1:], strict=False)) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "loose", "strict"),
+    [
+        ({"a": 2.0, "b": 2.0}, {"a": 1.0, "b": 1.0}, True, True),
+        ({"a": 3.0, "b": 0.9}, {"a": 1.0, "b": 1.0}, True, False),  # the mean rose, one fell
+        ({"a": 2.0, "b": 1.0}, {"a": 1.0, "b": 1.0}, True, True),  # one rose, one stayed
+        ({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 1.0}, False, False),  # equal is not better
+        ({"a": 1.5, "b": 0.4}, {"a": 1.0, "b": 1.0}, False, False),
+        ({"a": float("nan")}, {"a": 1.0}, False, False),
+    ],
+)
+def test_better_is_a_higher_mean_and_for_ranking_no_item_that_falls(new, old, loose, strict):
+    assert better(new, old, no_item_may_fall=False) is loose
+    assert better(new, old, no_item_may_fall=True) is strict
+
+
+LOG_PROB = {"scale_1": -1.0, "scale_2": -2.0, "scale_3": -3.0, "mean": -1.5, "fused": -0.5}
+
+
+@pytest.mark.parametrize(
+    ("kind", "scales", "items"),
+    [
+        ("classification", (2,), {"scale_2": -2.0}),
+        ("classification", (1, 3), {"scale_1": -1.0, "scale_3": -3.0}),
+        ("ranking", (1,), {"scale_2": -2.0}),  # the finer of the pair
+        ("ranking", (1, 2), {"scale_2": -2.0, "scale_3": -3.0}),
+        ("fusion", (), {"fused": -0.5}),
+        ("apn_init", (1,), {"loss": -0.25}),  # smaller is better
+    ],
+)
+def test_a_phase_is_judged_by_what_it_trains(kind, scales, items):
+    phase = Phase(0, PhaseConfig(kind=kind, epochs=1, lr=0.1), scales)
+    assert phase_items(phase, {"log_prob": LOG_PROB}, 0.25 if kind == "apn_init" else None) == items
+
+
+def statistics(at_bound, tl_mean):
+    return {"at_bound": at_bound, "tl_mean": tl_mean}
+
+
+def test_regions_away_from_their_bounds_give_no_warning():
+    assert collapse_warning({"region_1": statistics(0.5, 0.9), "region_2": statistics(0.0, 0.3)}, [(0.2, 0.95)] * 2) == []
+
+
+@pytest.mark.parametrize(("tl_mean", "told"), [(0.94, "grown to its upper"), (0.21, "shrunk to its lower")])
+def test_a_region_at_a_bound_on_most_photos_is_warned_of(tl_mean, told):
+    regions = {"region_1": statistics(0.0, 0.5), "region_2": statistics(0.75, tl_mean)}
+    (line,) = collapse_warning(regions, [(0.3, 0.8), (0.2, 0.95)])
+    assert line.startswith(f"region_2 has {told} bound on 75 % of the photos")
+    assert "0.2 to 0.95" in line

@@ -1,0 +1,153 @@
+"""A phase moves exactly what it names, and nothing else, batch norm statistics included."""
+
+import pytest
+import torch
+
+from racnn.config import PhaseConfig
+from racnn.engine.phases import Phase
+from racnn.engine.steps import STEPS, build_optimizer, train_only
+from racnn.models import RACNN
+
+NUM_CLASSES = 5
+
+
+@pytest.fixture(scope="module")
+def states():
+    """Weights of a network whose APNs do not start at a point without gradient; one for each kind of sharing."""
+    made = {}
+    for shared in (False, True):
+        torch.manual_seed(0)
+        model = make(shared)
+        for apn in model.apns:
+            torch.nn.init.normal_(apn.out.weight, std=0.1)
+        made[shared] = {key: value.clone() for key, value in model.state_dict().items()}
+    return made
+
+
+def make(shared=False):
+    return RACNN(num_classes=NUM_CLASSES, backbone="tiny", view_sizes=(32, 32, 32), shared_backbone=shared)
+
+
+def batch(size=6, side=40):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (size, 3, side, side), generator=generator, dtype=torch.uint8)
+    return {"image": images, "label": torch.arange(size) % NUM_CLASSES}
+
+
+def phase_of(kind, scales=(), **changes):
+    config = PhaseConfig(**{"kind": kind, "epochs": 1, "lr": 0.5, "margin": 2.0, "scales": scales} | changes)
+    return Phase(0, config, tuple(scales))
+
+
+def step(model, phase):
+    """Take one optimizer step of a phase and return the losses."""
+    train_only(model, phase)
+    optimizer = build_optimizer(model, phase)
+    losses = STEPS[phase.config.kind](model, batch(), phase)
+    losses["loss"].backward()
+    optimizer.step()
+    return losses
+
+
+def owned(state, *prefixes):
+    return {key for key in state if key.startswith(prefixes)}
+
+
+MOVES = [
+    ("classification", (1,), ("backbones.0.", "classifiers.0.")),
+    ("classification", (2,), ("backbones.1.", "classifiers.1.")),
+    ("classification", (1, 3), ("backbones.0.", "classifiers.0.", "backbones.2.", "classifiers.2.")),
+    ("classification", (1, 2, 3), ("backbones.", "classifiers.")),
+    ("apn_init", (1,), ("apns.0.",)),
+    ("apn_init", (2,), ("apns.1.",)),
+    ("apn_init", (1, 2), ("apns.",)),
+    ("ranking", (1,), ("apns.0.",)),
+    ("ranking", (2,), ("apns.1.",)),
+    ("ranking", (1, 2), ("apns.",)),
+    ("fusion", (), ("fusion.",)),
+]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(("kind", "scales", "prefixes"), MOVES)
+def test_a_phase_moves_exactly_what_it_names(kind, scales, prefixes, optimizer, states):
+    model = make()
+    model.load_state_dict(states[False])
+    step(model, phase_of(kind, scales, optimizer=optimizer, weight_decay=0.1))
+    moved = {key for key, value in model.state_dict().items() if not torch.equal(value, states[False][key])}
+    assert moved == owned(states[False], *prefixes)
+
+
+def test_moving_a_trunk_moves_its_batch_norm_statistics_too(states):
+    assert any("running_mean" in key for key in owned(states[False], "backbones.1."))
+
+
+@pytest.mark.parametrize("kind", ["apn_init", "ranking", "fusion"])
+def test_frozen_trunks_look_the_same_way_as_in_evaluation(kind, states):
+    model = make()
+    model.load_state_dict(states[False])
+    train_only(model, phase_of(kind, () if kind == "fusion" else (1, 2)))
+    assert model.training
+    assert not any(module.training for module in model.backbones.modules())
+    assert not any(p.requires_grad for p in (*model.backbones.parameters(), *model.classifiers.parameters()))
+
+
+def test_a_shared_trunk_is_given_to_the_optimizer_once_and_moves(states):
+    model = make(shared=True)
+    model.load_state_dict(states[True])
+    phase = phase_of("classification", (1, 2))
+    step(model, phase)
+    moved = {key for key, value in model.state_dict().items() if not torch.equal(value, states[True][key])}
+    assert moved == owned(states[True], "backbones.", "classifiers.0.", "classifiers.1.")
+    trunk = build_optimizer(model, phase).param_groups[0]["params"]
+    assert len(trunk) == len(list(model.backbones[0].parameters()))
+
+
+@pytest.mark.parametrize(("kind", "scales", "prefixes"), MOVES)
+def test_the_loss_is_the_sum_of_the_named_losses(kind, scales, prefixes, states):
+    model = make()
+    model.load_state_dict(states[False])
+    losses = {name: value.item() for name, value in step(model, phase_of(kind, scales)).items()}
+    terms = [value for name, value in losses.items() if name.rpartition("_")[0] == kind or name == kind]
+    assert len(terms) == max(len(scales), 1), losses
+    assert losses["loss"] == pytest.approx(sum(terms))
+
+
+def test_heads_learn_faster_than_trunks_by_the_factor():
+    trunk, head = build_optimizer(make(), phase_of("classification", (1, 2), lr=0.01, head_lr_factor=7.0)).param_groups
+    assert (trunk["lr"], trunk["base_lr"]) == (0.01, 0.01)
+    assert head["lr"] == head["base_lr"] == pytest.approx(0.07)
+    assert len(head["params"]) == 4  # two classifiers, weight and bias
+
+
+@pytest.mark.parametrize(("kind", "scales"), [("apn_init", (1, 2)), ("ranking", (1,)), ("fusion", ())])
+def test_what_has_no_heads_has_one_group_at_the_plain_rate(kind, scales):
+    (group,) = build_optimizer(make(), phase_of(kind, scales, lr=0.01, head_lr_factor=7.0)).param_groups
+    assert group["lr"] == group["base_lr"] == 0.01
+
+
+@pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
+def test_the_optimizer_is_the_one_asked_for(name, kind):
+    optimizer = build_optimizer(
+        make(), phase_of("fusion", optimizer=name, momentum=0.8, weight_decay=0.03)
+    )
+    assert type(optimizer) is kind
+    (group,) = optimizer.param_groups
+    assert group["weight_decay"] == 0.03
+    assert group.get("momentum", 0.8) == 0.8
+
+
+def test_regions_are_shaken_in_training_and_not_in_validation(states):
+    model = make()
+    model.load_state_dict(states[False])
+    phase = phase_of("classification", (2,), jitter=1.0)
+    train_only(model, phase)
+
+    def loss(seed):
+        torch.manual_seed(seed)
+        return STEPS["classification"](model, batch(), phase)["loss"].item()
+
+    assert loss(0) == loss(0)
+    assert loss(0) != loss(1)
+    model.eval()
+    assert loss(0) == loss(1)
