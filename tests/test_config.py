@@ -75,16 +75,22 @@ def test_a_named_schedule_fits_any_number_of_scales(name, num_scales):
     sizes = [32] * num_scales
     config = load_config(None, [f"schedule={name}", f"model.view_sizes={sizes}"])
     phases = config.phases()
-    trained = {scale for p in phases if p.kind == "classification" for scale in p.scales or range(1, num_scales + 1)}
+    trained = {
+        scale for p in phases if p.kind == "classification" for scale in p.scales or range(1, num_scales + 1)
+    }
     assert trained == set(range(1, num_scales + 1))
-    assert {p.scales for p in phases if p.kind == "apn_init"} == {(region,) for region in range(1, num_scales)}
+    assert {p.scales for p in phases if p.kind == "apn_init"} == {
+        (region,) for region in range(1, num_scales)
+    }
     assert any(isinstance(entry, AlternationConfig) for entry in config.schedule) == (num_scales > 1)
     assert (phases[-1].kind == "fusion") == (num_scales > 1)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_every_apn_is_pretrained_before_the_alternation(name):
-    kinds = [getattr(entry, "kind", "alternation") for entry in load_config(None, [f"schedule={name}"]).schedule]
+    kinds = [
+        getattr(entry, "kind", "alternation") for entry in load_config(None, [f"schedule={name}"]).schedule
+    ]
     assert max(i for i, kind in enumerate(kinds) if kind == "apn_init") < kinds.index("alternation")
 
 
@@ -180,8 +186,14 @@ def test_a_setting_that_cannot_be_applied_is_quoted(text, told):
         ({"modle": {}}, "modle: unknown key (did you mean 'model'?)"),
         ({"data": {"batch_sise": 8}}, "data.batch_sise: unknown key (did you mean 'batch_size'?)"),
         ({"data": {"augment": {"flp": True}}}, "data.augment.flp: unknown key (did you mean 'flip'?)"),
-        ({"schedule": [{**PHASE, "optimiser": "sgd"}]}, "schedule.0.optimiser: unknown key (did you mean 'optimizer'?)"),
-        ({"schedule": [{"alternate": [PHASE], "round": 2}]}, "schedule.0.round: unknown key (did you mean 'rounds'?)"),
+        (
+            {"schedule": [{**PHASE, "optimiser": "sgd"}]},
+            "schedule.0.optimiser: unknown key (did you mean 'optimizer'?)",
+        ),
+        (
+            {"schedule": [{"alternate": [PHASE], "round": 2}]},
+            "schedule.0.round: unknown key (did you mean 'rounds'?)",
+        ),
         (
             {"schedule": [PHASE, {"alternate": [PHASE, {**PHASE, "epoch": 2}]}]},
             "schedule.1.alternate.1.epoch: unknown key (did you mean 'epochs'?)",
@@ -250,7 +262,10 @@ def test_a_key_called_like_a_kind_of_schedule_entry_is_an_unknown_key(key):
 
 @pytest.mark.parametrize("key", ["lr", "weight_decay", "margin", "jitter", "clip_grad", "head_lr_factor"])
 def test_an_infinite_number_is_refused(key):
-    assert any(line.startswith(f"schedule.0.{key}: ") for line in mistakes({"schedule": [{**PHASE, key: float("inf")}]}))
+    assert any(
+        line.startswith(f"schedule.0.{key}: ")
+        for line in mistakes({"schedule": [{**PHASE, key: float("inf")}]})
+    )
 
 
 @pytest.mark.parametrize(
@@ -305,7 +320,8 @@ def test_a_misspelt_schedule_names_the_nearest():
 
 
 @pytest.mark.parametrize(
-    "text", ["run: {seed: 1}\nrun: {seed: 2}\n", "run:\n  seed: 1\n  seed: 2\n", "schedule:\n  - {lr: 1, lr: 2}\n"]
+    "text",
+    ["run: {seed: 1}\nrun: {seed: 2}\n", "run:\n  seed: 1\n  seed: 2\n", "schedule:\n  - {lr: 1, lr: 2}\n"],
 )
 def test_a_key_given_twice_is_refused(text, tmp_path):
     path = write(tmp_path / "twice.yaml", text)
@@ -320,7 +336,9 @@ def test_a_file_that_is_no_mapping_is_refused(text, found, tmp_path):
         load_config(path)
 
 
-@pytest.mark.parametrize("content", [b"run: [1\n", b"run: \xff\xfe\n", b"run: !!python/object/apply:os.abort []\n"])
+@pytest.mark.parametrize(
+    "content", [b"run: [1\n", b"run: \xff\xfe\n", b"run: !!python/object/apply:os.abort []\n"]
+)
 def test_a_file_that_is_not_plain_yaml_is_refused(content, tmp_path):
     path = tmp_path / "broken.yaml"
     path.write_bytes(content)
@@ -335,7 +353,9 @@ def test_an_empty_file_is_the_defaults(tmp_path):
 def test_a_missing_file_names_its_nearest_sibling(tmp_path):
     write(tmp_path / "birds.yaml", "")
     write(tmp_path / "cars_of_stanford.yaml", "")
-    with pytest.raises(ConfigError, match=r"brids\.yaml: no such configuration file \(did you mean 'birds\.yaml'\?\)"):
+    with pytest.raises(
+        ConfigError, match=r"brids\.yaml: no such configuration file \(did you mean 'birds\.yaml'\?\)"
+    ):
         load_config(tmp_path / "brids.yaml")
     with pytest.raises(ConfigError, match="no such configuration file$"):
         load_config(tmp_path / "nowhere" / "brids.yaml")
@@ -345,7 +365,8 @@ def test_a_missing_file_names_its_nearest_sibling(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "ids"), [("3", [3]), ("1-3", [1, 2, 3]), ("9, 1 - 2,2", [1, 2, 9]), ("5-5", [5]), ("10-11,2", [2, 10, 11])]
+    ("text", "ids"),
+    [("3", [3]), ("1-3", [1, 2, 3]), ("9, 1 - 2,2", [1, 2, 9]), ("5-5", [5]), ("10-11,2", [2, 10, 11])],
 )
 def test_ranges_are_sorted_ids_without_repeats(text, ids):
     assert parse_ranges(text) == ids

@@ -94,15 +94,16 @@ BACKBONES: dict[str, Callable[[], Backbone]] = {
 
 
 class _LastFeatures(nn.Module):
-    """A timm feature extractor that returns its one feature map instead of a list."""
+    """A timm feature extractor that returns its one feature map, channels first, instead of a list."""
 
-    def __init__(self, extractor: nn.Module) -> None:
+    def __init__(self, extractor: nn.Module, *, channels_come_last: bool) -> None:
         super().__init__()
         self.extractor = extractor
+        self.channels_come_last = channels_come_last
 
     def forward(self, view: Tensor) -> Tensor:
         features: Tensor = self.extractor(view)[-1]
-        return features
+        return features.permute(0, 3, 1, 2).contiguous() if self.channels_come_last else features
 
 
 def timm_backbone(name: str, *, pretrained: bool = False) -> Backbone:
@@ -110,6 +111,7 @@ def timm_backbone(name: str, *, pretrained: bool = False) -> Backbone:
 
     Raises:
         ConfigError: timm is not installed, or knows no such network, or it yields no feature maps.
+        WeightsError: The pretrained weights cannot be downloaded.
     """
     import_torchvision()  # timm imports it too
     try:
@@ -125,11 +127,16 @@ def timm_backbone(name: str, *, pretrained: bool = False) -> Backbone:
     try:
         extractor: Any = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=(-1,))
     except RuntimeError as error:
-        raise ConfigError(f"model.backbone: timm/{name} gives no feature maps: {error}") from None
+        raise ConfigError(f"model.backbone: timm/{name} cannot be used as a backbone: {error}") from None
+    except OSError as error:
+        raise WeightsError(
+            f"model.weights: could not download the weights of timm/{name} ({error}); "
+            "fetch the file by hand and give its path as model.weights"
+        ) from None
     last = extractor.feature_info.get_dicts()[-1]
     settings = extractor.default_cfg
     return Backbone(
-        _LastFeatures(extractor),
+        _LastFeatures(extractor, channels_come_last=extractor.output_fmt.value == "NHWC"),
         channels=last["num_chs"],
         stride=last["reduction"],
         mean=tuple(settings["mean"]),

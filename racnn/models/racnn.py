@@ -139,7 +139,8 @@ class RACNN(nn.Module):
             jitter_strength: Shake the regions before they are cut, as training of the finer scales wants.
         """
         source = self.normalise(images)
-        last = scales or self.num_scales
+        last = self.num_scales if scales is None else scales
+        assert 1 <= last <= self.num_scales, scales
         output = RACNNOutput()
         place = whole(len(images), device=images.device)
         view = self._cut(source, place, self.view_sizes[0], masked=False)

@@ -18,7 +18,9 @@ def whole(
     batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """Return the region that is the whole image, [batch, 3] of (0, 0, 1)."""
-    return torch.tensor([0.0, 0.0, 1.0], device=device, dtype=dtype).expand(batch, 3)
+    region = torch.zeros(batch, 3, device=device, dtype=dtype)
+    region[:, 2] = 1.0  # filled on the device: a tensor made from a list would wait for it
+    return region
 
 
 def squash(raw: Tensor, low: float, high: float) -> Tensor:

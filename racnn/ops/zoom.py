@@ -61,7 +61,7 @@ def _sampling_matrix(
         target, device=half.device, dtype=half.dtype
     )  # [B, target], from the centre
     position = (centre + offsets + 1.0) * (source / 2.0)  # in pixels of the image, outer corner 0
-    if not antialias:  # repeat the edge pixel, as bilinear interpolation does
+    if not antialias:  # samples beyond the image, of a region that sticks out, read its edge pixel
         position = position.clamp(0.5, source - 0.5)
     pixels = torch.arange(source, device=half.device, dtype=half.dtype) + 0.5
     distance = (position[:, :, None] - pixels).abs()

@@ -11,7 +11,9 @@ def phase(kind, **changes):
 
 
 def config_of(*schedule, num_scales=3):
-    return parse_config({"model": {"view_sizes": [32] * num_scales}, "schedule": list(schedule)}, origin="test")
+    return parse_config(
+        {"model": {"view_sizes": [32] * num_scales}, "schedule": list(schedule)}, origin="test"
+    )
 
 
 def run(config, outcomes):
@@ -33,7 +35,9 @@ ALTERNATION = config_of(
 
 
 def kinds(phases):
-    return "".join({"classification": "c", "apn_init": "a", "ranking": "r", "fusion": "f"}[p.config.kind] for p in phases)
+    return "".join(
+        {"classification": "c", "apn_init": "a", "ranking": "r", "fusion": "f"}[p.config.kind] for p in phases
+    )
 
 
 @pytest.mark.parametrize(
@@ -60,7 +64,9 @@ def test_phases_know_how_many_ran_before():
     assert [p.position for p in run(ALTERNATION, [])] == list(range(8))
 
 
-@pytest.mark.parametrize("outcomes", [[True] * 8, [False] * 8, [True, False, True, True, False, False, False, True]])
+@pytest.mark.parametrize(
+    "outcomes", [[True] * 8, [False] * 8, [True, False, True, True, False, False, False, True]]
+)
 def test_upcoming_replays_the_walk(outcomes):
     phases = run(ALTERNATION, outcomes)
     replayed = [upcoming(ALTERNATION, outcomes[:done]) for done in range(len(phases))]
@@ -69,7 +75,8 @@ def test_upcoming_replays_the_walk(outcomes):
 
 
 @pytest.mark.parametrize(
-    ("kind", "scales"), [("classification", (1, 2, 3)), ("apn_init", (1, 2)), ("ranking", (1, 2)), ("fusion", ())]
+    ("kind", "scales"),
+    [("classification", (1, 2, 3)), ("apn_init", (1, 2)), ("ranking", (1, 2)), ("fusion", ())],
 )
 def test_a_phase_without_scales_trains_all_there_are(kind, scales):
     (resolved,) = run(config_of(phase(kind)), [])
@@ -82,7 +89,9 @@ def test_a_phase_with_scales_keeps_them(kind):
     assert resolved.scales == (2,)
 
 
-@pytest.mark.parametrize(("kind", "count"), [("classification", 2), ("apn_init", 2), ("ranking", 3), ("fusion", 4)])
+@pytest.mark.parametrize(
+    ("kind", "count"), [("classification", 2), ("apn_init", 2), ("ranking", 3), ("fusion", 4)]
+)
 def test_a_step_runs_no_more_scales_than_it_needs(kind, count):
     scales = [] if kind == "fusion" else [1, 2]
     (resolved,) = run(config_of(phase(kind, scales=scales), num_scales=4), [])

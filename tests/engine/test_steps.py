@@ -114,7 +114,9 @@ def test_the_loss_is_the_sum_of_the_named_losses(kind, scales, prefixes, states)
 
 
 def test_heads_learn_faster_than_trunks_by_the_factor():
-    trunk, head = build_optimizer(make(), phase_of("classification", (1, 2), lr=0.01, head_lr_factor=7.0)).param_groups
+    trunk, head = build_optimizer(
+        make(), phase_of("classification", (1, 2), lr=0.01, head_lr_factor=7.0)
+    ).param_groups
     assert (trunk["lr"], trunk["base_lr"]) == (0.01, 0.01)
     assert head["lr"] == head["base_lr"] == pytest.approx(0.07)
     assert len(head["params"]) == 4  # two classifiers, weight and bias
@@ -128,9 +130,7 @@ def test_what_has_no_heads_has_one_group_at_the_plain_rate(kind, scales):
 
 @pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
 def test_the_optimizer_is_the_one_asked_for(name, kind):
-    optimizer = build_optimizer(
-        make(), phase_of("fusion", optimizer=name, momentum=0.8, weight_decay=0.03)
-    )
+    optimizer = build_optimizer(make(), phase_of("fusion", optimizer=name, momentum=0.8, weight_decay=0.03))
     assert type(optimizer) is kind
     (group,) = optimizer.param_groups
     assert group["weight_decay"] == 0.03

@@ -94,7 +94,9 @@ class TestComponentRegion:
         response = _map(10, 20, (slice(1, 3), slice(1, 3)), (slice(5, 9), slice(12, 18)))
         response[0, 1:3, 1:3] = 1.5
         box = to_boxes_xyxy(component_region(response), (10, 20))
-        torch.testing.assert_close(box, torch.tensor([[11.0, 5, 19, 9]]))  # a square of the frame: 8 x 4 cells
+        torch.testing.assert_close(
+            box, torch.tensor([[11.0, 5, 19, 9]])
+        )  # a square of the frame: 8 x 4 cells
 
     def test_two_blobs_that_touch_are_one(self) -> None:
         response = _map(10, 10, (slice(1, 4), slice(1, 4)), (slice(4, 7), slice(4, 7)))
@@ -146,6 +148,4 @@ class TestPeakRegion:
     def test_square_is_moved_inside(self) -> None:
         response = torch.zeros(2, 4, 10)
         response[0, 3, 1] = response[1, 0, 9] = 1.0
-        torch.testing.assert_close(
-            peak_region(response), torch.tensor([[-0.5, 0.5, 0.5], [0.5, -0.5, 0.5]])
-        )
+        torch.testing.assert_close(peak_region(response), torch.tensor([[-0.5, 0.5, 0.5], [0.5, -0.5, 0.5]]))

@@ -41,7 +41,7 @@ def _grid_sample(image: Tensor, region: Tensor, size: tuple[int, int]) -> Tensor
 
 def _smooth(height: int, width: int) -> Tensor:
     x, y = pixel_centres(width, dtype=torch.float64), pixel_centres(height, dtype=torch.float64)[:, None]
-    planes = [torch.sin(2.5 * x + 1.0 * y), torch.cos(1.5 * x - 2.0 * y), 0.5 * x - y + 0 * x * y]
+    planes = [torch.sin(2.5 * x + 1.0 * y), torch.cos(1.5 * x - 2.0 * y), 0.5 * x - y]
     return torch.stack(planes)[None]
 
 
@@ -53,9 +53,7 @@ class TestSampling:
     ) -> None:
         image = _image(2, 3, *source)
         view = zoom(image, whole(2, dtype=torch.float64), target, antialias=antialias)
-        expected = F.interpolate(
-            image, target, mode="bilinear", align_corners=False, antialias=antialias
-        )
+        expected = F.interpolate(image, target, mode="bilinear", align_corners=False, antialias=antialias)
         torch.testing.assert_close(view, expected)
 
     @pytest.mark.parametrize(("source", "target"), SIZES)

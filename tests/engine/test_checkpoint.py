@@ -1,0 +1,200 @@
+"""A checkpoint is whole or refused, and reading one never runs anything."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from racnn.engine import checkpoint
+from racnn.engine.checkpoint import digest, load_checkpoint, save_checkpoint
+from racnn.errors import CheckpointError
+
+
+def content():
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "model": {"a.weight": torch.randn(40, 30, generator=generator), "a.steps": torch.tensor(7)},
+        "config": {"run": {"seed": 0}, "schedule": [{"lr": 0.1}]},
+        "class_names": ["auk", "tit"],
+        "progress": {"best": None, "stale": True, "rate": 1e-5, "half": torch.ones(3, dtype=torch.bfloat16)},
+    }
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, content())
+    return path
+
+
+def test_a_checkpoint_comes_back_as_it_was(path):
+    loaded = load_checkpoint(path)
+    assert digest(loaded) == digest({"format": checkpoint.FORMAT, **content()})
+    assert torch.equal(loaded["model"]["a.weight"], content()["model"]["a.weight"])
+    assert loaded["progress"]["half"].dtype == torch.bfloat16
+    assert loaded["config"] == content()["config"]
+
+
+def test_plain_torch_reads_the_weights(path):
+    weights = torch.load(path, weights_only=True)["model"]
+    assert torch.equal(weights["a.weight"], content()["model"]["a.weight"])
+
+
+def test_saving_leaves_one_file(path):
+    save_checkpoint(path, content())
+    assert [p.name for p in path.parent.iterdir()] == ["last.pt"]
+
+
+@pytest.mark.parametrize("offset", [0, 1, 2400, 4799])
+def test_one_flipped_bit_of_the_weights_is_detected(path, offset):
+    data = bytearray(path.read_bytes())
+    weights = content()["model"]["a.weight"].numpy().tobytes()
+    place = data.find(weights)
+    assert place > 0
+    data[place + offset] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"last\.pt"):
+        load_checkpoint(path)
+
+
+def test_a_flipped_byte_anywhere_is_detected_or_harmless(path):
+    data, whole = path.read_bytes(), digest(load_checkpoint(path))
+    refused = 0
+    for place in range(0, len(data), 53):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :])
+        try:
+            assert digest(load_checkpoint(path)) == whole, place
+        except CheckpointError:
+            refused += 1
+    assert refused > 50
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c["model"]["a.weight"].view(-1)[5:6].add_(1e-3),
+        lambda c: c["config"]["run"].update(seed=1),
+        lambda c: c["class_names"].reverse(),
+        lambda c: c["progress"].update(stale=1),  # of another type
+        lambda c: c.update(extra=None),
+    ],
+    ids=["weight", "setting", "order", "type", "key"],
+)
+def test_content_that_does_not_fit_its_digest_is_refused(path, change):
+    stored = torch.load(path, weights_only=True)
+    change(stored)
+    torch.save(stored, path)
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_checkpoint(path)
+
+
+def test_the_digest_sees_names_types_shapes_and_values():
+    variants = [
+        {"a": torch.zeros(4)},
+        {"b": torch.zeros(4)},
+        {"a": torch.zeros(2, 2)},
+        {"a": torch.zeros(4, dtype=torch.int32)},
+        {"a": [0.0, 0.0, 0.0, 0.0]},
+        {"a": [0, 0, 0, 0]},
+        {"a": "0"},
+        {"a": None},
+        {"a": {}},
+        {"a": []},
+        {},
+    ]
+    assert len({digest(v) for v in variants}) == len(variants)
+
+
+def test_the_digest_is_of_values_not_of_how_they_are_stored():
+    values = torch.arange(12.0).view(3, 4)
+    assert digest(values) == digest(values.T.contiguous().T)
+    assert digest([1, 2]) == digest((1, 2))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+def test_a_file_cut_short_is_refused(path, share):
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(CheckpointError, match=r"last\.pt: cannot be read"):
+        load_checkpoint(path)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"none\.pt: no such checkpoint"):
+        load_checkpoint(tmp_path / "none.pt")
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("junk", [b"junk", b"\x89PNG\r\n", b"PK\x03\x04" + bytes(100)])
+def test_a_file_of_something_else_is_refused(tmp_path, junk):
+    (tmp_path / "x.pt").write_bytes(junk)
+    with pytest.raises(CheckpointError, match=r"x\.pt: cannot be read"):
+        load_checkpoint(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("stored", [{"state_dict": {}}, [1, 2], torch.zeros(2), {"model": {}, "config": {}}])
+def test_a_torch_file_that_is_no_checkpoint_is_refused(tmp_path, stored):
+    torch.save(stored, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=r"x\.pt: not a racnn checkpoint.*class_names"):
+        load_checkpoint(tmp_path / "x.pt")
+
+
+def test_another_format_is_refused(path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+    save_checkpoint(path, content())
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match="checkpoint format 2, this version reads format 1"):
+        load_checkpoint(path)
+
+
+class Evil:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, victim):
+        self.victim = victim
+
+    def __reduce__(self):
+        return Path.touch, (self.victim,)
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda evil, path: path.write_bytes(pickle.dumps(evil))])
+def test_a_file_with_code_in_it_is_refused_and_not_executed(tmp_path, save):
+    victim = tmp_path / "executed"
+    pickle.loads(pickle.dumps(Evil(victim)))
+    assert victim.exists()  # it does what it should in careless hands
+    victim.unlink()
+    save({**content(), "format": 1, "digest": "", "evil": Evil(victim)}, tmp_path / "evil.pt")
+    with pytest.raises(CheckpointError, match=r"evil\.pt: cannot be read"):
+        load_checkpoint(tmp_path / "evil.pt")
+    assert not victim.exists()
+
+
+@pytest.mark.parametrize("moment", ["save", "fsync", "replace"])
+def test_a_crash_while_saving_leaves_the_old_checkpoint(path, monkeypatch, moment):
+    def half(stored, file):
+        file.write(b"half of it")
+        raise OSError("disk full")
+
+    def crash(*_):
+        raise OSError("disk full")
+
+    before = path.read_bytes()
+    if moment == "save":
+        monkeypatch.setattr(torch, "save", half)
+    else:
+        monkeypatch.setattr(checkpoint.os, moment, crash)
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(path, {**content(), "class_names": ["other"]})
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+    save_checkpoint(path, {**content(), "class_names": ["other"]})  # and the next one goes through
+    assert load_checkpoint(path)["class_names"] == ["other"]
+    assert [p.name for p in path.parent.iterdir()] == ["last.pt"]
+
+
+def test_saving_does_not_change_what_was_given(tmp_path):
+    given = content()
+    save_checkpoint(tmp_path / "a.pt", given)
+    assert given.keys() == content().keys()

@@ -1,0 +1,424 @@
+"""A run goes through its phases, leaves what it promises, and goes on exactly where it was stopped."""
+
+import json
+import os
+import shutil
+import signal
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+
+from racnn.config import load_config
+from racnn.engine import trainer
+from racnn.engine.checkpoint import digest, load_checkpoint
+from racnn.engine.recorder import Recorder
+from racnn.engine.steps import STEPS
+from racnn.engine.trainer import Run, fit
+from racnn.errors import CheckpointError, ConfigError, DataError, TrainingError
+
+CPU = torch.device("cpu")
+RUN_FILES = {"last.pt", "best.pt", "config.yaml", "metrics.jsonl", "tensorboard"}
+STEPS_IN_ALL = 36
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def without_config(path):
+    """Return the digest of all that a checkpoint holds but the configuration, which names the run's folder."""
+    return digest({key: value for key, value in load_checkpoint(path).items() if key != "config"})
+
+
+class Crash(Exception):
+    """As if the machine had gone down."""
+
+
+def stop_at(monkeypatch, step, action, *, validating=False):
+    """Let an action happen right after an optimizer step, or when the validation after it is written down."""
+
+    class Stopping(Recorder):
+        def __init__(self, folder, *, from_step=0, **rest):
+            super().__init__(folder, from_step=from_step, **rest)
+            self.count = from_step
+
+        def advance_bar(self, losses):
+            super().advance_bar(losses)
+            self.count += 1
+            if self.count == step and not validating:
+                action()
+
+        def scalars(self, kind, values, **rest):
+            super().scalars(kind, values, **rest)
+            if self.count == step and validating and kind == "val":
+                action()
+
+    monkeypatch.setattr(trainer, "Recorder", Stopping)
+
+
+def terminate(number=signal.SIGTERM):
+    os.kill(os.getpid(), number)
+
+
+def crash():
+    raise Crash
+
+
+# --- a whole run ------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_takes_every_step_of_its_schedule(finished):
+    assert sorted(finished.digests) == list(range(1, STEPS_IN_ALL + 1))
+    assert len(set(finished.digests.values())) > STEPS_IN_ALL - 3  # nearly each one moved something
+
+
+def test_a_run_folder_holds_what_it_promises_and_nothing_else(finished):
+    assert {path.name for path in finished.folder.iterdir()} == RUN_FILES
+
+
+def test_the_stored_configuration_is_the_run_s(finished):
+    assert load_config(finished.folder / "config.yaml") == finished.config
+
+
+def test_phases_run_in_the_order_of_the_schedule(finished):
+    assert list(dict.fromkeys(row["phase"] for row in rows_of(finished.folder))) == [
+        "01-classification_1",
+        "02-apn_init_1",
+        "03-classification_2",
+        "04-apn_init_2",
+        "05-classification_3",
+        "06-ranking_1_2",
+        "07-classification_1_2_3",
+        "08-fusion",
+    ]
+
+
+def test_every_row_of_the_metrics_tells_kind_step_and_phase(finished):
+    rows = rows_of(finished.folder)
+    for row in rows:
+        assert row["kind"] in ("train", "val")
+        assert 0 <= row["step"] <= STEPS_IN_ALL
+        assert all(isinstance(v, float) for k, v in row.items() if k not in ("kind", "step", "phase"))
+    train = [row for row in rows if row["kind"] == "train"]
+    assert [row["step"] for row in train] == list(range(1, STEPS_IN_ALL + 1))
+    assert all({"loss", "grad_norm", "lr"} <= row.keys() for row in train)
+
+
+def test_every_epoch_is_validated_on_all_scales_trained_so_far(finished):
+    val = [row for row in rows_of(finished.folder) if row["kind"] == "val"]
+    per_phase = {row["phase"]: [r["step"] for r in val if r["phase"] == row["phase"]] for row in val}
+    assert per_phase["01-classification_1"] == [4, 8]
+    assert per_phase["06-ranking_1_2"] == [24, 28]  # before it begins too, to be better than
+    assert all("top1_scale_3" in row for row in val if row["step"] > 20)
+    assert not any("top1_scale_2" in row for row in val if row["step"] <= 8)
+    assert [row["phase"] for row in val if "top1_fused" in row] == ["08-fusion"] * 2
+
+
+def test_tensorboard_shows_scalars_the_configuration_and_the_regions(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(finished.folder / "tensorboard"))
+    events.Reload()
+    tags = events.Tags()
+    assert {"train/loss", "train/lr", "val/top1_mean", "val/region_1_tl_mean"} <= set(tags["scalars"])
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(1, STEPS_IN_ALL + 1))
+    assert tags["images"] == ["val/regions"]
+    assert "config/text_summary" in tags["tensors"]
+    (text,) = events.Tensors("config/text_summary")[0].tensor_proto.string_val
+    assert yaml.safe_load(text.decode().strip("`\n").removeprefix("yaml"))["data"]["source_size"] == 48
+
+
+def test_the_last_checkpoint_holds_the_network_at_the_end(finished):
+    last = load_checkpoint(finished.folder / "last.pt")
+    assert last["step"] == STEPS_IN_ALL
+    assert last["trained_scales"] == 3
+    assert last["fusion_trained"] is True
+    assert len(last["val_names"]) == 8
+    assert len(last["progress"]["outcomes"]) == 8
+
+
+def test_a_phase_that_made_nothing_better_leaves_the_network_as_it_was(finished, tmp_path, monkeypatch):
+    """The alternation's phases run on, with the weights of before where they were not kept."""
+    outcomes = load_checkpoint(finished.folder / "last.pt")["progress"]["outcomes"]
+    monkeypatch.setattr(trainer, "better", lambda *_, **__: False)
+    changes = {"run__num_preview": 0, "data__synthetic__num_train": 16}
+    config = tiny_if_better(tmp_path / "run", finished, **changes)
+    run = Run(config, device=CPU, resume=False, overwrite=False)
+    before = digest(run.model.state_dict())
+    run.train()
+    run.recorder.close()
+    assert run.progress.outcomes == [False]
+    assert digest(run.model.state_dict()) == before
+    assert outcomes[:5] == [True] * 5  # these keep what they learnt whatever it is worth
+
+
+def tiny_if_better(out, finished, **changes):
+    from racnn.config import dump_config, parse_config
+
+    values = dump_config(finished.config)
+    values["run"] |= {"out": str(out), "num_preview": 0}
+    values["data"]["synthetic"]["num_train"] = changes["data__synthetic__num_train"]
+    values["schedule"] = [
+        {"kind": "classification", "scales": [1], "epochs": 1, "lr": 0.1, "keep": "if_better"},
+    ]
+    return parse_config(values, origin="test")
+
+
+def test_a_scale_starts_from_the_one_it_is_told_to(short, tmp_path):
+    phase = {"kind": "classification", "scales": [2], "init_from": 1, "epochs": 1, "lr": 0.1}
+    run = Run(short(tmp_path / "run", schedule=[phase]), device=CPU, resume=False, overwrite=False)
+    starts = []
+    run._run_epoch = lambda *_: starts.append({k: v.clone() for k, v in run.model.state_dict().items()})
+    torch.nn.init.normal_(run.model.classifiers[0].weight)
+    run.train()
+    run.recorder.close()
+    (state,) = starts
+    for key in ("backbones.{}.features.0.weight", "classifiers.{}.weight", "classifiers.{}.bias"):
+        assert torch.equal(state[key.format(1)], state[key.format(0)])
+        assert not torch.equal(state["classifiers.2.weight"], state["classifiers.0.weight"])
+
+
+# --- stopping and going on --------------------------------------------------------------------------------------------
+
+# in the middle of an epoch, at its end, between epochs, first and last of a phase, in every kind of phase
+SIGNALS = (2, 4, 5, 8, 10, 15, 17, 26, 29, 34, 36)
+WITH_WORKERS_FROM = 29
+
+
+@pytest.fixture(scope="module")
+def interrupted(tiny, tmp_path_factory):
+    """One run that is stopped by SIGTERM again and again, and what its last.pt held each time."""
+    folder = tmp_path_factory.mktemp("interrupted") / "run"
+    config = tiny(folder)
+    stops, copy = {}, folder.parent / "copy"
+    for step in SIGNALS:
+        with pytest.MonkeyPatch.context() as patch:
+            stop_at(patch, step, terminate)
+            with pytest.raises(SystemExit) as caught:
+                fit(config, device=CPU, resume=bool(stops))
+        stored = load_checkpoint(folder / "last.pt")
+        stops[step] = (caught.value.code, stored["step"], digest(stored["model"]))
+        if step == WITH_WORKERS_FROM:
+            shutil.copytree(folder, copy)
+    fit(config, device=CPU, resume=True)
+    return SimpleNamespace(folder=folder, stops=stops, copy=copy)
+
+
+def test_sigterm_saves_right_after_the_step_and_exits_with_143(interrupted, finished):
+    assert interrupted.stops == {step: (143, step, finished.digests[step]) for step in SIGNALS}
+
+
+@pytest.mark.parametrize("name", ["last.pt", "best.pt"])
+def test_a_run_stopped_by_signals_ends_bit_for_bit_like_one_that_was_not(interrupted, finished, name):
+    left, right = (load_checkpoint(run.folder / name) for run in (interrupted, finished))
+    assert left["model"].keys() == right["model"].keys()
+    assert [k for k in left["model"] if not torch.equal(left["model"][k], right["model"][k])] == []
+    assert without_config(interrupted.folder / name) == without_config(finished.folder / name)
+
+
+def test_a_run_stopped_by_signals_leaves_the_same_rows(interrupted, finished):
+    assert rows_of(interrupted.folder) == rows_of(finished.folder)
+
+
+def test_a_finished_run_can_be_resumed_and_stays_as_it_is(interrupted, tiny):
+    before = without_config(interrupted.folder / "last.pt")
+    path, report = fit(tiny(interrupted.folder), device=CPU, resume=True)
+    assert without_config(interrupted.folder / "last.pt") == before
+    assert report == load_checkpoint(path)["val_report"]
+
+
+def test_a_run_goes_on_with_another_number_of_workers(interrupted, finished, tiny):
+    fit(tiny(interrupted.copy, data__num_workers=1, run__num_preview=0), device=CPU, resume=True)
+    assert without_config(interrupted.copy / "last.pt") == without_config(finished.folder / "last.pt")
+
+
+CRASHES = ((5, False), (8, True), (14, False), (25, False), (28, True), (35, False))
+
+
+def test_a_run_that_crashed_ends_bit_for_bit_like_one_that_did_not(finished, tiny, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    config = tiny(folder, run__save_every=3, run__num_preview=0)
+    saved = []
+    for step, validating in CRASHES:
+        stop_at(monkeypatch, step, crash, validating=validating)
+        with pytest.raises(Crash):
+            fit(config, device=CPU, resume=bool(saved))
+        saved.append(load_checkpoint(folder / "last.pt")["step"])
+        assert step - 3 <= saved[-1] <= step
+    monkeypatch.undo()
+    assert any(
+        step != crashed for step, (crashed, _) in zip(saved, CRASHES, strict=True)
+    )  # some steps were lost
+    fit(config, device=CPU, resume=True)
+    for name in ("last.pt", "best.pt"):
+        assert without_config(folder / name) == without_config(finished.folder / name)
+    assert {path.name for path in folder.iterdir()} == RUN_FILES
+
+
+def test_rows_after_a_crash_are_those_of_a_run_without_one(short, tmp_path, monkeypatch):
+    """The rows since the last checkpoint are written anew, and once."""
+    changes = {"data__synthetic__num_train": 64, "run__save_every": 2}
+    fit(short(tmp_path / "whole", **changes), device=CPU)
+    config = short(tmp_path / "crashed", **changes)
+    stop_at(monkeypatch, 3, crash)
+    with pytest.raises(Crash):
+        fit(config, device=CPU)
+    monkeypatch.undo()
+    fit(config, device=CPU, resume=True)
+    assert rows_of(tmp_path / "crashed") == rows_of(tmp_path / "whole")
+
+
+def test_sigint_exits_with_130_and_gives_the_handlers_back(short, tmp_path, monkeypatch):
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    stop_at(monkeypatch, 1, lambda: terminate(signal.SIGINT))
+    with pytest.raises(SystemExit) as caught:
+        fit(short(tmp_path / "run"), device=CPU)
+    assert caught.value.code == 130
+    assert (tmp_path / "run" / "last.pt").exists()
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_the_seed_decides_the_weights(short, tmp_path):
+    digests = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        torch.manual_seed(len(name) + len(digests))  # the caller's random state does not matter
+        fit(short(tmp_path / name, run__seed=seed), device=CPU)
+        digests.append(digest(load_checkpoint(tmp_path / name / "last.pt")["model"]))
+    assert digests[0] == digests[1] != digests[2]
+
+
+# --- numbers that are not ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        (lambda loss, weight: loss * float("nan"), "loss = nan"),
+        (lambda loss, weight: loss + float("inf"), "loss = inf"),
+        (lambda loss, weight: loss + (weight * 0.0).sum().sqrt(), "grad_norm = nan"),  # a finite loss
+    ],
+    ids=["nan", "inf", "gradient"],
+)
+def test_a_number_that_is_not_finite_stops_before_the_step(short, tmp_path, monkeypatch, spoil, named):
+    plain, before = STEPS["classification"], []
+
+    def spoilt(model, batch, phase):
+        losses = plain(model, batch, phase)
+        before.append({name: p.detach().clone() for name, p in model.named_parameters()})
+        if len(before) == 3:
+            losses["loss"] = spoil(losses["loss"], model.classifiers[0].weight)
+        return losses
+
+    monkeypatch.setitem(STEPS, "classification", spoilt)
+    config = short(tmp_path / "run", data__synthetic__num_train=64, run__save_every=1)
+    run = Run(config, device=CPU, resume=False, overwrite=False)
+    with pytest.raises(TrainingError, match=rf"phase 01-classification_1: .*{named}"):
+        run.train()
+    run.recorder.close()
+    after = dict(run.model.named_parameters())
+    assert all(torch.equal(after[name], value) for name, value in before[2].items())
+    assert not all(torch.equal(before[1][name], value) for name, value in before[2].items())
+    stored = load_checkpoint(tmp_path / "run" / "last.pt")
+    assert stored["step"] == 2
+    assert all(torch.equal(stored["model"][name], value) for name, value in before[2].items())
+
+
+# --- the folder -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def old_run(short, tmp_path):
+    """A folder with a finished run and a file of the user's own."""
+    fit(short(tmp_path / "run"), device=CPU)
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    return tmp_path / "run"
+
+
+def test_an_occupied_folder_is_refused_and_left_alone(old_run, short):
+    before = (old_run / "last.pt").read_bytes()
+    with pytest.raises(ConfigError, match=r"already holds a run \(last\.pt.*--resume.*--overwrite.*--out"):
+        fit(short(old_run), device=CPU)
+    assert (old_run / "last.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("left", sorted(RUN_FILES))
+def test_any_file_of_a_run_makes_a_folder_occupied(left, short, tmp_path):
+    (tmp_path / left).mkdir() if left == "tensorboard" else (tmp_path / left).write_text("x")
+    with pytest.raises(ConfigError, match="already holds a run"):
+        fit(short(tmp_path), device=CPU)
+
+
+def test_a_folder_with_other_files_is_free(short, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    fit(short(tmp_path), device=CPU)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_overwrite_replaces_the_run_and_nothing_else(old_run, short):
+    old = digest(load_checkpoint(old_run / "last.pt")["model"])
+    events = {path.name for path in (old_run / "tensorboard").iterdir()}
+    fit(short(old_run, run__seed=5), device=CPU, overwrite=True)
+    assert (old_run / "notes.txt").read_text() == "mine"
+    assert {path.name for path in old_run.iterdir()} == RUN_FILES | {"notes.txt"}
+    assert digest(load_checkpoint(old_run / "last.pt")["model"]) != old
+    assert [row["step"] for row in rows_of(old_run)] == [
+        1,
+        1,
+    ]  # one step and its validation: no rows of the old run
+    assert events.isdisjoint(path.name for path in (old_run / "tensorboard").iterdir())
+
+
+def test_overwrite_deletes_nothing_where_the_new_run_cannot_begin(old_run, short):
+    wrong = short(old_run, data__dataset="folder", data__root="/nowhere")
+    with pytest.raises(DataError, match="nowhere"):
+        fit(wrong, device=CPU, overwrite=True)
+    assert {path.name for path in old_run.iterdir()} >= RUN_FILES
+
+
+def test_there_must_be_something_to_resume(short, tmp_path):
+    with pytest.raises(CheckpointError, match=r"--resume.*last\.pt"):
+        fit(short(tmp_path / "run"), device=CPU, resume=True)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"model__steepness": 3.0}, r"model\.steepness: 10\.0 in the run, 3\.0 now"),
+        ({"run__seed": 9}, r"run\.seed: 0 in the run, 9 now"),
+        ({"data__batch_size": 4}, r"data\.batch_size: 16 in the run, 4 now"),
+        (
+            {"schedule": [{"kind": "classification", "scales": [1], "epochs": 1, "lr": 0.5}]},
+            r"schedule\.0\.lr: 0\.01 in the run, 0\.5 now",
+        ),
+        (
+            {"schedule": [{"kind": "classification", "epochs": 1, "lr": 0.01}]},
+            r"schedule\.0\.scales\.0: 1 in the run",
+        ),
+        ({"data__classes": "1-4"}, r"data\.classes: None in the run, 1-4 now"),
+    ],
+)
+def test_another_configuration_is_refused_by_the_key_that_differs(old_run, short, changes, key):
+    before = (old_run / "last.pt").read_bytes()
+    with pytest.raises(ConfigError, match=key) as caught:
+        fit(short(old_run, **changes), device=CPU, resume=True)
+    assert "run.out" not in str(caught.value)
+    assert (old_run / "last.pt").read_bytes() == before
+
+
+def test_what_does_not_touch_the_numbers_may_differ(old_run, short, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.move(old_run, moved)
+    free = {"run__save_every": 7, "run__log_every": 3, "run__num_preview": 1, "data__num_workers": 1}
+    fit(short(moved, **free), device=CPU, resume=True)
+    assert load_config(moved / "config.yaml").run.save_every == 7
+
+
+def test_a_run_whose_last_checkpoint_is_damaged_is_not_resumed(old_run, short):
+    data = bytearray((old_run / "last.pt").read_bytes())
+    data[len(data) // 2] ^= 1
+    (old_run / "last.pt").write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"last\.pt"):
+        fit(short(old_run), device=CPU, resume=True)

@@ -1,0 +1,257 @@
+"""Every backbone keeps the contract, and a weights file either fits or is refused with all its faults."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import urllib.error
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from racnn.compat import import_torchvision
+from racnn.errors import ConfigError, WeightsError
+from racnn.models.backbone import BACKBONES, Backbone, build_backbone, load_trunk, read_weights, tiny
+
+torchvision = import_torchvision()
+
+
+def _check_contract(backbone: Backbone, *, side: int = 64, extra: int = 2) -> None:
+    backbone.eval()
+    width = side + extra * backbone.stride  # swapped axes fail; some timm networks take one size only
+    view = torch.rand(1, 3, side, width, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        features = backbone(view)
+    assert features.shape == (1, backbone.channels, side // backbone.stride, width // backbone.stride)
+    assert torch.isfinite(features).all()
+    assert features.std() > 0
+    assert len(backbone.mean) == len(backbone.std) == 3
+    assert all(0 < value < 1 for value in (*backbone.mean, *backbone.std))
+
+
+def _full_state(backbone: Backbone) -> dict[str, Tensor]:
+    """Return what torchvision would save: the trunk's parameters under ``features.`` and a classifier."""
+    state = {f"features.{key}": value + 1 for key, value in backbone.features.state_dict().items()}
+    return state | {"classifier.0.weight": torch.zeros(4, 2), "classifier.6.bias": torch.zeros(7)}
+
+
+def _equal(first: Backbone, second: Backbone) -> bool:
+    own, other = first.state_dict(), second.state_dict()
+    return own.keys() == other.keys() and all(torch.equal(own[key], other[key]) for key in own)
+
+
+def _assert_has(backbone: Backbone, state: dict[str, Tensor]) -> None:
+    for key, value in backbone.features.state_dict().items():
+        torch.testing.assert_close(value, state[f"features.{key}"], rtol=0, atol=0)
+
+
+class TestContract:
+    @pytest.mark.parametrize("name", BACKBONES)
+    def test_backbone_keeps_its_contract(self, name: str) -> None:
+        _check_contract(build_backbone(name))
+
+    @pytest.mark.parametrize("name", [name for name in BACKBONES if name != "tiny"])
+    def test_vgg_trunk_has_the_parameters_of_torchvisions(self, name: str) -> None:
+        with torch.device("meta"):
+            theirs = getattr(torchvision.models, name)().features.state_dict()
+            ours = build_backbone(name).features.state_dict()
+        assert {key: value.shape for key, value in ours.items()} == {
+            key: value.shape for key, value in theirs.items()
+        }
+
+    @pytest.mark.parametrize("name", ["vgg11", "vgg11_bn"])
+    def test_vgg_features_are_torchvisions_without_the_last_pool(self, name: str) -> None:
+        ours = build_backbone(name).eval()
+        with torch.device("meta"):
+            theirs = getattr(torchvision.models, name)().features[:-1]
+        theirs = theirs.to_empty(device="cpu").eval()
+        theirs.load_state_dict(ours.features.state_dict())
+        view = torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            assert torch.equal(ours(view), theirs(view))
+
+    def test_features_are_not_negative_and_of_a_fair_scale_at_the_start(self) -> None:
+        backbone = build_backbone("vgg11").eval()
+        view = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            features = backbone(view)
+        assert features.min() == 0
+        assert 0.05 < features.std() < 20
+
+    def test_unknown_name_is_refused_with_the_nearest(self) -> None:
+        with pytest.raises(ConfigError, match=r"model\.backbone: no backbone is called 'vgg16bn'") as caught:
+            build_backbone("vgg16bn")
+        assert "did you mean 'vgg16_bn'?" in str(caught.value)
+        assert all(name in str(caught.value) for name in BACKBONES)
+
+
+class TestTimm:
+    def test_timm_backbone_keeps_its_contract_and_loads_its_own_file(self, tmp_path: Path) -> None:
+        timm = pytest.importorskip("timm")
+        backbone = build_backbone("timm/resnet18")
+        assert (backbone.channels, backbone.stride) == (512, 32)
+        _check_contract(backbone)
+        state = timm.create_model("resnet18", pretrained=False).state_dict()
+        assert "fc.weight" in state
+        torch.save(state, tmp_path / "resnet18.pth")
+        load_trunk(backbone, read_weights(backbone, str(tmp_path / "resnet18.pth")), origin="a file")
+        loaded = backbone.features.state_dict()
+        assert torch.equal(loaded["extractor.layer4.1.conv2.weight"], state["layer4.1.conv2.weight"])
+
+    def test_unknown_timm_name_is_refused_with_the_nearest(self) -> None:
+        pytest.importorskip("timm")
+        with pytest.raises(
+            ConfigError, match=r"timm has no network 'resnet1x8' \(did you mean 'resnet18'\?\)"
+        ):
+            build_backbone("timm/resnet1x8")
+
+    def test_channels_last_timm_network_keeps_the_contract(self) -> None:
+        pytest.importorskip("timm")
+        _check_contract(build_backbone("timm/swin_tiny_patch4_window7_224"), side=224, extra=0)
+
+    def test_failed_timm_download_is_a_weights_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        timm = pytest.importorskip("timm")
+
+        def fail(*_args: Any, **_options: Any) -> None:
+            raise OSError("no route to the hub")
+
+        monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", fail)
+        with pytest.raises(WeightsError, match=r"resnet18.*no route to the hub"):
+            build_backbone("timm/resnet18", weights="imagenet")
+
+    def test_missing_timm_names_the_extra(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "timm", None)
+        with pytest.raises(ConfigError, match=r"pip install 'racnn\[timm\]'"):
+            build_backbone("timm/resnet18")
+
+
+class TestWeightFiles:
+    @pytest.mark.parametrize("wrap", [None, "state_dict", "model"])
+    def test_torchvision_style_file_fits_and_its_classifier_is_passed_over(
+        self, tmp_path: Path, wrap: str | None
+    ) -> None:
+        state = _full_state(tiny())
+        torch.save(state if wrap is None else {wrap: state, "epoch": 3}, tmp_path / "w.pth")
+        _assert_has(build_backbone("tiny", weights=str(tmp_path / "w.pth")), state)
+
+    def test_trunk_only_safetensors_in_half_precision_fits(self, tmp_path: Path) -> None:
+        trunk = {
+            key: value.half() if value.is_floating_point() else value
+            for key, value in tiny().features.state_dict().items()
+        }
+        save_file(trunk, tmp_path / "w.safetensors")
+        backbone = build_backbone("tiny", weights=str(tmp_path / "w.safetensors"))
+        for key, value in backbone.features.state_dict().items():
+            assert value.dtype == (torch.float32 if trunk[key].is_floating_point() else torch.int64)
+            assert torch.equal(value, trunk[key].to(value.dtype))
+
+    def test_file_without_batch_counters_fits(self, tmp_path: Path) -> None:
+        state = {k: v for k, v in _full_state(tiny()).items() if not k.endswith("num_batches_tracked")}
+        torch.save(state, tmp_path / "w.pth")
+        loaded = build_backbone("tiny", weights=str(tmp_path / "w.pth")).features.state_dict()
+        assert torch.equal(loaded["0.weight"], state["features.0.weight"])
+
+    def test_every_fault_of_a_file_is_listed(self, tmp_path: Path) -> None:
+        state = _full_state(tiny())
+        del state["features.0.weight"], state["features.1.bias"]
+        state["features.99.weight"] = torch.zeros(1)
+        state["neck.bias"] = torch.zeros(1)
+        state["features.3.weight"] = torch.zeros(2, 5)
+        torch.save(state, tmp_path / "w.pth")
+        with pytest.raises(WeightsError) as caught:
+            build_backbone("tiny", weights=str(tmp_path / "w.pth"))
+        message = str(caught.value)
+        assert str(tmp_path / "w.pth") in message
+        assert "missing: 0.weight, 1.bias" in message
+        assert "unexpected: 99.weight, neck.bias" in message
+        assert "other shapes: 3.weight (2, 5) instead of (16, 16, 3, 3)" in message
+
+    def test_refused_file_changes_nothing(self) -> None:
+        backbone = tiny()
+        before = {key: value.clone() for key, value in backbone.features.state_dict().items()}
+        state = _full_state(backbone)
+        del state["features.7.weight"]
+        with pytest.raises(WeightsError, match=r"missing: 7\.weight$"):
+            load_trunk(backbone, state, origin="a file")
+        assert all(torch.equal(value, before[key]) for key, value in backbone.features.state_dict().items())
+
+    def test_long_lists_of_faults_are_cut(self) -> None:
+        with pytest.raises(WeightsError, match=r"missing: .* and \d+ more; unexpected: fc1\.weight$"):
+            load_trunk(tiny(), {"fc1.weight": torch.zeros(1)}, origin="a file")
+
+    def test_missing_file_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(WeightsError, match=r"model\.weights: .*nowhere\.pth: no such file"):
+            build_backbone("tiny", weights=str(tmp_path / "nowhere.pth"))
+
+    @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+    @pytest.mark.parametrize("content", [b"", b"not weights at all", b"\x80\x02junk"])
+    def test_junk_is_refused(self, tmp_path: Path, suffix: str, content: bytes) -> None:
+        path = tmp_path / f"junk{suffix}"
+        path.write_bytes(content)
+        with pytest.raises(WeightsError, match="cannot be read as weights"):
+            build_backbone("tiny", weights=str(path))
+
+    @pytest.mark.parametrize("content", [[1, 2, 3], {"state_dict": [1]}, {"a": 1}, torch.zeros(3)])
+    def test_file_of_something_else_is_refused(self, tmp_path: Path, content: Any) -> None:
+        torch.save(content, tmp_path / "w.pth")
+        with pytest.raises(WeightsError, match="expected a dictionary of tensors"):
+            build_backbone("tiny", weights=str(tmp_path / "w.pth"))
+
+    @pytest.mark.parametrize("zipped", [True, False])
+    def test_evil_pickle_is_refused_and_does_not_run(self, tmp_path: Path, zipped: bool) -> None:
+        marker = tmp_path / "ran"
+
+        class Evil:
+            def __reduce__(self) -> tuple[Any, ...]:
+                return Path.mkdir, (marker,)
+
+        path = tmp_path / "evil.pth"
+        if zipped:
+            torch.save({"features.0.weight": Evil()}, path)
+        else:
+            path.write_bytes(pickle.dumps({"features.0.weight": Evil()}, protocol=2))
+        with pytest.raises(WeightsError, match="cannot be read as weights"):
+            build_backbone("tiny", weights=str(path))
+        assert not marker.exists()
+        pickle.loads(pickle.dumps(Evil()))
+        assert marker.exists(), "the file was harmless: the test proves nothing"
+
+
+class TestImagenet:
+    def test_imagenet_weights_are_torchvisions_file(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        state, asked = _full_state(build_backbone("vgg11")), []
+
+        def serve(url: str, *_args: Any, **options: Any) -> dict[str, Tensor]:
+            asked.append((url, options.get("check_hash")))
+            return state
+
+        monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", serve)
+        _assert_has(build_backbone("vgg11", weights="imagenet"), state)
+        assert asked == [(torchvision.models.VGG11_Weights.IMAGENET1K_V1.url, True)]
+
+    @pytest.mark.parametrize(
+        "fault", [urllib.error.URLError("no route"), OSError("disk full"), RuntimeError("invalid hash")]
+    )
+    def test_failed_download_names_the_address_and_the_way_out(
+        self, monkeypatch: pytest.MonkeyPatch, fault: Exception
+    ) -> None:
+        def fail(*_args: Any, **_options: Any) -> None:
+            raise fault
+
+        monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", fail)
+        with pytest.raises(WeightsError, match=r"give its path as model\.weights") as caught:
+            read_weights(Backbone(torch.nn.Identity(), channels=3, stride=1, source="vgg16_bn"), "imagenet")
+        assert torchvision.models.VGG16_BN_Weights.IMAGENET1K_V1.url in str(caught.value)
+        assert str(fault) in str(caught.value)
+
+    def test_tiny_has_no_imagenet_weights(self) -> None:
+        with pytest.raises(WeightsError, match="no 'imagenet' weights for this backbone"):
+            build_backbone("tiny", weights="imagenet")
+
+
+def test_no_weights_are_random() -> None:
+    assert not _equal(build_backbone("tiny"), build_backbone("tiny"))

@@ -1,0 +1,413 @@
+"""The command line: what newcomers type works, and what they mistype is told in one message."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from racnn import __version__, cli
+from racnn.engine.checkpoint import load_checkpoint
+
+SUBPROCESS = {**os.environ, "OMP_NUM_THREADS": "1"}
+PHOTO_SIZES = {"wide.png": (300, 17), "tall.jpg": (15, 120), "square.png": (40, 40)}  # (w, h)
+
+
+@pytest.fixture
+def racnn(monkeypatch, capsys):
+    """Call the command line in this process: ``racnn("train", "--config", path)``; the device is the CPU."""
+
+    def call(*words):
+        words = [str(word) for word in words]
+        if words[0] in ("train", "evaluate", "visualize", "demo") and "--device" not in words:
+            words += ["--device", "cpu"]
+        monkeypatch.setattr(sys, "argv", ["racnn", *words])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        out, err = capsys.readouterr()
+        return SimpleNamespace(code=caught.value.code or 0, out=out, err=err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """Photos of odd shapes and kinds in a folder of folders."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for name, (w, h) in PHOTO_SIZES.items():
+        Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)).save(folder / name)
+    (folder / "deeper").mkdir()
+    Image.fromarray(rng.integers(0, 256, (30, 50), dtype=np.uint8)).save(
+        folder / "deeper" / "square.png"
+    )  # grey
+    Image.fromarray(rng.integers(0, 256, (1, 33, 3), dtype=np.uint8)).save(folder / "line.png")
+    (folder / "readme.txt").write_text("no photo")
+    return folder
+
+
+def write_folder_dataset(root, classes=("auk", "tit"), num=8):
+    rng = np.random.default_rng(0)
+    for i, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for j in range(num):
+            photo = rng.integers(0, 120, (30 + j, 40, 3), dtype=np.uint8)
+            photo[..., i] += 100
+            Image.fromarray(photo).save(root / name / f"{j}.png")
+    return root
+
+
+def assert_refused(result, *told):
+    """Check that a mistake ended with exit code 2 and one message on stderr that names it."""
+    assert result.code == 2
+    assert "Traceback" not in result.out + result.err
+    for text in told:
+        assert text in result.err
+
+
+# --- help -------------------------------------------------------------------------------------------------------------
+
+
+def test_help_comes_without_torch():
+    """``python -m racnn --help`` names the commands, and what it imports is light."""
+    code = (
+        "import sys; sys.argv[1:] = ['--help']; import runpy\n"
+        "try: runpy.run_module('racnn', run_name='__main__')\n"
+        "finally: print('HEAVY', [m for m in ('torch', 'torchvision', 'cv2', 'albumentations') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=SUBPROCESS, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "HEAVY []" in done.stdout
+    for command in ("train", "evaluate", "visualize", "demo"):
+        assert command in done.stdout
+
+
+def test_the_module_can_be_run():
+    command = [sys.executable, "-m", "racnn", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, env=SUBPROCESS, timeout=60)
+    assert (done.returncode, done.stdout.strip()) == (0, f"racnn {__version__}")
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "visualize", "demo"])
+def test_every_command_explains_itself(racnn, command):
+    result = racnn(command, "--help")
+    assert result.code == 0
+    assert "--device" in result.out
+
+
+# --- train ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder_run(racnn, tiny_file, tmp_path):
+    """Two steps on a folder of photos, through the command line."""
+    root = write_folder_dataset(tmp_path / "birds")
+    config = tiny_file(
+        tmp_path / "birds.yaml",
+        data__dataset="folder",
+        data__root=str(root),
+        data__batch_size=5,
+        schedule=[{"kind": "classification", "scales": [1, 2], "epochs": 1, "lr": 0.01}],
+    )
+    result = racnn("train", "--config", config, "--out", tmp_path / "run", "--set", "run.seed=3")
+    return SimpleNamespace(result=result, config=config, root=root, folder=tmp_path / "run")
+
+
+def test_a_folder_of_photos_trains_and_evaluates(folder_run, racnn, tmp_path):
+    assert folder_run.result.code == 0
+    best = folder_run.folder / "best.pt"
+    stored = load_checkpoint(best)
+    assert stored["step"] == 2
+    assert stored["class_names"] == ["auk", "tit"]
+    assert stored["config"]["run"]["seed"] == 3  # of --set
+    assert f"racnn evaluate {best}" in folder_run.result.out
+    moved = shutil.move(folder_run.root, tmp_path / "elsewhere")
+    assert_refused(racnn("evaluate", best), "data.root", str(folder_run.root))
+    result = racnn("evaluate", best, "--data", moved, "--json", tmp_path / "deep" / "evaluation.json")
+    assert result.code == 0
+    report = json.loads((tmp_path / "deep" / "evaluation.json").read_text())
+    assert report["num_classes"] == 2
+    assert set(report["top1"]) == {"scale_1", "scale_2", "scale_1+2", "mean"}  # scale 3 was not trained
+    assert report["localisation"] == {"region_1": None}  # these photos have no boxes
+
+
+def test_a_run_is_refused_twice_and_can_be_resumed(folder_run, racnn):
+    again = ("train", "--config", folder_run.config, "--out", folder_run.folder, "--set", "run.seed=3")
+    assert_refused(racnn(*again), str(folder_run.folder), "--resume", "--overwrite")
+    assert racnn(*again, "--resume").code == 0
+    assert_refused(racnn(*again, "--set", "schedule.0.lr=0.5", "--resume"), "schedule.0.lr", "0.01", "0.5")
+    assert_refused(racnn(*again, "--resume", "--overwrite"), "--resume", "--overwrite", "exclude")
+    assert racnn(*again, "--overwrite").code == 0
+
+
+def test_other_classes_than_the_network_s_are_refused(folder_run, racnn, tmp_path):
+    other = write_folder_dataset(tmp_path / "other", classes=("auk", "wren", "tit"))
+    result = racnn("evaluate", folder_run.folder / "best.pt", "--data", other)
+    assert_refused(result)
+
+
+def test_a_damaged_photo_is_named_by_a_worker_without_its_traceback(tiny_file, racnn, tmp_path):
+    root = write_folder_dataset(tmp_path / "birds")
+    for path in root.rglob("*.png"):
+        path.write_bytes(path.read_bytes()[:60])
+    config = tiny_file(
+        tmp_path / "c.yaml",
+        out=tmp_path / "run",
+        data__dataset="folder",
+        data__root=str(root),
+        data__num_workers=1,
+    )
+    result = racnn("train", "--config", config)
+    assert_refused(result, str(root), ".png")
+    assert len(result.err.strip().splitlines()) == 1
+
+
+def test_sigterm_ends_with_143(tiny_file, racnn, tmp_path, monkeypatch):
+    from racnn.engine.recorder import Recorder
+
+    plain = Recorder.advance_bar
+    stop = lambda self, losses: (plain(self, losses), os.kill(os.getpid(), signal.SIGTERM))  # noqa: E731
+    monkeypatch.setattr(Recorder, "advance_bar", stop)
+    result = racnn("train", "--config", tiny_file(tmp_path / "c.yaml", out=tmp_path / "run"))
+    assert result.code == 143
+    assert "--resume" in result.out
+    assert (tmp_path / "run" / "last.pt").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_with_1(tiny_file, racnn, tmp_path, monkeypatch):
+    from racnn.engine.steps import STEPS
+
+    spoilt = lambda model, batch, phase: {"loss": model.classifiers[0].weight.sum() * float("nan")}  # noqa: E731
+    monkeypatch.setitem(STEPS, "classification", spoilt)
+    result = racnn("train", "--config", tiny_file(tmp_path / "c.yaml", out=tmp_path / "run"))
+    assert result.code == 1
+    assert "01-classification_1" in result.err
+    assert "Traceback" not in result.err
+
+
+# --- evaluate ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def best(finished):
+    return finished.folder / "best.pt"
+
+
+def test_the_report_has_the_keys_that_are_promised(best, racnn, tmp_path):
+    result = racnn("evaluate", best, "--json", tmp_path / "evaluation.json")
+    assert result.code == 0
+    report = json.loads((tmp_path / "evaluation.json").read_text())
+    assert (report["dataset"], report["split"], report["num_images"], report["num_classes"]) == (
+        "synthetic",
+        "test",
+        16,
+        8,
+    )
+    answers = {"scale_1", "scale_2", "scale_3", "mean", "fused"}
+    for name in ("top5", "ece"):
+        assert set(report[name]) == answers
+    assert set(report["top1"]) == set(report["top1_interval"]) == answers | {"scale_1+2"}
+    for name, (low, high) in report["top1_interval"].items():
+        assert 0 <= low <= report["top1"][name] <= high <= 1  # fractions
+    assert len(report["per_class"]) == 8
+    assert all({"name", "n", "correct"} <= row.keys() for row in report["per_class"])
+    for region in ("region_1", "region_2"):
+        assert {"iou", "iou_50", "coverage", "pointing", "part_hit"} <= report["localisation"][region].keys()
+        names = {f"{name}_{kind}" for name in ("tx", "ty", "tl") for kind in ("mean", "std")}
+        assert report["regions"][region].keys() == names | {"at_bound"}
+    assert f"{100 * report['top1']['fused']:.1f}" in result.out
+
+
+def test_the_validation_photos_are_those_the_run_held_out(best, racnn, tmp_path):
+    result = racnn("evaluate", best, "--split", "val", "--json", tmp_path / "val.json")
+    assert result.code == 0
+    assert json.loads((tmp_path / "val.json").read_text()) == json.loads(
+        json.dumps(load_checkpoint(best)["val_report"])
+    )
+
+
+def test_the_training_photos_are_the_rest(best, racnn, tmp_path):
+    assert racnn("evaluate", best, "--split", "train", "--json", tmp_path / "train.json").code == 0
+    assert json.loads((tmp_path / "train.json").read_text())["num_images"] == 56
+
+
+def test_a_checkpoint_is_all_that_evaluation_needs(best, racnn, tmp_path):
+    copy = shutil.copy(best, tmp_path / "network.pt")
+    assert racnn("evaluate", best).out == racnn("evaluate", copy).out
+
+
+# --- visualize --------------------------------------------------------------------------------------------------------
+
+
+def test_photos_of_any_shape_get_a_picture_and_boxes_inside_them(best, racnn, photos, tmp_path):
+    result = racnn("visualize", best, photos, "--out", tmp_path / "out")
+    assert result.code == 0
+    rows = json.loads((tmp_path / "out" / "regions.json").read_text())
+    assert {row["photo"] for row in rows} == {str(path) for path in photos.rglob("*.[pj][np]g")}
+    assert len(rows) == 5
+    for row in rows:
+        with Image.open(row["photo"]) as photo:
+            width, height = photo.size
+        assert len(row["boxes_xyxy"]) == 2
+        for x_low, y_low, x_high, y_high in row["boxes_xyxy"]:
+            assert 0 <= x_low < x_high <= width
+            assert 0 <= y_low < y_high <= height
+        assert set(row["top3"]) == {"scale_1", "scale_2", "scale_3"}
+        for top in (*row["top3"].values(), row["fused"]):
+            probabilities = [answer["probability"] for answer in top]
+            assert len(top) == 3
+            assert probabilities == sorted(probabilities, reverse=True)
+            assert 0 < sum(probabilities) <= 1.00001
+
+
+def test_photos_of_the_same_name_do_not_overwrite_each_other(best, racnn, photos, tmp_path):
+    places = [photos / "square.png", photos / "deeper" / "square.png"]
+    assert racnn("visualize", best, *places, "--out", tmp_path / "out").code == 0
+    rows = json.loads((tmp_path / "out" / "regions.json").read_text())
+    pictures = [row["picture"] for row in rows]
+    assert len(set(pictures)) == 2
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*pictures, "regions.json"}
+    assert [row["photo"] for row in rows] == [str(place) for place in places]
+    sizes = set()
+    for name in pictures:
+        with Image.open(tmp_path / "out" / name) as picture:
+            sizes.add(picture.size)
+            assert np.asarray(picture).std() > 0
+    assert rows[0]["boxes_xyxy"] != rows[1]["boxes_xyxy"]
+
+
+def test_a_limit_stops_early(best, racnn, photos, tmp_path):
+    assert racnn("visualize", best, photos, "--limit", 2, "--out", tmp_path / "out").code == 0
+    assert len(json.loads((tmp_path / "out" / "regions.json").read_text())) == 2
+
+
+# --- demo -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_shortened_demo_ends_with_a_report_and_pictures(racnn, tmp_path):
+    config = yaml.safe_load(cli._config_file("demo.yaml").read_text(encoding="utf-8"))
+    small = [
+        "data.synthetic.num_train=32",
+        "data.synthetic.num_test=8",
+        "data.source_size=48",
+        "run.num_preview=1",
+    ]
+    small += ["model.view_sizes=[32, 32, 32]", "run.precision=fp32"]
+    for i, entry in enumerate(config["schedule"]):
+        for j in range(len(entry.get("alternate", []))):
+            small.append(f"schedule.{i}.alternate.{j}.epochs=1")
+        small.append(f"schedule.{i}.rounds=1" if "alternate" in entry else f"schedule.{i}.epochs=1")
+    settings = [word for setting in small for word in ("--set", setting)]
+    out = tmp_path / "a demo: with, odd name"
+    result = racnn("demo", "--out", out, *settings)
+    assert result.code == 0
+    report = json.loads((out / "evaluation.json").read_text())
+    assert (report["split"], report["num_images"]) == ("test", 8)
+    assert "fused" in report["top1"]
+    rows = json.loads((out / "pictures" / "regions.json").read_text())
+    assert {path.name for path in (out / "pictures").glob("*.png")} == {row["picture"] for row in rows}
+    assert len(rows) == 8
+    for name in ("evaluation.json", "pictures", "best.pt", "tensorboard"):
+        assert str(out / name) in result.out
+        assert (out / name).exists()
+    assert_refused(racnn("demo", "--out", out, *settings), str(out), "--overwrite")
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--set", "data.batch_sise=8"], ["data.batch_sise", "batch_size"]),
+        (["--set", "data.batch_size=none"], ["data.batch_size", "none"]),
+        (["--set", "data.batch_size"], ["--set data.batch_size", "key=value"]),
+        (["--set", "model.backbone=tinny"], ["tinny", "tiny"]),
+        (["--set", "data.dataset=synthetics"], ["data.dataset", "synthetics", "synthetic"]),
+        (["--set", "data.dataset=folder"], ["data.root", "not set"]),
+        (["--set", "data.classes=1-99"], ["data.classes", "1-99"]),
+        (["--set", "model.weights=/nowhere/vgg.pth"], ["/nowhere/vgg.pth"]),
+        (["--device", "gpu"], ["--device", "gpu"]),
+        (["--device", "cuda:99"], ["--device", "cuda:99"]),
+        (["--device", "meta"], ["--device", "meta"]),
+        (["--resume"], ["--resume", "last.pt"]),
+        (["--resume", "--overwrite"], ["--resume", "--overwrite"]),
+        (["--epochs", "3"], ["--epochs"]),
+    ],
+    ids=lambda value: "=".join(value) if isinstance(value, list) else None,
+)
+def test_a_mistake_in_train_is_told(words, told, racnn, tiny_file, tmp_path):
+    config = tiny_file(tmp_path / "tiny.yaml", out=tmp_path / "run")
+    assert_refused(racnn("train", "--config", config, *words), *told)
+    assert not (tmp_path / "run" / "last.pt").exists()
+
+
+def test_a_missing_configuration_is_told_with_its_nearest_neighbour(racnn, tiny_file, tmp_path):
+    tiny_file(tmp_path / "birds.yaml")
+    assert_refused(
+        racnn("train", "--config", tmp_path / "brids.yaml"), "brids.yaml", "did you mean 'birds.yaml'"
+    )
+    assert_refused(racnn("train", "--config", tmp_path), str(tmp_path))
+
+
+def test_a_class_folder_without_photos_is_told(racnn, tiny_file, tmp_path):
+    root = write_folder_dataset(tmp_path / "birds")
+    (root / "wren").mkdir()
+    config = tiny_file(
+        tmp_path / "c.yaml", out=tmp_path / "run", data__dataset="folder", data__root=str(root)
+    )
+    assert_refused(racnn("train", "--config", config), str(root / "wren"), "found none")
+
+
+def test_a_run_folder_that_is_a_file_is_told(racnn, tiny_file, tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    assert_refused(
+        racnn("train", "--config", tiny_file(tmp_path / "c.yaml"), "--out", tmp_path / "taken"), "taken"
+    )
+
+
+@pytest.mark.parametrize("command", ["evaluate", "visualize"])
+def test_a_checkpoint_that_cannot_be_used_is_told(command, racnn, photos, tmp_path):
+    rest = [photos] if command == "visualize" else []
+    (tmp_path / "junk.pt").write_text("junk")
+    assert_refused(racnn(command, tmp_path / "none.pt", *rest), "none.pt", "no such checkpoint")
+    assert_refused(racnn(command, tmp_path / "junk.pt", *rest), "junk.pt")
+    assert_refused(racnn(command, tmp_path, *rest), str(tmp_path))
+
+
+def test_a_split_that_there_is_not_is_told(best, racnn):
+    assert_refused(racnn("evaluate", best, "--split", "tset"), "--split", "tset", "test, val or train")
+
+
+def test_a_report_that_cannot_be_written_is_told(best, racnn, tmp_path):
+    assert_refused(racnn("evaluate", best, "--json", tmp_path), str(tmp_path))
+
+
+def test_photos_that_cannot_be_used_are_told(best, racnn, tmp_path):
+    out = ("--out", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.png").write_text("no photo")
+    assert_refused(racnn("visualize", best, tmp_path / "none.png", *out), "none.png", "no such photo")
+    assert_refused(racnn("visualize", best, tmp_path / "empty", *out), "empty", "no photos")
+    assert_refused(racnn("visualize", best, tmp_path / "text.png", *out), "text.png", "cannot be read")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "visualize", "demo"])
+def test_a_wrong_device_is_told_by_every_command(command, best, racnn, photos, tmp_path):
+    words = {"evaluate": [best], "visualize": [best, photos], "demo": ["--out", tmp_path / "demo"]}[command]
+    assert_refused(racnn(command, *words, "--device", "gpu"), "--device", "gpu")
+
+
+@pytest.mark.parametrize("words", [["trian"], ["evaluate"], ["train"], ["train", "--config"]])
+def test_a_command_line_that_cannot_be_parsed_is_refused(words, racnn):
+    assert_refused(racnn(*words))

@@ -1,0 +1,67 @@
+"""What the README tells a newcomer to type must work."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from racnn.cli import app
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    shlex.split(command)
+    for block in re.findall(r"```bash\n(.*?)```", README, re.S)
+    for line in block.splitlines()
+    for command in line.split("&&")
+    if command.strip()
+]
+
+
+def test_python_snippet_runs_in_at_most_three_lines():
+    (snippet,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert len(snippet.strip().splitlines()) <= 3
+    names: dict = {}
+    exec(snippet, names)  # noqa: S102
+    output = names["output"]
+    assert [tuple(logits.shape) for logits in output.logits] == [(1, 200)] * 3
+    assert output.fused.shape == (1, 200)
+    assert [tuple(box.shape) for box in output.boxes_xyxy((448, 448))] == [(1, 4)] * 2
+
+
+@pytest.mark.parametrize(
+    "words", [c for c in COMMANDS if c[0].endswith("/racnn")], ids=lambda words: words[1]
+)
+def test_racnn_commands_have_flags_that_exist(words):
+    group = typer.main.get_command(app)
+    command = group.commands[words[1]]
+    known = {option for parameter in command.params for option in parameter.opts}
+    flags = {word for word in words[2:] if word.startswith("--")}
+    assert flags <= known
+    for word in words[2:]:
+        if word.startswith("configs/"):
+            assert (ROOT / word).is_file()
+
+
+@pytest.mark.parametrize("words", [c for c in COMMANDS if "-r" in c], ids=lambda words: words[-1])
+def test_requirements_files_exist_and_the_main_one_pins_exactly(words):
+    lines = (ROOT / words[-1]).read_text(encoding="utf-8").splitlines()
+    packages = [line for line in lines if line and not line.startswith(("#", "-"))]
+    assert packages
+    assert all("==" in line for line in packages)
+
+
+def test_files_named_in_the_reading_order_exist():
+    order = README[README.index("Read in this order") :]
+    folder = Path("racnn")
+    for name in re.findall(r"`([\w/]+\.py)`", order):
+        folder = Path(name).parent if "/" in name else folder
+        assert (ROOT / folder / Path(name).name).is_file(), name
+
+
+def test_every_configuration_stands_in_the_table():
+    for path in sorted((ROOT / "configs").glob("*.yaml")):
+        short = path.name.replace("cub10_vgg16_cpu_one_scale", "..._one_scale")
+        assert f"`{short}`" in README, path.name
