@@ -357,7 +357,7 @@ def test_a_missing_file_names_its_nearest_sibling(tmp_path):
         ConfigError, match=r"brids\.yaml: no such configuration file \(did you mean 'birds\.yaml'\?\)"
     ):
         load_config(tmp_path / "brids.yaml")
-    with pytest.raises(ConfigError, match="no such configuration file$"):
+    with pytest.raises(ConfigError, match=r"no such configuration file$"):
         load_config(tmp_path / "nowhere" / "brids.yaml")
 
 
