@@ -236,7 +236,7 @@ def _pick_device(name: str) -> torch.device:
 def _config_file(name: str) -> Path:
     """Return a configuration that comes with the program, installed or in a checkout."""
     package = Path(__file__).parent
-    for folder in (package / "configs", package.parent / "configs"):
+    for folder in (package.parent / "configs", Path(sys.prefix) / "share" / "racnn" / "configs"):
         if (folder / name).is_file():
             return folder / name
     raise ConfigError(f"{name}: not found beside the installed package")

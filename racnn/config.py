@@ -34,7 +34,7 @@ DEFAULT_BOUNDS: tuple[Bounds, ...] = ((0.2, 0.95), (0.3, 0.8))
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class RunConfig(_Section):
@@ -83,10 +83,12 @@ class DataConfig(_Section):
     augment: AugmentConfig = AugmentConfig()
     synthetic: SyntheticConfig = SyntheticConfig()
 
-    @field_validator("classes")
+    @field_validator("classes", mode="before")
     @classmethod
-    def _classes_are_ranges(cls, value: str | None) -> str | None:
-        if value is not None:
+    def _classes_are_ranges(cls, value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool):  # YAML reads a single id as a number
+            value = str(value)
+        if isinstance(value, str):
             parse_ranges(value)
         return value
 
@@ -185,6 +187,8 @@ class PhaseConfig(_Section):
                 raise ValueError(
                     f"'{key}' belongs to {KIND_OF_KEY[key]} phases and does nothing in a {self.kind} phase"
                 )
+        if len(set(self.scales)) < len(self.scales):
+            raise ValueError(f"scales {list(self.scales)} names a scale twice")
         if self.kind == "fusion" and self.scales:
             raise ValueError("'scales' does nothing in a fusion phase, which always uses all")
         return self
@@ -316,7 +320,8 @@ def parse_config(values: dict[str, Any], *, origin: str) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(item) for item in error.errors()]
+        items = error.errors()
+        lines = [_explain(item) for item in items if not _is_aftermath(item, items)]
         raise ConfigError(f"{origin}:\n" + "\n".join(f"  {line}" for line in dict.fromkeys(lines))) from None
 
 
@@ -407,6 +412,11 @@ def _assign(values: dict[str, Any], keys: list[str], value: Any, text: str) -> N
         elif isinstance(node, dict):
             index = key
             if not last and node.get(key) is None:
+                if keys[depth + 1].isdigit():
+                    where = ".".join(keys[: depth + 1])
+                    raise ConfigError(
+                        f"--set {text}: {where} is not in the file; give the whole list: --set {where}=[...]"
+                    )
                 node[key] = {}
         else:
             raise ConfigError(f"--set {text}: '{'.'.join(keys[:depth])}' is a single value and has no keys")
@@ -434,7 +444,7 @@ def _expand_schedule(values: dict[str, Any]) -> None:
 
 def _explain(item: Any) -> str:
     """Turn one pydantic error into a line with the dotted path and the nearest valid name."""
-    parts = [str(p) for p in item["loc"] if p not in ("phase", "alternation")]
+    parts = [str(part) for part in _without_tag(item["loc"])]
     path = ".".join(parts) or "configuration"
     if item["type"] == "extra_forbidden":
         return f"{path}: unknown key{did_you_mean(parts[-1], _known_keys(item['loc']))}"
@@ -446,6 +456,17 @@ def _explain(item: Any) -> str:
         else f", got {item['input']!r}"
     )
     return f"{path}: {message}{shown}"
+
+
+def _is_aftermath(item: Any, items: Sequence[Any]) -> bool:
+    """Return whether a list seems too short only because an item of it has a mistake of its own."""
+    loc = item["loc"]
+    return item["type"] == "too_short" and any(o is not item and o["loc"][: len(loc)] == loc for o in items)
+
+
+def _without_tag(loc: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return a location in the words of the file: without the tag that tells phases from alternations."""
+    return loc[:2] + loc[3:] if loc[0:1] == ("schedule",) and len(loc) > 2 else loc
 
 
 def _known_keys(loc: tuple[Any, ...]) -> list[str]:

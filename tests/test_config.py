@@ -260,12 +260,44 @@ def test_a_key_called_like_a_kind_of_schedule_entry_is_an_unknown_key(key):
     assert any(line.startswith(f"run.{key}: unknown key") for line in mistakes({"run": {key: 1}}))
 
 
-@pytest.mark.parametrize("key", ["lr", "weight_decay", "margin", "jitter", "clip_grad", "head_lr_factor"])
-def test_an_infinite_number_is_refused(key):
-    assert any(
-        line.startswith(f"schedule.0.{key}: ")
-        for line in mistakes({"schedule": [{**PHASE, key: float("inf")}]})
-    )
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [
+        ("classification", "lr"),
+        ("classification", "weight_decay"),
+        ("classification", "jitter"),
+        ("classification", "clip_grad"),
+        ("classification", "head_lr_factor"),
+        ("ranking", "margin"),
+    ],
+)
+def test_an_infinite_number_is_refused(kind, key):
+    lines = mistakes({"schedule": [{**PHASE, "kind": kind, key: float("inf")}]})
+    assert any(line.startswith(f"schedule.0.{key}: ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value", "owner"),
+    [
+        ("ranking", "init_from", 1, "classification"),
+        ("fusion", "label_smoothing", 0.2, "classification"),
+        ("classification", "target", "peak", "apn_init"),
+        ("fusion", "level", 0.5, "apn_init"),
+        ("apn_init", "margin", 0.1, "ranking"),
+    ],
+)
+def test_a_key_of_another_kind_of_phase_is_refused(kind, key, value, owner):
+    (line,) = [
+        text for text in mistakes({"schedule": [{**PHASE, "kind": kind, key: value}]}) if f"'{key}'" in text
+    ]
+    assert line.startswith("schedule.0: ")
+    assert owner in line
+    assert kind in line
+
+
+def test_a_fusion_of_some_scales_is_refused():
+    lines = mistakes({"schedule": [{**PHASE, "kind": "fusion", "scales": [1]}]})
+    assert any(line.startswith("schedule.0: 'scales'") for line in lines)
 
 
 @pytest.mark.parametrize(

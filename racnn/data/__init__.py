@@ -7,6 +7,8 @@ the number of workers, and a run that is taken up again in the middle of an epoc
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -210,6 +212,14 @@ def _start_worker(_: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Kill workers that an error left behind: they ignore the signal by which multiprocessing ends them at exit."""
+    for process in multiprocessing.active_children():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or torch's handler would report the kill
+        process.kill()
 
 
 def _mix(*numbers: int) -> int:

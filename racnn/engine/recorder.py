@@ -17,17 +17,22 @@ class Recorder:
 
     Args:
         folder: Of the run.
-        from_step: Rows of ``metrics.jsonl`` at or after this step are dropped first: a resumed run writes them anew.
+        step: Of the checkpoint that the run goes on from; later points of the curves are dropped.
+        length: Of ``metrics.jsonl`` in bytes when that checkpoint was written; the rest is dropped.
     """
 
-    def __init__(self, folder: Path, *, from_step: int = 0) -> None:
+    def __init__(self, folder: Path, *, step: int = 0, length: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._path = folder / "metrics.jsonl"
-        if self._path.exists():
-            _keep_rows_before(self._path, from_step)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=from_step or None)
+        with self._path.open("ab") as file:
+            file.truncate(min(length, file.tell()))
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
         self._bar: tqdm[Any] | None = None
+
+    def length(self) -> int:
+        """Return the length of ``metrics.jsonl`` in bytes."""
+        return self._path.stat().st_size
 
     def start_bar(self, title: str, total: int, done: int) -> None:
         """Show progress through a phase; nothing is drawn where the output is no terminal."""
@@ -69,14 +74,3 @@ class Recorder:
         """Flush everything."""
         self.close_bar()
         self._board.close()
-
-
-def _keep_rows_before(path: Path, step: int) -> None:
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] < step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            continue  # a line that a crash cut short
-    path.write_text("".join(kept), encoding="utf-8")

@@ -63,6 +63,7 @@ class Progress:
         trained_scales: How many scales have been trained so far.
         fusion_trained: Whether the fusion layer has been.
         best_key: Of ``best.pt``: how complete the network was, its top-1 and mean log-probability.
+        log_length: Of ``metrics.jsonl`` in bytes when the checkpoint was written.
     """
 
     outcomes: list[bool] = field(default_factory=list)
@@ -78,6 +79,7 @@ class Progress:
     trained_scales: int = 0
     fusion_trained: bool = False
     best_key: list[float] = field(default_factory=list)
+    log_length: int = 0
 
 
 class _Stop(BaseException):
@@ -141,9 +143,11 @@ class Run:
             self._optimizer_state = content["optimizer"]
         prepare(self.model, config, device)
         self.folder.mkdir(parents=True, exist_ok=True)
+        if content is None:
+            self._clear_folder()
         resolved = yaml.safe_dump(dump_config(config), sort_keys=False)
         (self.folder / "config.yaml").write_text(resolved, encoding="utf-8")
-        self.recorder = Recorder(self.folder, from_step=self.progress.step)
+        self.recorder = Recorder(self.folder, step=self.progress.step, length=self.progress.log_length)
         self.recorder.text("config", f"```yaml\n{resolved}\n```")
 
     def train(self) -> None:
@@ -175,11 +179,9 @@ class Run:
         self.recorder.start_bar(
             phase.name, config.epochs * batches, progress.epoch * batches + progress.batch
         )
-        while progress.epoch < config.epochs:
+        while progress.epoch < config.epochs and not (config.patience and progress.stale >= config.patience):
             self._run_epoch(phase, optimizer, batches)
             self._finish_epoch(phase, optimizer)
-            if config.patience and progress.stale >= config.patience:
-                break
         self.recorder.close_bar()
         return self._end(phase)
 
@@ -368,6 +370,7 @@ class Run:
 
     def _save_last(self, optimizer: torch.optim.Optimizer | None) -> None:
         state = copy.deepcopy(optimizer.state_dict()) if optimizer is not None else None
+        self.progress.log_length = self.recorder.length()
         progress = asdict(self.progress)
         save_checkpoint(self.folder / "last.pt", self._content() | {"progress": progress, "optimizer": state})
 
@@ -400,10 +403,15 @@ class Run:
                 f"{self.folder} already holds a run ({', '.join(present)}): "
                 "go on with --resume, replace it with --overwrite, or choose another --out"
             )
-        for name in present:
-            path = self.folder / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
         return None
+
+    def _clear_folder(self) -> None:
+        """Delete an earlier run, and nothing else, now that this one can begin."""
+        for path in (self.folder / name for name in RUN_FILES):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _refuse_other_config(asked: Config, stored: Config) -> None:

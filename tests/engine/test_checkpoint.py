@@ -159,6 +159,7 @@ class Evil:
         return Path.touch, (self.victim,)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("save", [torch.save, lambda evil, path: path.write_bytes(pickle.dumps(evil))])
 def test_a_file_with_code_in_it_is_refused_and_not_executed(tmp_path, save):
     victim = tmp_path / "executed"

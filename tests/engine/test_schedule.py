@@ -1,6 +1,6 @@
 """The small decisions of training: the learning rate, what is better, when attention has collapsed."""
 
-import itertools
+from itertools import pairwise
 
 import pytest
 
@@ -18,8 +18,8 @@ def test_the_learning_rate_rises_from_near_zero_to_one_and_falls_to_near_zero(wa
     assert 0 < rates[0] < 0.02
     assert rates[peak] == pytest.approx(1.0, abs=1e-3)
     assert SHARES[peak] == pytest.approx(warmup, abs=2e-3)
-    assert all(a < b for a, b in itertools.pairwise(rates))
-    assert all(a > b for a, b in zip(rates[peak:], rates[peak + 1 :], strict=False))
+    assert all(a < b for a, b in pairwise(rates[: peak + 1]))
+    assert all(a > b for a, b in pairwise(rates[peak:]))
     assert 0 < rates[-1] < 1e-4
 
 
@@ -30,7 +30,7 @@ def test_without_warmup_the_learning_rate_starts_at_its_peak():
 
 def test_the_learning_rate_does_not_jump():
     rates = [learning_rate(done, 0.2) for done in SHARES]
-    assert max(abs(a - b) for a, b in itertools.pairwise(rates)) < 0.01
+    assert max(abs(a - b) for a, b in pairwise(rates)) < 0.01
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -36,23 +37,23 @@ class Crash(Exception):
     """As if the machine had gone down."""
 
 
-def stop_at(monkeypatch, step, action, *, validating=False):
+def stop_at(monkeypatch, at, action, *, validating=False):
     """Let an action happen right after an optimizer step, or when the validation after it is written down."""
 
     class Stopping(Recorder):
-        def __init__(self, folder, *, from_step=0, **rest):
-            super().__init__(folder, from_step=from_step, **rest)
-            self.count = from_step
+        def __init__(self, folder, *, step=0, **rest):
+            super().__init__(folder, step=step, **rest)
+            self.count = step
 
         def advance_bar(self, losses):
             super().advance_bar(losses)
             self.count += 1
-            if self.count == step and not validating:
+            if self.count == at and not validating:
                 action()
 
         def scalars(self, kind, values, **rest):
             super().scalars(kind, values, **rest)
-            if self.count == step and validating and kind == "val":
+            if self.count == at and validating and kind == "val":
                 action()
 
     monkeypatch.setattr(trainer, "Recorder", Stopping)
@@ -116,11 +117,16 @@ def test_every_epoch_is_validated_on_all_scales_trained_so_far(finished):
     assert [row["phase"] for row in val if "top1_fused" in row] == ["08-fusion"] * 2
 
 
-def test_tensorboard_shows_scalars_the_configuration_and_the_regions(finished):
+def events_of(folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(finished.folder / "tensorboard"))
+    events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
+    return events
+
+
+def test_tensorboard_shows_scalars_the_configuration_and_the_regions(finished):
+    events = events_of(finished.folder)
     tags = events.Tags()
     assert {"train/loss", "train/lr", "val/top1_mean", "val/region_1_tl_mean"} <= set(tags["scalars"])
     assert [event.step for event in events.Scalars("train/loss")] == list(range(1, STEPS_IN_ALL + 1))
@@ -257,17 +263,64 @@ def test_a_run_that_crashed_ends_bit_for_bit_like_one_that_did_not(finished, tin
     assert {path.name for path in folder.iterdir()} == RUN_FILES
 
 
-def test_rows_after_a_crash_are_those_of_a_run_without_one(short, tmp_path, monkeypatch):
-    """The rows since the last checkpoint are written anew, and once."""
+@pytest.fixture(scope="module")
+def crashed_and_whole(short, tmp_path_factory):
+    """The folders of a run that crashed one step after a checkpoint and was resumed, and of one that did not."""
+    folder = tmp_path_factory.mktemp("rows")
     changes = {"data__synthetic__num_train": 64, "run__save_every": 2}
-    fit(short(tmp_path / "whole", **changes), device=CPU)
-    config = short(tmp_path / "crashed", **changes)
-    stop_at(monkeypatch, 3, crash)
-    with pytest.raises(Crash):
-        fit(config, device=CPU)
-    monkeypatch.undo()
+    fit(short(folder / "whole", **changes), device=CPU)
+    config = short(folder / "crashed", **changes)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 3, crash)
+        with pytest.raises(Crash):
+            fit(config, device=CPU)
+    time.sleep(1.1)  # TensorBoard orders its files by the second
     fit(config, device=CPU, resume=True)
-    assert rows_of(tmp_path / "crashed") == rows_of(tmp_path / "whole")
+    return folder / "crashed", folder / "whole"
+
+
+def test_rows_after_a_crash_are_those_of_a_run_without_one(crashed_and_whole):
+    """The rows since the last checkpoint are written anew, and once."""
+    crashed, whole = crashed_and_whole
+    assert rows_of(crashed) == rows_of(whole)
+
+
+def test_curves_after_a_crash_are_those_of_a_run_without_one(crashed_and_whole):
+    left, right = (events_of(folder) for folder in crashed_and_whole)
+    for tag in ("train/loss", "val/log_prob_scale_1"):
+        assert [(e.step, e.value) for e in left.Scalars(tag)] == [
+            (e.step, e.value) for e in right.Scalars(tag)
+        ]
+
+
+def test_no_two_epochs_of_a_run_see_the_same_order(short, tmp_path, monkeypatch):
+    plain, orders = trainer.train_loader, []
+
+    def watched(*args, **rest):
+        loader = plain(*args, **rest)
+        orders.append([index for batch in loader.batch_sampler for _, index in batch])
+        return loader
+
+    phase = {"kind": "classification", "scales": [1], "epochs": 2, "lr": 0.01}
+    monkeypatch.setattr(trainer, "train_loader", watched)
+    fit(short(tmp_path / "run", schedule=[phase, phase]), device=CPU)
+    assert len({tuple(order) for order in orders}) == 4
+    assert all(sorted(order) == list(range(8)) for order in orders)
+
+
+def test_a_phase_whose_patience_is_over_is_not_gone_on_with(short, tmp_path, monkeypatch):
+    """A crash between the last epoch of a phase and the next phase: the phase ends, it takes no further epoch."""
+    phase = {"kind": "classification", "scales": [1], "epochs": 4, "lr": 0.01, "patience": 1}
+    monkeypatch.setattr(trainer, "better", lambda *_, **__: False)  # the first epoch is the best
+    fit(short(tmp_path / "whole", schedule=[phase]), device=CPU)
+    config = short(tmp_path / "crashed", schedule=[phase])
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_end", lambda *_: crash())
+        with pytest.raises(Crash):
+            fit(config, device=CPU)
+    fit(config, device=CPU, resume=True)
+    assert load_checkpoint(tmp_path / "whole" / "last.pt")["step"] == 2
+    assert without_config(tmp_path / "crashed" / "last.pt") == without_config(tmp_path / "whole" / "last.pt")
 
 
 def test_sigint_exits_with_130_and_gives_the_handlers_back(short, tmp_path, monkeypatch):
