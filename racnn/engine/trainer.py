@@ -8,11 +8,8 @@ ends with the weights it would have had.
 from __future__ import annotations
 
 import copy
-import shutil
-import signal
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -21,69 +18,21 @@ import yaml
 from torch import Tensor
 
 from racnn import viz
-from racnn.config import Config, dump_config, parse_config
+from racnn.config import Config, dump_config
 from racnn.data import build_data, eval_loader, train_loader
 from racnn.engine.checkpoint import load_checkpoint, save_checkpoint
+from racnn.engine.folder import clear_folder, open_folder
+from racnn.engine.interrupt import Interrupt, Stop
 from racnn.engine.loop import Predictions, predict, report, to_device, train_one_epoch
 from racnn.engine.phases import Phase, upcoming
 from racnn.engine.precision import prepare
+from racnn.engine.progress import Progress
 from racnn.engine.recorder import Recorder
 from racnn.engine.schedule import better, collapse_warning, learning_rate, phase_items
 from racnn.engine.steps import STEPS, build_optimizer, train_only
-from racnn.errors import CheckpointError, ConfigError
 from racnn.models import build_model
 from racnn.ops.regions import to_boxes_xyxy
 from racnn.ops.zoom import zoom
-
-RUN_FILES = ("last.pt", "best.pt", "config.yaml", "metrics.jsonl", "tensorboard")
-FREE_KEYS = (
-    "run.out",
-    "run.save_every",
-    "run.log_every",
-    "run.num_preview",
-    "data.root",
-    "data.num_workers",
-    "model.weights",
-)
-
-
-@dataclass
-class Progress:
-    """Where a run stands, in plain types that a checkpoint can hold.
-
-    Attributes:
-        outcomes: For each finished phase, whether it changed the network.
-        epoch: Finished epochs of the phase.
-        batch: Finished batches of the epoch.
-        step: Optimizer steps of the whole run.
-        total_epoch: Epochs begun in the whole run, which the photos' changes are drawn from.
-        stale: Epochs since the phase's best one.
-        start: The phase's validation items before it began; None until it has.
-        best: The phase's best validation items, and the weights that gave them, where the phase keeps the best.
-        trained_scales: How many scales have been trained so far.
-        fusion_trained: Whether the fusion layer has been.
-        best_key: Of ``best.pt``: how complete the network was, its top-1 and mean log-probability.
-        log_length: Of ``metrics.jsonl`` in bytes when the checkpoint was written.
-    """
-
-    outcomes: list[bool] = field(default_factory=list)
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    total_epoch: int = 0
-    stale: int = 0
-    start: dict[str, float] | None = None
-    best: dict[str, float] | None = None
-    best_epoch: int = 0
-    best_weights: dict[str, Tensor] | None = None
-    trained_scales: int = 0
-    fusion_trained: bool = False
-    best_key: list[float] = field(default_factory=list)
-    log_length: int = 0
-
-
-class _Stop(BaseException):
-    """Raised at a step boundary after SIGTERM or SIGINT; everything is saved by then."""
 
 
 def fit(
@@ -106,14 +55,15 @@ def fit(
         SystemExit: 143 or 130 after SIGTERM or SIGINT, with ``last.pt`` saved.
     """
     run = Run(config, device=device, resume=resume, overwrite=overwrite)
-    with _signals(run):
+    with run.interrupt:
         try:
             run.train()
-        except _Stop:
+        except Stop:
+            number = run.interrupt.signal
             run.recorder.say(
-                f"stopped by signal {run.signal} after step {run.progress.step}; go on with --resume"
+                f"stopped by signal {number} after step {run.progress.step}; go on with --resume"
             )
-            raise SystemExit(128 + run.signal) from None
+            raise SystemExit(128 + number) from None
         finally:
             run.recorder.close()
     return run.folder / "best.pt", run.best_report()
@@ -126,8 +76,8 @@ class Run:
         self.config = config
         self.device = device
         self.folder = Path(config.run.out)
-        self.signal = 0
-        content = self._open_folder(resume=resume, overwrite=overwrite)
+        self.interrupt = Interrupt()
+        content = open_folder(self.folder, config, resume=resume, overwrite=overwrite)
         self.data = build_data(
             config.data, seed=config.run.seed, val_names=content["val_names"] if content else None
         )
@@ -144,7 +94,7 @@ class Run:
         prepare(self.model, config, device)
         self.folder.mkdir(parents=True, exist_ok=True)
         if content is None:
-            self._clear_folder()
+            clear_folder(self.folder)
         resolved = yaml.safe_dump(dump_config(config), sort_keys=False)
         (self.folder / "config.yaml").write_text(resolved, encoding="utf-8")
         self.recorder = Recorder(self.folder, step=self.progress.step, length=self.progress.log_length)
@@ -226,10 +176,10 @@ class Run:
                 }
                 self.recorder.scalars("train", losses | rates, step=progress.step, phase=phase.name)
             every = self.config.run.save_every
-            if self.signal or (every and progress.step % every == 0):
+            if self.interrupt.signal or (every and progress.step % every == 0):
                 self._save_last(optimizer)
-            if self.signal:
-                raise _Stop
+            if self.interrupt.signal:
+                raise Stop
 
         train_only(self.model, phase)
         train_one_epoch(
@@ -387,79 +337,6 @@ class Run:
                 self.folder / "best.pt", self._content() | {"val_report": result, "phase": phase.name}
             )
 
-    def _open_folder(self, *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
-        """Return the checkpoint to resume from, or None for a new run in a folder that is free of an old one."""
-        present = [name for name in RUN_FILES if (self.folder / name).exists()]
-        if resume:
-            if not (self.folder / "last.pt").exists():
-                raise CheckpointError(f"--resume: {self.folder} holds no last.pt to go on from")
-            content = load_checkpoint(self.folder / "last.pt")
-            _refuse_other_config(
-                self.config, parse_config(content["config"], origin=str(self.folder / "last.pt"))
-            )
-            return content
-        if present and not overwrite:
-            raise ConfigError(
-                f"{self.folder} already holds a run ({', '.join(present)}): "
-                "go on with --resume, replace it with --overwrite, or choose another --out"
-            )
-        return None
-
-    def _clear_folder(self) -> None:
-        """Delete an earlier run, and nothing else, now that this one can begin."""
-        for path in (self.folder / name for name in RUN_FILES):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-
-
-def _refuse_other_config(asked: Config, stored: Config) -> None:
-    left, right = _flat(dump_config(asked)), _flat(dump_config(stored))
-    keys = sorted(
-        k for k in left.keys() | right.keys() if left.get(k) != right.get(k) and not k.startswith(FREE_KEYS)
-    )
-    if keys:
-        lines = [f"  {key}: {right.get(key)} in the run, {left.get(key)} now" for key in keys]
-        raise ConfigError("--resume: the configuration differs from the run's:\n" + "\n".join(lines))
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(node, dict):
-        items = node.items()
-    elif isinstance(node, list):
-        items = enumerate(node)  # type: ignore[assignment]
-    else:
-        return {prefix: node}
-    out: dict[str, Any] = {}
-    for key, value in items:
-        out |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return out
-
 
 def _mix(seed: int, step: int) -> int:
     return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0] >> 1)
-
-
-class _signals:
-    """While it lasts, SIGTERM and SIGINT ask the run to stop at the next step; a second one ends it at once."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            try:
-                self._before[number] = signal.signal(number, self._on_signal)
-            except ValueError:  # not the main thread: a notebook's worker, a test
-                return
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._run.signal:
-            raise SystemExit(128 + number)
-        self._run.signal = number

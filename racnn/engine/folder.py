@@ -1,0 +1,78 @@
+"""The folder of a run: may a run begin or go on there?"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from racnn.config import Config, dump_config, parse_config
+from racnn.engine.checkpoint import load_checkpoint
+from racnn.errors import CheckpointError, ConfigError
+
+RUN_FILES = ("last.pt", "best.pt", "config.yaml", "metrics.jsonl", "tensorboard")
+# What a resumed run may have otherwise: none of it changes the weights.
+FREE_KEYS = (
+    "run.out",
+    "run.save_every",
+    "run.log_every",
+    "run.num_preview",
+    "data.root",
+    "data.num_workers",
+    "model.weights",
+)
+
+
+def open_folder(folder: Path, config: Config, *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
+    """Return the checkpoint to resume from, or None where a new run may begin. Nothing is changed yet.
+
+    Raises:
+        CheckpointError: There is nothing to resume.
+        ConfigError: There is a run that should neither be resumed nor overwritten, or one of another configuration.
+    """
+    last = folder / "last.pt"
+    if resume:
+        if not last.exists():
+            raise CheckpointError(f"--resume: {folder} holds no last.pt to go on from")
+        content = load_checkpoint(last)
+        _refuse_other_config(config, parse_config(content["config"], origin=str(last)))
+        return content
+    present = [name for name in RUN_FILES if (folder / name).exists()]
+    if present and not overwrite:
+        raise ConfigError(
+            f"{folder} already holds a run ({', '.join(present)}): "
+            "go on with --resume, replace it with --overwrite, or choose another --out"
+        )
+    return None
+
+
+def clear_folder(folder: Path) -> None:
+    """Delete an earlier run, and nothing else."""
+    for path in (folder / name for name in RUN_FILES):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _refuse_other_config(asked: Config, stored: Config) -> None:
+    left, right = _flat(dump_config(asked)), _flat(dump_config(stored))
+    keys = sorted(
+        k for k in left.keys() | right.keys() if left.get(k) != right.get(k) and not k.startswith(FREE_KEYS)
+    )
+    if keys:
+        lines = [f"  {key}: {right.get(key)} in the run, {left.get(key)} now" for key in keys]
+        raise ConfigError("--resume: the configuration differs from the run's:\n" + "\n".join(lines))
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(node, dict):
+        items = node.items()
+    elif isinstance(node, list):
+        items = enumerate(node)  # type: ignore[assignment]
+    else:
+        return {prefix: node}
+    out: dict[str, Any] = {}
+    for key, value in items:
+        out |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return out
