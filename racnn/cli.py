@@ -32,6 +32,7 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the configuration; repeatable."),
 ]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from last.pt of the folder.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the folder.")]
 
 
@@ -78,13 +79,11 @@ def train(
     out: Annotated[
         Path | None, typer.Option(help="The run's folder; default: run.out of the configuration.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from last.pt of the folder.")] = False,
+    resume: Resume = False,
     overwrite: Overwrite = False,
     device: Device = "auto",
 ) -> None:
     """Train a network as a configuration says."""
-    if resume and overwrite:
-        raise ConfigError("--resume and --overwrite exclude each other")
     loaded = _load(config, settings, out)
     best, report = _fit(loaded, device, resume=resume, overwrite=overwrite)
     from racnn.metrics import format_report
@@ -150,6 +149,7 @@ def visualize(
 def demo(
     out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/demo"),
     settings: Settings = None,
+    resume: Resume = False,
     overwrite: Overwrite = False,
     device: Device = "auto",
 ) -> None:
@@ -157,7 +157,7 @@ def demo(
     from racnn.config import load_config
 
     loaded = load_config(_config_file("demo.yaml"), [*(settings or []), f"run.out={json.dumps(str(out))}"])
-    best, _ = _fit(loaded, device, resume=False, overwrite=overwrite)
+    best, _ = _fit(loaded, device, resume=resume, overwrite=overwrite)
     from racnn.data import build_data
     from racnn.engine.inference import evaluate_trained
     from racnn.metrics import format_report
@@ -181,6 +181,8 @@ def _load(config: Path, settings: list[str] | None, out: Path | None) -> Config:
 
 
 def _fit(config: Config, device: str, *, resume: bool, overwrite: bool) -> tuple[Path, dict[str, Any]]:
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite exclude each other")
     from racnn.engine.trainer import fit
 
     return fit(config, device=_pick_device(device), resume=resume, overwrite=overwrite)

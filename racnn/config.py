@@ -136,7 +136,7 @@ class ModelConfig(_Section):
 
 
 KIND_OF_KEY = {
-    **dict.fromkeys(("init_from", "label_smoothing", "jitter"), "classification"),
+    **dict.fromkeys(("init_from", "head_lr_factor", "label_smoothing", "jitter"), "classification"),
     **dict.fromkeys(("target", "response", "level"), "apn_init"),
     "margin": "ranking",
 }
@@ -156,9 +156,6 @@ class PhaseConfig(_Section):
     epochs: int = Field(..., ge=1)
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = Field(..., gt=0.0)
-    head_lr_factor: float = Field(
-        10.0, gt=0.0, description="classifiers learn this much faster than the trunk"
-    )
     momentum: Fraction = 0.9
     weight_decay: float = Field(1e-4, ge=0.0)
     warmup: float = Field(0.05, ge=0.0, lt=1.0, description="share of the phase with rising learning rate")
@@ -168,6 +165,9 @@ class PhaseConfig(_Section):
     )
     patience: int = Field(0, ge=0, description="stop after so many epochs without a better one; 0: never")
     # classification only
+    head_lr_factor: float = Field(
+        10.0, gt=0.0, description="classifiers learn this much faster than the trunk"
+    )
     init_from: int | None = Field(None, ge=1, description="start from this scale's backbone and classifier")
     label_smoothing: float = Field(0.1, ge=0.0, lt=1.0)
     jitter: float = Field(1.0, ge=0.0, description="strength of the random shifts of the regions; 0: none")
@@ -229,8 +229,18 @@ class Config(_Section):
     def _phases_fit_the_scales(self) -> Config:
         for phase in self.phases():
             limit = self.model.num_scales - (phase.kind in ("apn_init", "ranking"))
+            if limit == 0:
+                raise ValueError(f"schedule: a {phase.kind} phase needs at least two model.view_sizes")
+            some = (
+                phase.kind == "classification" and phase.scales and len(phase.scales) < self.model.num_scales
+            )
+            if self.model.shared_backbone and some:
+                raise ValueError(
+                    "schedule: with model.shared_backbone a classification phase must train all scales, or those it "
+                    "leaves out would drift; leave out 'scales', or use schedule=paper"
+                )
             for scale in (*phase.scales, phase.init_from or 1):
-                if scale > max(limit, 1) or (limit == 0):
+                if scale > limit:
                     raise ValueError(
                         f"schedule: a {phase.kind} phase names scale {scale}, "
                         f"but model.view_sizes has {self.model.num_scales} scales"
@@ -283,7 +293,7 @@ def _apn_init_phase(region: int, **changes: Any) -> dict[str, Any]:
 
 
 def _fusion_phase() -> dict[str, Any]:
-    return {"kind": "fusion", "epochs": 4, "lr": 0.01, "head_lr_factor": 1.0, "keep": "if_better"}
+    return {"kind": "fusion", "epochs": 4, "lr": 0.01, "keep": "if_better"}
 
 
 SCHEDULES = {"recipe": recipe_schedule, "paper": paper_schedule}

@@ -25,7 +25,7 @@ TINY_SCHEDULE = [
             {"kind": "classification", "epochs": 1, "lr": 0.01, "keep": "if_better"},
         ]
     },
-    {"kind": "fusion", "epochs": 1, "lr": 0.01, "head_lr_factor": 1, "keep": "if_better"},
+    {"kind": "fusion", "epochs": 1, "lr": 0.01, "keep": "if_better"},
 ]
 SHORT_SCHEDULE = [{"kind": "classification", "scales": [1], "epochs": 1, "lr": 0.01}]
 

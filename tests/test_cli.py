@@ -408,3 +408,44 @@ def test_a_wrong_device_is_told_by_every_command(command, best, racnn, photos, t
 @pytest.mark.parametrize("words", [["trian"], ["evaluate"], ["train"], ["train", "--config"]])
 def test_a_command_line_that_cannot_be_parsed_is_refused(words, racnn):
     assert_refused(racnn(*words))
+
+
+def test_photos_added_since_training_are_noticed(tmp_path, monkeypatch, capsys):
+    generator = np.random.default_rng(0)
+
+    def add(first, last):
+        for name in ("auk", "owl"):
+            (tmp_path / "birds" / name).mkdir(parents=True, exist_ok=True)
+            for i in range(first, last):
+                picture = generator.integers(0, 255, (40, 40, 3), dtype=np.uint8)
+                Image.fromarray(picture).save(tmp_path / "birds" / name / f"{i}.png")
+
+    add(0, 12)
+    (tmp_path / "c.yaml").write_text(
+        "model: {backbone: tiny, view_sizes: [32]}\n"
+        f"data: {{dataset: folder, root: {tmp_path / 'birds'}, source_size: 32, num_workers: 0}}\n"
+        "schedule: [{kind: classification, epochs: 1, lr: 0.01}]\n"
+    )
+    config, out = ["--config", str(tmp_path / "c.yaml")], ["--out", str(tmp_path / "run")]
+
+    def run(*words):
+        monkeypatch.setattr("sys.argv", ["racnn", *map(str, words), "--device", "cpu"])
+        try:
+            cli.main()
+        except SystemExit as stop:
+            return stop.code or 0, capsys.readouterr().err
+        return 0, capsys.readouterr().err
+
+    assert run("train", *config, *out)[0] == 0
+    assert run("evaluate", tmp_path / "run" / "best.pt")[0] == 0
+    add(12, 40)
+    code, said = run("train", *config, *out, "--resume")
+    assert code == 2
+    assert "training photos were added or removed" in said
+    content = load_checkpoint(tmp_path / "run" / "best.pt")
+    for path in (tmp_path / "birds").glob("*/*.png"):  # without the old test photos, others must be drawn
+        if path.relative_to(tmp_path / "birds").as_posix() not in content["train_names"] + content["val_names"]:
+            path.unlink()
+    code, said = run("evaluate", tmp_path / "run" / "best.pt")
+    assert code == 2
+    assert "test photos were used in training" in said

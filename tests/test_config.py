@@ -408,3 +408,16 @@ def test_ranges_are_sorted_ids_without_repeats(text, ids):
 def test_what_is_no_range_is_refused(text):
     with pytest.raises(ValueError, match=r"expected ids|runs backwards"):
         parse_ranges(text)
+
+
+def test_a_shared_backbone_refuses_phases_that_would_let_other_scales_drift():
+    with pytest.raises(ConfigError, match="must train all scales"):
+        load_config(None, ["model.shared_backbone=true"])
+    assert load_config(None, ["model.shared_backbone=true", "schedule=paper"]).model.shared_backbone
+
+
+@pytest.mark.parametrize("kind", ["apn_init", "ranking"])
+def test_a_phase_about_regions_needs_two_scales(kind):
+    phase = f"{{kind: {kind}, epochs: 1, lr: 0.1}}"
+    with pytest.raises(ConfigError, match="at least two"):
+        load_config(None, ["model.view_sizes=[32]", f"schedule=[{phase}]"])

@@ -184,7 +184,10 @@ def _check_splits(catalog: Catalog, train: Sequence[Record], val: Sequence[Recor
         raise DataError(f"data.classes: expected at least two classes, got {catalog.class_names}")
     for split, records in (("training", train), ("validation", val), ("test", catalog.test)):
         if not records:
-            raise DataError(f"data: the {catalog.dataset} data set has no {split} photos with these settings")
+            raise DataError(
+                f"data: the {catalog.dataset} data set has no {split} photos: a class needs three photos, for training, "
+                "validation and test, where the data set brings no split of its own"
+            )
     taught = {record.label for record in train}
     for label, name in enumerate(catalog.class_names):
         if label not in taught:

@@ -325,6 +325,13 @@ def _split_folders(root: Path) -> dict[str, Path]:
     folders = {path.name.lower(): path for path in _visible(root) if path.is_dir()}
     train = folders.get("train")
     if train is None or not any(path.is_dir() for path in _visible(train)):  # a class may be called "train"
+        strange = sorted(folders.keys() & {"training", "testing", "test", "val", "valid", "validation"})
+        for name in strange:
+            if any(path.is_dir() for path in _visible(folders[name])):
+                raise DataError(
+                    f"{folders[name]}: looks like a split, not a class; expected {root}/train (and val, test) of class "
+                    "folders, or class folders alone"
+                )
         return {"train": root}
     places = {"train": train}
     for split, aliases in (("val", ("val", "valid", "validation")), ("test", ("test",))):

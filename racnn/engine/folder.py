@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from racnn.config import Config, dump_config, parse_config
+from racnn.data import Data
 from racnn.engine.checkpoint import load_checkpoint
-from racnn.errors import CheckpointError, ConfigError
+from racnn.errors import CheckpointError, ConfigError, DataError
 
 RUN_FILES = ("last.pt", "best.pt", "config.yaml", "metrics.jsonl", "tensorboard")
 # What a resumed run may have otherwise: none of it changes the weights.
@@ -44,6 +46,20 @@ def open_folder(folder: Path, config: Config, *, resume: bool, overwrite: bool) 
             "go on with --resume, replace it with --overwrite, or choose another --out"
         )
     return None
+
+
+def refuse_other_photos(train_names: Sequence[str], data: Data) -> None:
+    """Refuse to resume on other training photos than those the run began with.
+
+    Raises:
+        DataError: Photos were added or removed.
+    """
+    changed = {record.name for record in data.splits["train"].records} ^ set(train_names)
+    if changed:
+        raise DataError(
+            f"--resume: {len(changed)} training photos were added or removed since the run began, for example "
+            f"'{min(changed)}'; restore them, or begin a new run"
+        )
 
 
 def clear_folder(folder: Path) -> None:

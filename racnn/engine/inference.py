@@ -30,6 +30,7 @@ class Trained:
         model: On its device, in evaluation mode.
         config: Of the run.
         class_names: In the order of the logits.
+        train_names: The photos it was trained on.
         val_names: The photos that were held out for validation.
         scales: How many scales were trained when the checkpoint was written.
         fused: Whether the fusion layer was.
@@ -38,6 +39,7 @@ class Trained:
     model: RACNN
     config: Config
     class_names: list[str]
+    train_names: list[str]
     val_names: list[str]
     scales: int
     fused: bool
@@ -63,6 +65,7 @@ def load_trained(path: Path, device: torch.device) -> Trained:
         model=model.eval(),
         config=config,
         class_names=content["class_names"],
+        train_names=content["train_names"],
         val_names=content["val_names"],
         scales=max(1, content["trained_scales"]),
         fused=content["fusion_trained"],
@@ -78,7 +81,7 @@ def evaluate_trained(trained: Trained, *, split: str, root: Path | None = None) 
         root: The dataset's folder, where it is no longer the one of the run.
 
     Raises:
-        DataError: The dataset is missing or has other classes than the network.
+        DataError: The dataset is missing, has other classes than the network, or has test photos it was trained on.
     """
     config = trained.config
     data_config = config.data if root is None else config.data.model_copy(update={"root": root})
@@ -88,6 +91,14 @@ def evaluate_trained(trained: Trained, *, split: str, root: Path | None = None) 
             f"data.root: {data_config.root} has {len(data.class_names)} classes ({data.class_names[0]}, ...), "
             f"the network knows {len(trained.class_names)} ({trained.class_names[0]}, ...); they must be the same"
         )
+    if split == "test":
+        known = {*trained.train_names, *trained.val_names}
+        leaked = sorted(known & {record.name for record in data.splits["test"].records})
+        if leaked:
+            raise DataError(
+                f"data.root: {len(leaked)} test photos were used in training, for example '{leaked[0]}': photos were "
+                "added or removed since, which draws another test split; restore them, or keep a test/ folder"
+            )
     predictions = predict(
         trained.model,
         eval_loader(data.splits[split], data_config),

@@ -103,11 +103,16 @@ def predict(
         device: Where the network is.
         scales: Run only so many; None runs all.
         fused: Keep the fusion layer's logits where all scales are run.
+
+    Raises:
+        TrainingError: An answer is not finite.
     """
     model.eval()
     rows: list[dict[str, list[Tensor] | Tensor | None]] = []
     for batch in batches:
         output = model(batch["image"].to(device, non_blocking=True), scales=scales)
+        if not all(logits.isfinite().all() for logits in output.logits):
+            raise TrainingError("the network gives answers that are not finite: its training has diverged")
         rows.append(
             {
                 "logits": [x.float().cpu() for x in output.logits],

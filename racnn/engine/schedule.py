@@ -21,7 +21,7 @@ def learning_rate(done: float, warmup: float) -> float:
 def phase_items(phase: Phase, report: Mapping[str, Any], loss: float | None) -> dict[str, float]:
     """Return what a phase is judged by on the validation photos; larger is better.
 
-    The mean log-probability of the true class at the trained scales (for ranking, at the finer scales of its pairs;
+    The mean log-probability of the true class at the trained scales (for ranking, at all scales that its regions move;
     for fusion, of the fused answer): steadier than top-1 on few photos. The difference of two scales' probabilities,
     which the ranking loss looks at, also rises when the coarser scale falls and is no criterion. For ``apn_init``
     minus its own loss.
@@ -32,8 +32,14 @@ def phase_items(phase: Phase, report: Mapping[str, Any], loss: float | None) -> 
         return {"loss": -loss}
     if kind == "fusion":
         return {"fused": log_prob["fused"]}
-    shift = 1 if kind == "ranking" else 0
-    return {name: log_prob[name] for name in (f"scale_{scale + shift}" for scale in phase.scales)}
+    if kind == "ranking":  # a region moves every finer view, not only the next one
+        first = min(phase.scales) + 1
+        return {
+            f"scale_{s}": log_prob[f"scale_{s}"]
+            for s in range(first, len(log_prob))
+            if f"scale_{s}" in log_prob
+        }
+    return {f"scale_{s}": log_prob[f"scale_{s}"] for s in phase.scales}
 
 
 def better(new: Mapping[str, float], old: Mapping[str, float], *, no_item_may_fall: bool) -> bool:

@@ -8,6 +8,7 @@ ends with the weights it would have had.
 from __future__ import annotations
 
 import copy
+import itertools
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from racnn import viz
 from racnn.config import Config, dump_config
 from racnn.data import build_data, eval_loader, train_loader
 from racnn.engine.checkpoint import load_checkpoint, save_checkpoint
-from racnn.engine.folder import clear_folder, open_folder
+from racnn.engine.folder import clear_folder, open_folder, refuse_other_photos
 from racnn.engine.interrupt import Interrupt, Stop
 from racnn.engine.loop import Predictions, predict, report, to_device, train_one_epoch
 from racnn.engine.phases import Phase, upcoming
@@ -33,6 +34,8 @@ from racnn.engine.steps import STEPS, build_optimizer, train_only
 from racnn.models import build_model
 from racnn.ops.regions import to_boxes_xyxy
 from racnn.ops.zoom import zoom
+
+NORM_BATCHES = 8  # of training photos, from which the mean length of the descriptors is taken
 
 
 def fit(
@@ -88,6 +91,7 @@ class Run:
         self.progress = Progress()
         self._optimizer_state: dict[str, Any] | None = None
         if content:
+            refuse_other_photos(content["train_names"], self.data)
             self.model.load_state_dict(content["model"])
             self.progress = Progress(**content["progress"])
             self._optimizer_state = content["optimizer"]
@@ -143,8 +147,8 @@ class Run:
                 if scale != config.init_from:
                     self.model.copy_scale(config.init_from, scale)
         if config.kind == "fusion":
-            batches = eval_loader(self.data.splits["train"], self.config.data)
-            norms = self._predict_some(batches, most=8).norms
+            some = itertools.islice(self._loader(0), NORM_BATCHES)  # shuffled: photos of all classes
+            norms = predict(self.model, some, device=self.device).norms
             self.model.start_fusion_from_classifiers(norms)
             progress.fusion_trained = True
         if config.kind == "classification":
@@ -218,8 +222,7 @@ class Run:
             f"kept epoch {progress.best_epoch}" if phase.config.keep != "last" else "kept the last epoch"
         )
         self.recorder.say(f"{phase.name}: {verdict if changed else 'no epoch was better: nothing changed'}")
-        if phase.config.kind != "apn_init":
-            self._save_best(phase)
+        self._save_best(phase)
         return changed
 
     def _validate(self, phase: Phase) -> dict[str, float]:
@@ -268,10 +271,6 @@ class Run:
             self.model, batches, device=self.device, scales=scales, fused=self.progress.fusion_trained
         )
 
-    def _predict_some(self, batches: Any, *, most: int) -> Predictions:
-        some = [batch for batch, _ in zip(batches, range(most), strict=False)]
-        return predict(self.model, some, device=self.device)
-
     def _draw_preview(self, predictions: Predictions) -> None:
         num = self.config.run.num_preview
         if not num or not predictions.regions:
@@ -313,6 +312,7 @@ class Run:
             "dataset": self.data.dataset,
             "class_names": list(self.data.class_names),
             "val_names": list(self.data.val_names),
+            "train_names": [record.name for record in self.data.splits["train"].records],
             "trained_scales": self.progress.trained_scales,
             "fusion_trained": self.progress.fusion_trained,
             "step": self.progress.step,

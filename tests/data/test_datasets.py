@@ -404,3 +404,11 @@ def test_damaged_photo_is_named(tmp_path, damage):
 def test_tiny_photo_is_read(tmp_path, size):
     write_photo(tmp_path / "a.png", size=size)
     assert read_photo(tmp_path / "a.png").shape == (size[1], size[0], 3)
+
+
+@pytest.mark.parametrize("name", ["training", "testing", "test", "validation"])
+def test_folder_refuses_splits_of_a_name_it_does_not_know_instead_of_learning_them_as_classes(tmp_path, name):
+    write_classes(tmp_path / name, {"a": 4, "b": 4})
+    write_classes(tmp_path / "other", {"a": 4, "b": 4})
+    with pytest.raises(DataError, match=f"{name}: looks like a split"):
+        folder(DataConfig(dataset="folder", root=tmp_path))

@@ -125,7 +125,7 @@ def test_heads_learn_faster_than_trunks_by_the_factor():
 
 @pytest.mark.parametrize(("kind", "scales"), [("apn_init", (1, 2)), ("ranking", (1,)), ("fusion", ())])
 def test_what_has_no_heads_has_one_group_at_the_plain_rate(kind, scales):
-    (group,) = build_optimizer(make(), phase_of(kind, scales, lr=0.01, head_lr_factor=7.0)).param_groups
+    (group,) = build_optimizer(make(), phase_of(kind, scales, lr=0.01)).param_groups
     assert group["lr"] == group["base_lr"] == 0.01
 
 
