@@ -444,7 +444,10 @@ def test_photos_added_since_training_are_noticed(tmp_path, monkeypatch, capsys):
     assert "training photos were added or removed" in said
     content = load_checkpoint(tmp_path / "run" / "best.pt")
     for path in (tmp_path / "birds").glob("*/*.png"):  # without the old test photos, others must be drawn
-        if path.relative_to(tmp_path / "birds").as_posix() not in content["train_names"] + content["val_names"]:
+        if (
+            path.relative_to(tmp_path / "birds").as_posix()
+            not in content["train_names"] + content["val_names"]
+        ):
             path.unlink()
     code, said = run("evaluate", tmp_path / "run" / "best.pt")
     assert code == 2
