@@ -386,9 +386,11 @@ class TestReport:
         fused = torch.randn(40, 6).bfloat16()
         assert _report(logits=logits, fused=fused) == _report(logits=same, fused=fused.float())
 
-    def test_logits_that_carry_a_graph_are_accepted(self) -> None:
+    def test_logits_that_carry_a_graph_give_the_same_report(self) -> None:
         logits = {"scale_1": torch.randn(40, 6, requires_grad=True)}
-        json.dumps(_report(logits=logits, fused=None, regions=[], composed=[], bounds=[]))
+        plain = {"scale_1": logits["scale_1"].detach()}
+        rest = {"fused": None, "regions": [], "composed": [], "bounds": []}
+        assert json.dumps(_report(logits=logits, **rest)) == json.dumps(_report(logits=plain, **rest))
 
     def test_logits_that_are_not_finite_are_refused_by_name(self) -> None:
         broken = torch.zeros(40, 6)

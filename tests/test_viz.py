@@ -191,9 +191,12 @@ class TestPanel:
         viz._text(ImageDraw.Draw(expected), (10, 20), name, 1000, 13, (0, 0, 0))
         assert image.tobytes() == expected.tobytes()
 
-    def test_two_classes_have_two_bars(self) -> None:
-        viz.panel(_photo(30, 40), [], [_view()], [ANSWER[:2]], ANSWER[:2])
-        viz.panel(_photo(30, 40), [], [_view()], [ANSWER[:1]], ANSWER[:1])
+    def test_fewer_answers_make_a_panel_that_is_no_higher(self) -> None:
+        full, two, one = (
+            viz.panel(_photo(30, 40), [], [_view()], [ANSWER[:n]], ANSWER[:n]) for n in (3, 2, 1)
+        )
+        assert full.height >= two.height >= one.height
+        assert full.width == two.width == one.width
 
     def test_counts_that_do_not_fit_are_refused(self) -> None:
         with pytest.raises(ValueError, match="one prediction per view"):
