@@ -42,9 +42,8 @@ def main() -> None:
         app()
     except UserError as error:
         message = str(error)
-        if message.startswith(
-            "Caught "
-        ):  # torch wraps what a loader's worker raised in that worker's traceback
+        # torch wraps what a loader's worker raised in that worker's traceback
+        if message.startswith("Caught "):
             message = message.strip().rpartition("racnn.errors.")[2].partition(": ")[2]
         print(f"error: {message}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -23,7 +23,16 @@ from racnn.data.datasets import Catalog, Record, cub200, folder, hold_out, read_
 from racnn.data.transforms import SourceTransform
 from racnn.errors import ConfigError, DataError, did_you_mean
 
-__all__ = ["DATASETS", "Data", "PhotoDataset", "build_data", "eval_loader", "read_photo", "train_loader"]
+__all__ = [
+    "DATASETS",
+    "Data",
+    "PhotoDataset",
+    "build_data",
+    "eval_loader",
+    "mix_seed",
+    "read_photo",
+    "train_loader",
+]
 
 DATASETS: dict[str, Callable[[DataConfig], Catalog]] = {
     "cub200": cub200,
@@ -80,7 +89,7 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
         record = self.records[index]
         photo = self.catalog.load(record)
         box_xyxy, parts = self.catalog.annotate(record)
-        image, box, located = self.transform(photo, box_xyxy, parts, _mix(self.seed, epoch, index))
+        image, box, located = self.transform(photo, box_xyxy, parts, mix_seed(self.seed, epoch, index))
         return {
             "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
             "label": torch.tensor(record.label),
@@ -148,7 +157,7 @@ def train_loader(
     The batches before are not loaded. The last one may be smaller. The loader's length counts what is left.
     """
     dataset = data.splits["train"]
-    generator = torch.Generator().manual_seed(_mix(seed, epoch))
+    generator = torch.Generator().manual_seed(mix_seed(seed, epoch))
     order = torch.randperm(len(dataset), generator=generator).tolist()
     return _loader(dataset, _batches(order, epoch, config.batch_size)[start_batch:], config)
 
@@ -225,6 +234,6 @@ def _end_workers() -> None:
         process.kill()
 
 
-def _mix(*numbers: int) -> int:
+def mix_seed(*numbers: int) -> int:
     """Hash numbers of at least 0 to a seed of 64 bits."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

@@ -13,14 +13,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from torch import Tensor
 
 from racnn import viz
 from racnn.config import Config, dump_config
-from racnn.data import build_data, eval_loader, train_loader
+from racnn.data import build_data, eval_loader, mix_seed, train_loader
 from racnn.engine.checkpoint import load_checkpoint, save_checkpoint
 from racnn.engine.folder import clear_folder, open_folder, refuse_other_photos
 from racnn.engine.interrupt import Interrupt, Stop
@@ -164,7 +163,9 @@ class Run:
         total = phase.config.epochs * batches
 
         def before_step() -> None:
-            torch.manual_seed(_mix(self.config.run.seed, progress.step))
+            torch.manual_seed(
+                mix_seed(self.config.run.seed, progress.step) >> 1
+            )  # fits a signed 64-bit number
             done = (progress.epoch * batches + progress.batch) / total
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * learning_rate(done, phase.config.warmup)
@@ -336,7 +337,3 @@ class Run:
             save_checkpoint(
                 self.folder / "best.pt", self._content() | {"val_report": result, "phase": phase.name}
             )
-
-
-def _mix(seed: int, step: int) -> int:
-    return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0] >> 1)

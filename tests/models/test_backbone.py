@@ -20,7 +20,7 @@ from racnn.models.backbone import BACKBONES, Backbone, build_backbone, load_trun
 torchvision = import_torchvision()
 
 
-def _check_contract(backbone: Backbone, *, side: int = 64, extra: int = 2) -> None:
+def assert_contract(backbone: Backbone, *, side: int = 64, extra: int = 2) -> None:
     backbone.eval()
     width = side + extra * backbone.stride  # swapped axes fail; some timm networks take one size only
     view = torch.rand(1, 3, side, width, generator=torch.Generator().manual_seed(0))
@@ -44,7 +44,7 @@ def _equal(first: Backbone, second: Backbone) -> bool:
     return own.keys() == other.keys() and all(torch.equal(own[key], other[key]) for key in own)
 
 
-def _assert_has(backbone: Backbone, state: dict[str, Tensor]) -> None:
+def assert_has(backbone: Backbone, state: dict[str, Tensor]) -> None:
     for key, value in backbone.features.state_dict().items():
         torch.testing.assert_close(value, state[f"features.{key}"], rtol=0, atol=0)
 
@@ -52,7 +52,7 @@ def _assert_has(backbone: Backbone, state: dict[str, Tensor]) -> None:
 class TestContract:
     @pytest.mark.parametrize("name", BACKBONES)
     def test_backbone_keeps_its_contract(self, name: str) -> None:
-        _check_contract(build_backbone(name))
+        assert_contract(build_backbone(name))
 
     @pytest.mark.parametrize("name", [name for name in BACKBONES if name != "tiny"])
     def test_vgg_trunk_has_the_parameters_of_torchvisions(self, name: str) -> None:
@@ -94,7 +94,7 @@ class TestTimm:
         timm = pytest.importorskip("timm")
         backbone = build_backbone("timm/resnet18")
         assert (backbone.channels, backbone.stride) == (512, 32)
-        _check_contract(backbone)
+        assert_contract(backbone)
         state = timm.create_model("resnet18", pretrained=False).state_dict()
         assert "fc.weight" in state
         torch.save(state, tmp_path / "resnet18.pth")
@@ -111,7 +111,7 @@ class TestTimm:
 
     def test_channels_last_timm_network_keeps_the_contract(self) -> None:
         pytest.importorskip("timm")
-        _check_contract(build_backbone("timm/swin_tiny_patch4_window7_224"), side=224, extra=0)
+        assert_contract(build_backbone("timm/swin_tiny_patch4_window7_224"), side=224, extra=0)
 
     def test_failed_timm_download_is_a_weights_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
         timm = pytest.importorskip("timm")
@@ -136,7 +136,7 @@ class TestWeightFiles:
     ) -> None:
         state = _full_state(tiny())
         torch.save(state if wrap is None else {wrap: state, "epoch": 3}, tmp_path / "w.pth")
-        _assert_has(build_backbone("tiny", weights=str(tmp_path / "w.pth")), state)
+        assert_has(build_backbone("tiny", weights=str(tmp_path / "w.pth")), state)
 
     def test_trunk_only_safetensors_in_half_precision_fits(self, tmp_path: Path) -> None:
         trunk = {
@@ -230,7 +230,7 @@ class TestImagenet:
             return state
 
         monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", serve)
-        _assert_has(build_backbone("vgg11", weights="imagenet"), state)
+        assert_has(build_backbone("vgg11", weights="imagenet"), state)
         assert asked == [(torchvision.models.VGG11_Weights.IMAGENET1K_V1.url, True)]
 
     @pytest.mark.parametrize(
