@@ -100,6 +100,9 @@ class ModelConfig(_Section):
     weights: str | None = Field(
         None, description="null, 'imagenet', or the path of a .pth or .safetensors file"
     )
+    frozen_stages: int = Field(
+        0, ge=0, description="first stages of the backbone, each up to a pooling, that stay as loaded"
+    )
     view_sizes: tuple[Annotated[int, Field(ge=16)], ...] = Field((448, 224, 224), min_length=1)
     shared_backbone: bool = False
     apn: Literal["compact", "paper"] = "compact"
@@ -110,6 +113,15 @@ class ModelConfig(_Section):
     antialias: bool = True
     mask: bool = True
     steepness: float = Field(10.0, gt=0.0, description="the paper's k, per pixel of the image that is cut")
+
+    @model_validator(mode="after")
+    def _frozen_stages_were_loaded(self) -> ModelConfig:
+        if self.frozen_stages and self.weights is None:
+            raise ValueError(
+                f"frozen_stages is {self.frozen_stages}, but without weights they would stay random; "
+                "set weights or leave frozen_stages at 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _bounds_fit(self) -> ModelConfig:

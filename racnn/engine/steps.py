@@ -68,8 +68,10 @@ STEPS: dict[str, Callable[[RACNN, Batch, Phase], dict[str, Tensor]]] = {
 def trained_modules(model: RACNN, phase: Phase) -> tuple[list[nn.Module], list[nn.Module]]:
     """Return the trunks and the heads that a phase trains; heads learn ``head_lr_factor`` times faster."""
     if phase.config.kind == "classification":
-        trunks = list(dict.fromkeys(model.backbone(scale) for scale in phase.scales))
-        return trunks, [model.classifiers[scale - 1] for scale in phase.scales]
+        backbones = dict.fromkeys(model.backbone(scale) for scale in phase.scales)
+        return [backbone.trainable() for backbone in backbones], [
+            model.classifiers[scale - 1] for scale in phase.scales
+        ]
     if phase.config.kind == "fusion":
         return [model.fusion], []
     return [model.apns[scale - 1] for scale in phase.scales], []

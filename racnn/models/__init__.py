@@ -22,6 +22,7 @@ def build_model(config: ModelConfig, *, num_classes: int, weights: bool = True) 
         backbone=config.backbone,
         view_sizes=config.view_sizes,
         weights=config.weights if weights else None,
+        frozen_stages=config.frozen_stages,
         shared_backbone=config.shared_backbone,
         apn=config.apn,
         bounds=config.region_bounds(),

@@ -47,6 +47,30 @@ class Backbone(nn.Module):
         self.mean = mean
         self.std = std
         self.source = source
+        self.frozen_layers = 0
+
+    def freeze(self, stages: int) -> None:
+        """Keep the first stages, each up to and with a pooling layer, as they were loaded.
+
+        Their features are generic, and leaving them out saves most of the backward pass's time and memory: Fast R-CNN
+        (Girshick 2015, section 4.5) trains VGG-16 from conv3_1 up, which is ``stages=2``.
+
+        Raises:
+            ConfigError: The trunk has no so many poolings, or is no plain sequence of layers.
+        """
+        layers = list(self.features) if isinstance(self.features, nn.Sequential) else []
+        pools = [i + 1 for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
+        if stages > len(pools):
+            most = f"at most {len(pools)} can be frozen" if pools else "no stages of it can be frozen"
+            raise ConfigError(f"model.frozen_stages: {stages}, but in this backbone {most}")
+        self.frozen_layers = ([0, *pools])[stages]
+
+    def trainable(self) -> nn.Module:
+        """Return the part of the trunk that training may change."""
+        if not self.frozen_layers:
+            return self.features
+        assert isinstance(self.features, nn.Sequential)
+        return self.features[self.frozen_layers :]
 
     def forward(self, view: Tensor) -> Tensor:
         """Return features [B, channels, h, w] of a normalised view [B, 3, H, W]."""

@@ -65,6 +65,7 @@ class RACNN(nn.Module):
         backbone: A name for :func:`racnn.models.backbone.build_backbone`.
         view_sizes: Side in pixels of each scale's square view; their number is the number of scales, from 1 up.
         weights: What every backbone starts from: None, 'imagenet' or a file.
+        frozen_stages: So many first stages of every backbone are never trained, see :meth:`Backbone.freeze`.
         shared_backbone: One backbone for all scales; the paper has one each.
         apn: 'compact' or 'paper'.
         bounds: Least and largest side of each region, as fractions of its view's side.
@@ -86,6 +87,7 @@ class RACNN(nn.Module):
         backbone: str = "vgg16",
         view_sizes: Sequence[int] = (448, 224, 224),
         weights: str | None = None,
+        frozen_stages: int = 0,
         shared_backbone: bool = False,
         apn: str = "compact",
         bounds: Sequence[tuple[float, float]] | None = None,
@@ -115,6 +117,8 @@ class RACNN(nn.Module):
             other.load_state_dict(
                 first.state_dict()
             )  # every scale starts from the same weights, as in the paper
+        for each in (first, *rest):
+            each.freeze(frozen_stages)
         self.backbones = nn.ModuleList([first, *rest])
         self.classifiers = nn.ModuleList([nn.Linear(first.channels, num_classes) for _ in self.view_sizes])
         self.apns = nn.ModuleList(
@@ -190,9 +194,9 @@ class RACNN(nn.Module):
         self.backbone(target).load_state_dict(self.backbone(source).state_dict())
         self.classifiers[target - 1].load_state_dict(self.classifiers[source - 1].state_dict())
 
-    def backbone(self, scale: int) -> nn.Module:
+    def backbone(self, scale: int) -> Backbone:
         """Return the backbone of a scale, counted from 1."""
-        return self.backbones[min(scale, len(self.backbones)) - 1]
+        return cast(Backbone, self.backbones[min(scale, len(self.backbones)) - 1])
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return images, floating in [0, 1] or uint8, with the backbone's mean and standard deviation."""
