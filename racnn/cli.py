@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +15,6 @@ from racnn.errors import ConfigError, DataError, TrainingError, UserError
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
 
     from racnn.config import Config
     from racnn.engine.inference import Trained
@@ -37,9 +36,14 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier
 
 
 def main() -> None:
-    """Run the command line; a user's mistake ends with one message and exit code 2, a failed training with 1."""
+    """Run the command line."""
+    run_with_messages(app)
+
+
+def run_with_messages(command: Callable[[], Any]) -> None:
+    """Run a command; a user's mistake ends with one message and exit code 2, a failed training with 1."""
     try:
-        app()
+        command()
     except UserError as error:
         message = str(error)
         # torch wraps what a loader's worker raised in that worker's traceback
@@ -182,9 +186,10 @@ def _load(config: Path, settings: list[str] | None, out: Path | None) -> Config:
 def _fit(config: Config, device: str, *, resume: bool, overwrite: bool) -> tuple[Path, dict[str, Any]]:
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other")
+    from racnn.engine.precision import pick_device
     from racnn.engine.trainer import fit
 
-    return fit(config, device=_pick_device(device), resume=resume, overwrite=overwrite)
+    return fit(config, device=pick_device(device), resume=resume, overwrite=overwrite)
 
 
 def _draw(trained: Trained, photos: Iterable[tuple[Path, np.ndarray]], out: Path) -> list[dict[str, Any]]:
@@ -214,24 +219,9 @@ def _free_name(stem: str, taken: set[str]) -> str:
 
 def _restore(checkpoint: Path, device: str) -> Trained:
     from racnn.engine.inference import load_trained
+    from racnn.engine.precision import pick_device
 
-    return load_trained(checkpoint, _pick_device(device))
-
-
-def _pick_device(name: str) -> torch.device:
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"--device: expected auto, cpu, cuda or cuda:N, got '{name}'") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"--device: expected auto, cpu, cuda or cuda:N, got '{name}'")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
-    return device
+    return load_trained(checkpoint, pick_device(device))
 
 
 def _config_file(name: str) -> Path:

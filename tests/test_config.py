@@ -295,6 +295,30 @@ def test_a_key_of_another_kind_of_phase_is_refused(kind, key, value, owner):
     assert kind in line
 
 
+@pytest.mark.parametrize(
+    ("changes", "key", "owner"),
+    [
+        ({"optimizer": "adamw", "momentum": 0.5}, "momentum", "sgd"),
+        ({"kind": "apn_init", "target": "peak", "level": 0.5}, "level", "component"),
+        ({"scales": [1], "jitter": 0.5}, "jitter", "finer scales"),
+        ({"scales": [2], "init_from": 2}, "init_from", "itself"),
+    ],
+)
+def test_a_key_that_would_do_nothing_is_refused(changes, key, owner):
+    (line,) = mistakes({"schedule": [{**PHASE, **changes}]})
+    assert line.startswith("schedule.0: ")
+    assert key in line
+    assert owner in line
+
+
+@pytest.mark.parametrize(
+    "changes", [{"optimizer": "adamw"}, {"kind": "apn_init", "target": "peak"}, {"scales": [1]}]
+)
+def test_a_dumped_phase_can_be_read_again(changes):
+    config = parse_config({"schedule": [{**PHASE, **changes}]}, origin="test")
+    assert parse_config(dump_config(config), origin="test") == config
+
+
 def test_a_fusion_of_some_scales_is_refused():
     lines = mistakes({"schedule": [{**PHASE, "kind": "fusion", "scales": [1]}]})
     assert any(line.startswith("schedule.0: 'scales'") for line in lines)
@@ -421,3 +445,9 @@ def test_a_phase_about_regions_needs_two_scales(kind):
     phase = f"{{kind: {kind}, epochs: 1, lr: 0.1}}"
     with pytest.raises(ConfigError, match="at least two"):
         load_config(None, ["model.view_sizes=[32]", f"schedule=[{phase}]"])
+
+
+def test_stages_without_weights_cannot_be_frozen():
+    with pytest.raises(ConfigError, match=r"model: frozen_stages is 2, but without weights"):
+        load_config(None, ["model.frozen_stages=2"])
+    assert load_config(None, ["model.frozen_stages=2", "model.weights=imagenet"]).model.frozen_stages == 2

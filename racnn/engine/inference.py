@@ -13,7 +13,7 @@ from torch import Tensor
 
 from racnn import viz
 from racnn.config import Config, parse_config
-from racnn.data import build_data, eval_loader
+from racnn.data import Data, build_data, eval_loader
 from racnn.data.transforms import SourceTransform
 from racnn.engine.checkpoint import load_checkpoint
 from racnn.engine.loop import predict, report
@@ -72,6 +72,27 @@ def load_trained(path: Path, device: torch.device) -> Trained:
     )
 
 
+def data_of(trained: Trained, *, root: Path | None = None) -> Data:
+    """Return the dataset that a network was trained on, split as its run had it.
+
+    Args:
+        trained: From :func:`load_trained`.
+        root: The dataset's folder, where it is no longer the one of the run.
+
+    Raises:
+        DataError: The dataset is missing, or has other classes than the network.
+    """
+    config = trained.config
+    data_config = config.data if root is None else config.data.model_copy(update={"root": root})
+    data = build_data(data_config, seed=config.run.seed, val_names=trained.val_names)
+    if data.class_names != trained.class_names:
+        raise DataError(
+            f"data.root: {data_config.root} has {len(data.class_names)} classes ({data.class_names[0]}, ...), "
+            f"the network knows {len(trained.class_names)} ({trained.class_names[0]}, ...); they must be the same"
+        )
+    return data
+
+
 def evaluate_trained(trained: Trained, *, split: str, root: Path | None = None) -> dict[str, Any]:
     """Return the report on a split of the dataset that the network was trained on.
 
@@ -83,14 +104,7 @@ def evaluate_trained(trained: Trained, *, split: str, root: Path | None = None) 
     Raises:
         DataError: The dataset is missing, has other classes than the network, or has test photos it was trained on.
     """
-    config = trained.config
-    data_config = config.data if root is None else config.data.model_copy(update={"root": root})
-    data = build_data(data_config, seed=config.run.seed, val_names=trained.val_names)
-    if data.class_names != trained.class_names:
-        raise DataError(
-            f"data.root: {data_config.root} has {len(data.class_names)} classes ({data.class_names[0]}, ...), "
-            f"the network knows {len(trained.class_names)} ({trained.class_names[0]}, ...); they must be the same"
-        )
+    data = data_of(trained, root=root)
     if split == "test":
         known = {*trained.train_names, *trained.val_names}
         leaked = sorted(known & {record.name for record in data.splits["test"].records})
@@ -101,7 +115,7 @@ def evaluate_trained(trained: Trained, *, split: str, root: Path | None = None) 
             )
     predictions = predict(
         trained.model,
-        eval_loader(data.splits[split], data_config),
+        eval_loader(data.splits[split], trained.config.data),
         device=next(trained.model.parameters()).device,
         scales=trained.scales,
         fused=trained.fused,

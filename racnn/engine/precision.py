@@ -5,7 +5,27 @@ from __future__ import annotations
 import torch
 
 from racnn.config import Config
+from racnn.errors import ConfigError
 from racnn.models import RACNN
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device that ``--device`` names: auto, cpu, cuda or cuda:N.
+
+    Raises:
+        ConfigError: It names something else, or a GPU that this machine lacks.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"--device: expected auto, cpu, cuda or cuda:N, got '{name}'") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"--device: expected auto, cpu, cuda or cuda:N, got '{name}'")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+    return device
 
 
 def prepare(model: RACNN, config: Config, device: torch.device) -> None:

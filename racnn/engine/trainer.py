@@ -25,6 +25,7 @@ from racnn.engine.folder import clear_folder, open_folder, refuse_other_photos
 from racnn.engine.interrupt import Interrupt, Stop
 from racnn.engine.loop import Predictions, predict, report, to_device, train_one_epoch
 from racnn.engine.phases import Phase, upcoming
+from racnn.engine.pool import pool_weights
 from racnn.engine.precision import prepare
 from racnn.engine.progress import Progress
 from racnn.engine.recorder import Recorder
@@ -148,7 +149,11 @@ class Run:
         if config.kind == "fusion":
             some = itertools.islice(self._loader(0), NORM_BATCHES)  # shuffled: photos of all classes
             norms = predict(self.model, some, device=self.device).norms
-            self.model.start_fusion_from_classifiers(norms)
+            held_out = self._predict(self.model.num_scales)
+            weights = pool_weights(held_out.logits, held_out.labels)
+            self.model.start_fusion_from_classifiers(norms, weights)
+            shown = ", ".join(f"{weight:.2f}" for weight in weights)
+            self.recorder.say(f"{phase.name}: the scales count {shown} at its start")
             progress.fusion_trained = True
         if config.kind == "classification":
             progress.trained_scales = max(progress.trained_scales, *phase.scales)

@@ -177,16 +177,18 @@ class RACNN(nn.Module):
         return self.fusion(torch.cat([F.normalize(d, dim=1) for d in descriptors], dim=1))
 
     @torch.no_grad()
-    def start_fusion_from_classifiers(self, norms: Sequence[float]) -> None:
-        """Set the fusion layer so that it first gives the mean of the scales' logits.
+    def start_fusion_from_classifiers(self, norms: Sequence[float], weights: Sequence[float]) -> None:
+        """Set the fusion layer so that it first gives the weighted sum of the scales' logits.
 
         Args:
             norms: Mean length of each scale's descriptors, which the normalisation takes away.
+            weights: Of each scale.
         """
-        layers = [cast(nn.Linear, classifier) for classifier in self.classifiers]
-        blocks = [layer.weight * norm / self.num_scales for layer, norm in zip(layers, norms, strict=True)]
-        self.fusion.weight.copy_(torch.cat(blocks, dim=1))
-        self.fusion.bias.copy_(torch.stack([layer.bias for layer in layers]).mean(dim=0))
+        self.fusion.bias.zero_()
+        blocks = self.fusion.weight.chunk(self.num_scales, dim=1)
+        for block, classifier, norm, weight in zip(blocks, self.classifiers, norms, weights, strict=True):
+            block.copy_(weight * norm * classifier.get_parameter("weight"))
+            self.fusion.bias.add_(weight * classifier.get_parameter("bias"))
 
     @torch.no_grad()
     def copy_scale(self, source: int, target: int) -> None:

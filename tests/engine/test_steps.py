@@ -93,6 +93,25 @@ def test_frozen_trunks_look_the_same_way_as_in_evaluation(kind, states):
     assert not any(p.requires_grad for p in (*model.backbones.parameters(), *model.classifiers.parameters()))
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_frozen_stages_stay_as_loaded(shared, states):
+    model = RACNN(
+        num_classes=NUM_CLASSES,
+        backbone="tiny",
+        view_sizes=(32, 32, 32),
+        shared_backbone=shared,
+        frozen_stages=1,
+    )
+    model.load_state_dict(states[shared])
+    step(model, phase_of("classification", (1, 2, 3)))
+    layers = model.backbones[0].features
+    (pool, _later) = [i for i, layer in enumerate(layers) if isinstance(layer, torch.nn.MaxPool2d)]
+    for key, value in model.state_dict().items():
+        if key.startswith("backbones."):
+            frozen = int(key.split(".")[3]) < pool
+            assert torch.equal(value, states[shared][key]) == frozen, key
+
+
 def test_a_shared_trunk_is_given_to_the_optimizer_once_and_moves(states):
     model = make(shared=True)
     model.load_state_dict(states[True])

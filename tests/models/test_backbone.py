@@ -49,6 +49,33 @@ def assert_has(backbone: Backbone, state: dict[str, Tensor]) -> None:
         torch.testing.assert_close(value, state[f"features.{key}"], rtol=0, atol=0)
 
 
+class TestFreeze:
+    def test_fast_rcnns_two_stages_of_vgg16_end_before_conv3_1(self) -> None:
+        backbone = build_backbone("vgg16")
+        backbone.freeze(2)
+        first = next(backbone.trainable().parameters())
+        assert first.shape == (256, 128, 3, 3)
+
+    def test_no_stage_leaves_all_trainable(self) -> None:
+        backbone = tiny()
+        backbone.freeze(0)
+        assert len(list(backbone.trainable().parameters())) == len(list(backbone.parameters()))
+
+    @pytest.mark.parametrize(
+        ("backbone", "most"), [(tiny(), "at most 2"), (build_backbone("vgg11"), "at most 4")]
+    )
+    def test_more_stages_than_there_are_poolings_are_refused(self, backbone: Backbone, most: str) -> None:
+        with pytest.raises(ConfigError, match=rf"model.frozen_stages: 5.*{most} can be frozen"):
+            backbone.freeze(5)
+
+    def test_a_trunk_that_is_no_sequence_is_refused(self) -> None:
+        class Trunk(torch.nn.Module):
+            pass
+
+        with pytest.raises(ConfigError, match="no stages of it"):
+            Backbone(Trunk(), channels=1, stride=1).freeze(1)
+
+
 class TestContract:
     @pytest.mark.parametrize("name", BACKBONES)
     def test_backbone_keeps_its_contract(self, name: str) -> None:

@@ -266,12 +266,12 @@ class TestWeights:
 
 
 class TestFusion:
-    def test_fusion_starts_as_the_mean_of_the_logits(self) -> None:
+    def test_fusion_starts_as_the_weighted_sum_of_the_logits(self) -> None:
         model, images = _model(), _images(1)
         before = model(images)
-        model.start_fusion_from_classifiers([d.norm().item() for d in before.descriptors])
-        fused = model(images).fused
-        torch.testing.assert_close(fused, torch.stack(before.logits).mean(dim=0))
+        model.start_fusion_from_classifiers([d.norm().item() for d in before.descriptors], [0.2, 0.5, 0.7])
+        expected = 0.2 * before.logits[0] + 0.5 * before.logits[1] + 0.7 * before.logits[2]
+        torch.testing.assert_close(model(images).fused, expected)
 
     def test_fusion_does_not_see_the_length_of_a_descriptor(self) -> None:
         model = _model()

@@ -1,0 +1,32 @@
+"""The configuration: what can be set (``schema``), named schedules (``schedules``), and how it is read (``reading``)."""
+
+from racnn.config.reading import dump_config, load_config, parse_config, read_yaml
+from racnn.config.schedules import SCHEDULES, paper_schedule, recipe_schedule
+from racnn.config.schema import (
+    DEFAULT_BOUNDS,
+    AlternationConfig,
+    AugmentConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    PhaseConfig,
+    parse_ranges,
+)
+
+__all__ = [
+    "DEFAULT_BOUNDS",
+    "SCHEDULES",
+    "AlternationConfig",
+    "AugmentConfig",
+    "Config",
+    "DataConfig",
+    "ModelConfig",
+    "PhaseConfig",
+    "dump_config",
+    "load_config",
+    "paper_schedule",
+    "parse_config",
+    "parse_ranges",
+    "read_yaml",
+    "recipe_schedule",
+]

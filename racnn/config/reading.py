@@ -1,0 +1,195 @@
+"""Read a configuration: a YAML file with overrides only, ``--set a.b=c`` on top, all mistakes told at once.
+
+Unknown keys, wrong types and values out of range are reported together, each with its dotted path and the nearest
+valid name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from racnn.config.schedules import SCHEDULES
+from racnn.config.schema import AlternationConfig, Config, ModelConfig, PhaseConfig
+from racnn.errors import ConfigError, did_you_mean
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file of overrides, apply ``key=value`` strings on top, and validate the whole.
+
+    Args:
+        path: The YAML file, or None for the defaults alone.
+        overrides: ``a.b=c`` strings; the value is parsed as YAML; list items are named by position.
+
+    Raises:
+        ConfigError: Every mistake found, one line each, with its dotted path.
+    """
+    values = read_yaml(path) if path is not None else {}
+    pairs = [_split_override(text) for text in overrides]
+    for keys, value, text in pairs:
+        if keys[0] != "schedule" or len(keys) == 1:
+            _assign(values, keys, value, text)
+    _expand_schedule(values)
+    for keys, value, text in pairs:
+        if keys[0] == "schedule" and len(keys) > 1:
+            _assign(values, keys, value, text)
+    return parse_config(values, origin=str(path) if path else "the configuration")
+
+
+def parse_config(values: dict[str, Any], *, origin: str) -> Config:
+    """Validate a plain dictionary, such as the one stored in a checkpoint.
+
+    Raises:
+        ConfigError: Every mistake found, one line each, with its dotted path.
+    """
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        items = error.errors()
+        lines = [_explain(item) for item in items if not _is_aftermath(item, items)]
+        raise ConfigError(f"{origin}:\n" + "\n".join(f"  {line}" for line in dict.fromkeys(lines))) from None
+
+
+def dump_config(config: Config) -> dict[str, Any]:
+    """Return the resolved configuration as plain YAML and JSON types."""
+    return config.model_dump(mode="json")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping, refusing duplicate keys.
+
+    Raises:
+        ConfigError: The file is missing, is not YAML, or is not a mapping.
+    """
+    if not path.is_file():
+        siblings = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        raise ConfigError(f"{path}: no such configuration file{did_you_mean(path.name, siblings)}")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # a SafeLoader
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected 'key: value' lines, found {type(values).__name__}")
+    return values
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """A safe YAML loader that refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping of a node after checking that no key repeats."""
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str | int | float | bool | None):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key must be plain text", key_node.start_mark
+                )
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key '{key}' stands twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _split_override(text: str) -> tuple[list[str], Any, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {text}: expected key=value, for example --set data.batch_size=8")
+    try:
+        return key.strip().split("."), yaml.safe_load(value), text
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text}: the value is not valid YAML: {error}") from None
+
+
+def _assign(values: dict[str, Any], keys: list[str], value: Any, text: str) -> None:
+    node: Any = values
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        if isinstance(node, list):
+            if not key.isdigit() or int(key) >= len(node):
+                where = ".".join(keys[:depth])
+                raise ConfigError(
+                    f"--set {text}: '{key}' is not a position in {where}, which has {len(node)} items"
+                )
+            index: Any = int(key)
+        elif isinstance(node, dict):
+            index = key
+            if not last and node.get(key) is None:
+                if keys[depth + 1].isdigit():
+                    where = ".".join(keys[: depth + 1])
+                    raise ConfigError(
+                        f"--set {text}: {where} is not in the file; give the whole list: --set {where}=[...]"
+                    )
+                node[key] = {}
+        else:
+            raise ConfigError(f"--set {text}: '{'.'.join(keys[:depth])}' is a single value and has no keys")
+        if last:
+            node[index] = value
+        else:
+            node = node[index]
+
+
+def _expand_schedule(values: dict[str, Any]) -> None:
+    """Replace a schedule's name by its phases."""
+    schedule = values.get("schedule", "recipe")
+    if not isinstance(schedule, str):
+        return
+    if schedule not in SCHEDULES:
+        raise ConfigError(
+            f"schedule: no schedule is called '{schedule}'{did_you_mean(schedule, SCHEDULES)}; "
+            f"expected {', '.join(SCHEDULES)} or a list of phases"
+        )
+    model = values.get("model")
+    sizes = model.get("view_sizes") if isinstance(model, dict) else None
+    num_scales = len(sizes) if isinstance(sizes, list) and sizes else len(ModelConfig().view_sizes)
+    values["schedule"] = SCHEDULES[schedule](num_scales)
+
+
+def _explain(item: Any) -> str:
+    """Turn one pydantic error into a line with the dotted path and the nearest valid name."""
+    parts = [str(part) for part in _without_tag(item["loc"])]
+    path = ".".join(parts) or "configuration"
+    if item["type"] == "extra_forbidden":
+        return f"{path}: unknown key{did_you_mean(parts[-1], _known_keys(item['loc']))}"
+    message = item["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    shown = (
+        ""
+        if item["type"] == "missing" or isinstance(item["input"], dict | list)
+        else f", got {item['input']!r}"
+    )
+    return f"{path}: {message}{shown}"
+
+
+def _is_aftermath(item: Any, items: Sequence[Any]) -> bool:
+    """Return whether a list seems too short only because an item of it has a mistake of its own."""
+    loc = item["loc"]
+    return item["type"] == "too_short" and any(o is not item and o["loc"][: len(loc)] == loc for o in items)
+
+
+def _without_tag(loc: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return a location in the words of the file: without the tag that tells phases from alternations."""
+    return loc[:2] + loc[3:] if loc[0:1] == ("schedule",) and len(loc) > 2 else loc
+
+
+def _known_keys(loc: tuple[Any, ...]) -> list[str]:
+    """Return the keys that are valid beside the last one of a pydantic location."""
+    section: type[BaseModel] = Config
+    for part in loc[:-1]:
+        if part in ("phase", "alternation"):
+            section = PhaseConfig if part == "phase" else AlternationConfig
+        elif isinstance(part, str) and part in section.model_fields:
+            annotation = section.model_fields[part].annotation
+            if part == "alternate":
+                section = PhaseConfig
+            elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+                section = annotation
+    return list(section.model_fields)

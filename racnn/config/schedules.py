@@ -1,0 +1,49 @@
+"""The schedules that a configuration can name instead of listing phases: ours, and the paper's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def recipe_schedule(num_scales: int) -> list[dict[str, Any]]:
+    """Return the default schedule: each scale taught well before the next, accept-if-better, fusion last."""
+    schedule: list[dict[str, Any]] = [{"kind": "classification", "scales": [1], "epochs": 30, "lr": 0.005}]
+    for scale in range(2, num_scales + 1):
+        # region 1 is the object, as MMAL-Net reads it; the next ones are the part that tells the class
+        sharper = {"response": "cam", "level": 0.2} if scale > 2 else {}
+        schedule.append(_apn_init_phase(scale - 1, epochs=6, **sharper))
+        schedule.append(
+            {"kind": "classification", "scales": [scale], "init_from": scale - 1, "epochs": 20, "lr": 0.003}
+        )
+    if num_scales > 1:
+        ranking = {"kind": "ranking", "epochs": 2, "optimizer": "adamw", "lr": 1e-5, "keep": "if_better"}
+        together = {"kind": "classification", "epochs": 4, "lr": 0.001, "keep": "if_better"}
+        schedule.append({"alternate": [ranking, together], "rounds": 2})
+        schedule.append(_fusion_phase())
+    return schedule
+
+
+def paper_schedule(num_scales: int) -> list[dict[str, Any]]:
+    """Return the paper's schedule: all scales from the same weights, peak start, plain alternation."""
+    together = {"kind": "classification", "epochs": 30, "lr": 0.01, "jitter": 0.0, "label_smoothing": 0.0}
+    schedule: list[dict[str, Any]] = []
+    for region in range(1, num_scales):
+        schedule.append(_apn_init_phase(region, epochs=6, target="peak"))
+    if num_scales == 1:
+        return [together]
+    ranking = {"kind": "ranking", "epochs": 5, "lr": 0.001}
+    schedule.append({"alternate": [together, ranking], "rounds": 3})
+    schedule.append(_fusion_phase())
+    return schedule
+
+
+def _apn_init_phase(region: int, **changes: Any) -> dict[str, Any]:
+    phase = {"kind": "apn_init", "scales": [region], "optimizer": "adamw", "lr": 1e-3, "keep": "best"}
+    return phase | changes
+
+
+def _fusion_phase() -> dict[str, Any]:
+    return {"kind": "fusion", "epochs": 4, "lr": 0.01, "keep": "if_better"}
+
+
+SCHEDULES = {"recipe": recipe_schedule, "paper": paper_schedule}

@@ -1,0 +1,41 @@
+"""How much each scale's answer should count, fitted on held-out photos."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PRIOR = (
+    0.5  # standard deviation of the logarithm of a weight's factor: within 2.7 times the mean, or its inverse
+)
+
+
+def pool_weights(logits: Sequence[Tensor], labels: Tensor) -> list[float]:
+    """Return the weights of the scales' logits whose weighted sum explains the labels best.
+
+    A logarithmic opinion pool. Training photos cannot tell the weights, for there every scale is nearly always
+    right. A weight is 1 / S times a factor whose logarithm has a normal prior around 0, so that a few photos move the
+    weights little from the plain mean, and none becomes negative.
+
+    Args:
+        logits: [N, C] per scale, of photos that the scales were not trained on.
+        labels: [N].
+    """
+    stacked = torch.stack(list(logits)).double()
+    log_factors = torch.zeros(len(stacked), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([log_factors], max_iter=100, line_search_fn="strong_wolfe")
+
+    def negative_log_posterior() -> Tensor:
+        optimizer.zero_grad()
+        weights = log_factors.exp() / len(stacked)
+        pooled = torch.einsum("s,snc->nc", weights, stacked)
+        loss = F.cross_entropy(pooled, labels, reduction="sum") + (log_factors / PRIOR).square().sum() / 2
+        loss.backward()
+        return loss
+
+    optimizer.step(negative_log_posterior)
+    weights: list[float] = (log_factors.detach().exp() / len(stacked)).tolist()
+    return weights

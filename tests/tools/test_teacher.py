@@ -1,0 +1,66 @@
+"""The table of tools/teacher.py says what the boxes read from a response map are worth."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+
+from racnn.data import eval_loader
+from racnn.engine.inference import data_of, load_trained
+from racnn.errors import ConfigError
+from racnn.metrics import localisation
+from racnn.ops.regions import compose
+from racnn.ops.response import component_region
+
+TOOL = Path(__file__).parents[2] / "tools" / "teacher.py"
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return runpy.run_path(str(TOOL))["main"]
+
+
+def table(teacher, capsys, checkpoint, **options):
+    """Return the rows by (response, level)."""
+    given = {"scale": 1, "split": "val", "levels": "0,0.5", "data": None, "device": "cpu"} | options
+    capsys.readouterr()
+    teacher(checkpoint, **given)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    return {(row[0], float(row[1])): [float(value) for value in row[2:]] for row in rows}
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_a_row_is_what_the_boxes_measure(scale, teacher, finished, capsys):
+    trained = load_trained(finished.folder / "best.pt", torch.device("cpu"))
+    split = data_of(trained).splits["val"]
+    (batch,) = list(eval_loader(split, trained.config.data))
+    with torch.no_grad():
+        output = trained.model(batch["image"], scales=scale)
+    region = component_region(output.features[-1].float().sum(dim=1), 0.5)
+    expected = localisation(compose(output.places[-1], region), batch["box"])
+    side, iou, coverage, *_ = table(teacher, capsys, finished.folder / "best.pt", scale=scale)["sum", 0.5]
+    assert side == pytest.approx(region[:, 2].mean().item(), abs=6e-4)
+    assert iou == pytest.approx(expected["iou"], abs=6e-4)
+    assert coverage == pytest.approx(100 * expected["coverage"], abs=0.06)
+
+
+def test_higher_levels_give_smaller_boxes(teacher, finished, capsys):
+    rows = table(teacher, capsys, finished.folder / "best.pt", levels="0,0.3,0.8", split="train")
+    for response in ("sum", "cam"):
+        sides = [rows[response, level][0] for level in (0.0, 0.3, 0.8)]
+        assert sides[0] > sides[1] > sides[2]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"split": "test"}, "--split test: expected val or train"),
+        ({"levels": "low"}, "--levels low: expected numbers"),
+        ({"levels": "0,1"}, "--levels 0,1: each must be at least 0 and below 1"),
+        ({"scale": 4}, "--scale 4: .* has 3 trained scale"),
+    ],
+)
+def test_wrong_options_are_refused(options, said, teacher, finished, capsys):
+    with pytest.raises(ConfigError, match=said):
+        table(teacher, capsys, finished.folder / "best.pt", **options)

@@ -1,0 +1,280 @@
+"""Compare variants of a configuration over seeds: every row of an experiment's table, from one YAML file.
+
+    python tools/study.py STUDY.yaml --out studies/NAME --set data.root=PATH/TO/CUB_200_2011
+    python tools/study.py STUDY.yaml --out studies/NAME --only peak --seed 1        one row again
+    python tools/study.py STUDY.yaml --out studies/NAME --only recipe --split test  finalists, once, at the end
+
+A study names a configuration, changes for all (``set``), seeds and variants; a variant is a list of ``key=value``
+changes and may name another configuration:
+
+    config: ../configs/cub10_vgg16_cpu.yaml
+    set: [data.batch_size=8]
+    seeds: [0, 1, 2]
+    variants:
+      recipe: {}
+      peak: {set: [schedule.1.target=peak]}
+      baseline: {config: ../configs/cub10_vgg16_cpu_one_scale.yaml}
+
+Every entry of a schedule is a stage with a folder of its own, named by a hash of all that leads to it: variants that
+agree up to there share it, and a study that was stopped goes on where it was. Rows are written to ``rows.csv`` and a
+table of means over seeds to ``table.md``.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+import statistics
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from racnn.cli import run_with_messages
+from racnn.config import Config, dump_config, load_config, read_yaml
+from racnn.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    import torch
+
+FREE = {"run": ("out", "save_every", "log_every", "num_preview"), "data": ("root", "num_workers")}
+FIRST_COLUMNS = ("variant", "seed", "split", "config", "seconds")
+SHOWN = {  # columns of the table: name in rows.csv, digits, factor
+    "scale 1": ("top1_scale_1", 1, 100),
+    "scale 2": ("top1_scale_2", 1, 100),
+    "scale 3": ("top1_scale_3", 1, 100),
+    "mean": ("top1_mean", 1, 100),
+    "fused": ("top1_fused", 1, 100),
+    "log p 2": ("log_prob_scale_2", 3, 1),
+    "log p 3": ("log_prob_scale_3", 3, 1),
+    "IoU 1": ("region_1_iou", 2, 1),
+    "side 1": ("region_1_tl_mean", 2, 1),
+    "part 2": ("region_2_part_hit", 1, 100),
+    "side 2": ("region_2_tl_mean", 2, 1),
+    "at bound": ("region_1_at_bound", 1, 100),
+    "minutes": ("seconds", 0, 1 / 60),
+}
+
+
+@dataclass
+class Study:
+    """What a study file says.
+
+    Attributes:
+        config: The configuration of variants that name no other.
+        changes: For all variants, ``key=value``.
+        seeds: Of every variant.
+        variants: For each name its configuration and changes.
+    """
+
+    config: Path
+    changes: list[str] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=lambda: [0])
+    variants: dict[str, tuple[Path, list[str]]] = field(default_factory=dict)
+
+    def resolve(self, name: str, seed: int, more: list[str]) -> Config:
+        """Return the configuration of a variant and seed."""
+        path, changes = self.variants[name]
+        return load_config(path, [*self.changes, *changes, *more, f"run.seed={seed}"])
+
+
+def read_study(path: Path) -> Study:
+    """Read a study file; paths in it are relative to it.
+
+    Raises:
+        ConfigError: A key is unknown or missing, or not of its type.
+    """
+    values = read_yaml(path)
+    known = ("config", "set", "seeds", "variants")
+    _refuse_unknown(values, known, path)
+    if not isinstance(values.get("config"), str) or not isinstance(values.get("variants"), dict):
+        raise ConfigError(f"{path}: expected 'config', the path of a configuration, and 'variants' by name")
+    config = path.parent / values["config"]
+    study = Study(config, _changes(values, path), values.get("seeds", [0]))
+    if not study.seeds or not all(isinstance(seed, int) and seed >= 0 for seed in study.seeds):
+        raise ConfigError(f"{path}: seeds: expected a list of whole numbers, got {study.seeds}")
+    for name, variant in values["variants"].items():
+        variant = variant or {}
+        where = f"{path}: variants.{name}"
+        if not isinstance(variant, dict):
+            raise ConfigError(f"{where}: expected 'set' and 'config', got {variant!r}")
+        _refuse_unknown(variant, ("config", "set"), where)
+        other = path.parent / variant["config"] if "config" in variant else config
+        study.variants[str(name)] = (other, _changes(variant, where))
+    return study
+
+
+def _refuse_unknown(values: dict[str, Any], known: tuple[str, ...], where: object) -> None:
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"{where}: unknown key '{key}'{did_you_mean(str(key), known)}")
+
+
+def _changes(values: dict[str, Any], where: object) -> list[str]:
+    changes = values.get("set", [])
+    if not isinstance(changes, list) or not all(isinstance(change, str) for change in changes):
+        raise ConfigError(f"{where}: set: expected a list of key=value, got {changes!r}")
+    return changes
+
+
+def stages_of(config: Config) -> list[Config]:
+    """Return the configuration cut off after each entry of its schedule."""
+    return [
+        config.model_copy(update={"schedule": config.schedule[: n + 1]}) for n in range(len(config.schedule))
+    ]
+
+
+def key_of(config: Config) -> str:
+    """Return a short hash of everything in a configuration that changes the weights."""
+    values = dump_config(config)
+    for section, keys in FREE.items():
+        for name in keys:
+            values[section].pop(name)
+    if values["model"]["weights"] is not None:
+        values["model"]["weights"] = Path(values["model"]["weights"]).name  # wherever the file lies
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def run_stages(config: Config, store: Path, device: torch.device) -> tuple[Path, float]:
+    """Train what is not there yet; return the last stage's folder and the seconds that all stages took."""
+    from racnn.engine.trainer import fit
+
+    previous: Path | None = None
+    seconds = 0.0
+    for number, stage in enumerate(stages_of(config), start=1):
+        folder = store / f"{number:02d}-{key_of(stage)}"
+        stage = stage.model_copy(update={"run": stage.run.model_copy(update={"out": str(folder)})})
+        done = folder / "done.json"
+        if not done.exists():
+            if previous is not None and not (folder / "last.pt").exists():
+                _hand_over(previous, folder, stage)
+            resume = (folder / "last.pt").exists()
+            start = time.monotonic()
+            fit(stage, device=device, resume=resume, overwrite=not resume)
+            done.write_text(json.dumps({"seconds": time.monotonic() - start}), encoding="utf-8")
+        seconds += json.loads(done.read_text(encoding="utf-8"))["seconds"]
+        previous = folder
+    assert previous is not None
+    return previous, seconds
+
+
+def _hand_over(previous: Path, folder: Path, stage: Config) -> None:
+    """Begin a stage from the end of the one before: its checkpoint under the longer schedule, its log, its best."""
+    from racnn.engine.checkpoint import load_checkpoint, save_checkpoint
+
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(previous / "metrics.jsonl", folder / "metrics.jsonl")
+    best = folder / "best.pt"
+    best.unlink(missing_ok=True)
+    os.link(previous / "best.pt", best)  # checkpoints are replaced, never written into
+    content = load_checkpoint(previous / "last.pt")
+    save_checkpoint(folder / "last.pt", content | {"config": dump_config(stage)})
+
+
+def measure(folder: Path, split: str, root: Path | None, device: torch.device) -> dict[str, float]:
+    """Return the figures of a finished run on a split, by column."""
+    from racnn.engine.inference import evaluate_trained, load_trained
+
+    report = evaluate_trained(load_trained(folder / "best.pt", device), split=split, root=root)
+    figures = {f"top1_{key}": value for key, value in report["top1"].items()}
+    figures |= {f"log_prob_{key}": value for key, value in report["log_prob"].items()}
+    for region, values in report["localisation"].items():
+        figures |= {f"{region}_{key}": value for key, value in (values or {}).items() if value is not None}
+    for region, values in report["regions"].items():
+        figures |= {f"{region}_{key}": value for key, value in values.items()}
+    return figures
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the rows, all columns of any of them."""
+    columns = list(dict.fromkeys([*FIRST_COLUMNS, *(key for row in rows for key in row)]))
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(temporary, path)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read what :func:`write_rows` wrote; a missing file has no rows."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def format_table(rows: list[dict[str, Any]], split: str) -> str:
+    """Return a markdown table: for each variant the mean over its seeds, and where there are several their spread."""
+    chosen = [row for row in rows if row["split"] == split]
+    shown = {title: column for title, column in SHOWN.items() if any(row.get(column[0]) for row in chosen)}
+    lines = [
+        f"| {split} | seeds | " + " | ".join(shown) + " |",
+        "|---|---|" + "---|" * len(shown),
+    ]
+    for name in dict.fromkeys(row["variant"] for row in chosen):
+        own = [row for row in chosen if row["variant"] == name]
+        cells = [_cell(own, *column) for column in shown.values()]
+        lines.append(f"| {name} | {len(own)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(rows: list[dict[str, Any]], column: str, digits: int, factor: float) -> str:
+    values = [factor * float(row[column]) for row in rows if row.get(column) not in (None, "")]
+    if not values:
+        return "-"
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}"
+
+
+def main(
+    study: Annotated[Path, typer.Argument(help="A YAML file of variants.")],
+    out: Annotated[Path, typer.Option(help="Folder of the stages, rows.csv and table.md.")],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A change for all variants.")
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Run only this variant; repeatable.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Run only this seed; repeatable.")] = None,
+    split: Annotated[str, typer.Option(help="val chooses; test is for finalists, once, at the end.")] = "val",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Run variants x seeds and write their rows."""
+    from racnn.engine.precision import pick_device
+
+    if split not in ("val", "test"):
+        raise ConfigError(f"--split {split}: expected val or test")
+    plan = read_study(study)
+    for name in only or []:
+        if name not in plan.variants:
+            raise ConfigError(f"--only {name}: no such variant{did_you_mean(name, plan.variants)}")
+    where = pick_device(device)
+    names, seeds = only or list(plan.variants), seed or plan.seeds
+    jobs = [(name, number) for number in seeds for name in names]
+    configs = {
+        job: plan.resolve(*job, settings or []) for job in jobs
+    }  # mistakes show before hours of training
+    out.mkdir(parents=True, exist_ok=True)
+    for (name, number), config in configs.items():
+        folder, seconds = run_stages(config, out / "stages", where)
+        row = {
+            "variant": name,
+            "seed": str(number),
+            "split": split,
+            "config": key_of(config),
+            "seconds": round(seconds),
+            **measure(folder, split, config.data.root, where),
+        }
+        same = ("variant", "seed", "split")
+        rows = [r for r in read_rows(out / "rows.csv") if any(r[k] != row[k] for k in same)] + [row]
+        write_rows(out / "rows.csv", rows)
+        (out / "table.md").write_text(format_table(rows, split), encoding="utf-8")
+    print((out / "table.md").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    run_with_messages(lambda: typer.run(main))

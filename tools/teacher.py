@@ -1,0 +1,119 @@
+"""Show what boxes the response maps of a trained scale would teach the next APN, for choosing `response` and `level`.
+
+    python tools/teacher.py runs/mine/best.pt --scale 1
+    python tools/teacher.py runs/mine/best.pt --scale 2 --split val --levels 0,0.2,0.4
+
+The boxes are measured on the validation photos (or, with --split train, on the training photos, which are more) against
+the true boxes and parts, where the dataset has them. The mean side needs none.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from racnn.cli import run_with_messages
+from racnn.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from racnn.engine.inference import Trained
+
+RESPONSES = ("sum", "cam")
+
+
+def main(
+    checkpoint: Annotated[Path, typer.Argument(help="best.pt or last.pt of a run.")],
+    scale: Annotated[int, typer.Option(min=1, help="The trained scale whose response map is read.")] = 1,
+    split: Annotated[str, typer.Option(help="val or train; the test photos choose nothing.")] = "val",
+    levels: Annotated[str, typer.Option(help="Thresholds, from the map's mean (0) to its peak (1).")] = (
+        "0,0.1,0.2,0.3,0.4,0.5,0.6"
+    ),
+    data: Annotated[Path | None, typer.Option(help="The dataset's folder, if it has moved.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Print one row for each kind of response map and each level."""
+    from racnn.data import eval_loader
+    from racnn.engine.inference import data_of, load_trained
+    from racnn.engine.precision import pick_device
+
+    heights = _parse_levels(levels)
+    if split not in ("val", "train"):
+        raise ConfigError(f"--split {split}: expected val or train; the test photos choose nothing")
+    trained = load_trained(checkpoint, pick_device(device))
+    if scale > trained.scales:
+        raise ConfigError(f"--scale {scale}: {checkpoint} has {trained.scales} trained scale(s)")
+    found = data_of(trained, root=data)
+    places, maps, boxes, points = _responses(
+        trained, eval_loader(found.splits[split], trained.config.data), scale, found.focus_parts
+    )
+    print(f"{found.dataset}, {split}: {len(boxes)} photos; boxes read from the responses of scale {scale}")
+    print("response  level  mean side     IoU  coverage %  part hit %  centred %")
+    for response in RESPONSES:
+        for level in heights:
+            print(_row(maps[response], places, boxes, points, response, level))
+
+
+def _parse_levels(text: str) -> list[float]:
+    try:
+        levels = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--levels {text}: expected numbers such as 0,0.2,0.5") from None
+    if not all(0.0 <= level < 1.0 for level in levels):
+        raise ConfigError(f"--levels {text}: each must be at least 0 and below 1")
+    return levels
+
+
+def _responses(
+    trained: Trained, batches: object, scale: int, focus_parts: tuple[int, ...]
+) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
+    """Return the views' places [N, 3], the response maps by kind [N, h, w], boxes [N, 4] and telling points [N, 2]."""
+    import torch
+
+    from racnn.losses import response_map
+    from racnn.metrics import focus_points
+
+    model = trained.model
+    device = next(model.parameters()).device
+    weight = model.classifiers[scale - 1].get_parameter("weight")
+    rows: dict[str, list[Tensor]] = {key: [] for key in ("places", "sum", "cam", "boxes", "parts")}
+    with torch.no_grad():
+        for batch in batches:  # type: ignore[attr-defined]
+            output = model(batch["image"].to(device), scales=scale)
+            features, labels = output.features[-1], batch["label"].to(device)
+            rows["places"].append(output.places[-1].cpu())
+            rows["sum"].append(response_map(features).cpu())
+            rows["cam"].append(response_map(features, weight=weight, labels=labels).cpu())
+            rows["boxes"].append(batch["box"])
+            rows["parts"].append(batch["parts"])
+    joined = {key: torch.cat(parts) for key, parts in rows.items()}
+    maps = {response: joined[response] for response in RESPONSES}
+    return joined["places"], maps, joined["boxes"], focus_points(joined["parts"], focus_parts)
+
+
+def _row(maps: Tensor, places: Tensor, boxes: Tensor, points: Tensor, response: str, level: float) -> str:
+    from racnn.metrics import localisation
+    from racnn.ops.regions import compose
+    from racnn.ops.response import component_region
+
+    region = component_region(maps, level)
+    measured = localisation(compose(places, region), boxes, points, places) or {}
+    percent = {key: f"{100 * value:.1f}" for key, value in measured.items() if value is not None}
+    iou = measured.get("iou")
+    columns = [
+        f"{response:8}",
+        f"{level:5.2f}",
+        f"{region[:, 2].mean():9.3f}",
+        f"{iou:6.3f}" if iou is not None else "     -",
+        f"{percent.get('coverage', '-'):>10}",
+        f"{percent.get('part_hit', '-'):>10}",
+        f"{percent.get('part_hit_centred', '-'):>9}",
+    ]
+    return "  ".join(columns)
+
+
+if __name__ == "__main__":
+    run_with_messages(lambda: typer.run(main))
