@@ -45,7 +45,12 @@ def classification_losses(
 
 
 def ranking_losses(
-    logits: Sequence[Tensor], labels: Tensor, regions: Sequence[int], *, margin: float = 0.05
+    logits: Sequence[Tensor],
+    labels: Tensor,
+    regions: Sequence[int],
+    *,
+    margin: float = 0.05,
+    compare: str = "prob",
 ) -> dict[str, Tensor]:
     """Return the inter-scale pairwise ranking loss of each pair (equation 9).
 
@@ -58,18 +63,20 @@ def ranking_losses(
         labels: [B].
         regions: s for the pairs (s, s + 1), that is for the APNs that are trained, counted from 1.
         margin: By how much the finer scale should be surer.
+        compare: 'prob', or 'log_prob' for the logarithms, whose slope does not vanish where a scale is sure or lost.
 
     Returns:
         ``ranking_s`` per pair and their sum ``loss``.
     """
-    probs = [true_class_probability(scale_logits, labels) for scale_logits in logits]
-    losses = {f"ranking_{s}": F.relu(probs[s - 1].detach() - probs[s] + margin).mean() for s in regions}
+    sure = [sureness(scale_logits, labels, compare) for scale_logits in logits]
+    losses = {f"ranking_{s}": F.relu(sure[s - 1].detach() - sure[s] + margin).mean() for s in regions}
     return losses | {"loss": torch.stack(list(losses.values())).sum()}
 
 
-def true_class_probability(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the softmax probability of the true class, [B] in (0, 1), from logits [B, C]."""
-    return logits.float().softmax(dim=1).gather(1, labels[:, None])[:, 0]
+def sureness(logits: Tensor, labels: Tensor, compare: str = "prob") -> Tensor:
+    """Return the softmax probability of the true class, or its logarithm, [B] from logits [B, C]."""
+    log_prob = logits.float().log_softmax(dim=1).gather(1, labels[:, None])[:, 0]
+    return log_prob if compare == "log_prob" else log_prob.exp()
 
 
 def response_map(features: Tensor, *, weight: Tensor | None = None, labels: Tensor | None = None) -> Tensor:

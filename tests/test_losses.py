@@ -93,11 +93,11 @@ class TestRanking:
 
     def test_gradient_makes_the_finer_scale_surer_and_leaves_the_coarser(self) -> None:
         coarse, fine = (_logits(s).requires_grad_() for s in range(2))
-        before = losses.true_class_probability(fine, LABELS).detach()
+        before = losses.sureness(fine, LABELS).detach()
         losses.ranking_losses([coarse, fine], LABELS, [1], margin=2.0)["loss"].backward()
         assert coarse.grad is None
         assert fine.grad is not None
-        after = losses.true_class_probability(fine.detach() - 0.1 * fine.grad, LABELS)
+        after = losses.sureness(fine.detach() - 0.1 * fine.grad, LABELS)
         assert (after > before).all()
 
     def test_middle_scale_is_a_reference_for_the_pair_after_it(self) -> None:
@@ -113,12 +113,12 @@ class TestRanking:
         ours, theirs = (losses.ranking_losses(x, LABELS, [1], margin=1.0)["loss"] for x in (logits, shifted))
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
-    def test_true_class_probability_is_the_softmax_of_the_label(self) -> None:
+    def test_sureness_is_the_softmax_of_the_label(self) -> None:
         logits = _logits(0)
         expected = [
             math.exp(row[k]) / sum(map(math.exp, row)) for row, k in zip(logits.tolist(), LABELS, strict=True)
         ]
-        assert losses.true_class_probability(logits, LABELS).tolist() == pytest.approx(expected, rel=1e-5)
+        assert losses.sureness(logits, LABELS).tolist() == pytest.approx(expected, rel=1e-5)
 
 
 class TestResponseMap:

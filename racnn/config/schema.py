@@ -144,7 +144,7 @@ class ModelConfig(_Section):
 KIND_OF_KEY = {
     **dict.fromkeys(("init_from", "head_lr_factor", "label_smoothing", "jitter"), "classification"),
     **dict.fromkeys(("target", "response", "level"), "apn_init"),
-    "margin": "ranking",
+    **dict.fromkeys(("margin", "gradient", "compare", "pairs", "spread"), "ranking"),
 }
 
 
@@ -185,6 +185,12 @@ class PhaseConfig(_Section):
     )
     # ranking only
     margin: float = Field(0.05, ge=0.0)
+    compare: Literal["prob", "log_prob"] = Field("prob", description="of the true class; the paper: prob")
+    gradient: Literal["exact", "mask", "energy", "smoothed"] = Field(
+        "exact", description="how the loss reaches the region, see racnn/engine/ranking.py"
+    )
+    pairs: int = Field(2, ge=1, description="smoothed: pairs of regions drawn around each proposal")
+    spread: Fraction = Field(0.1, gt=0.0, description="smoothed: how far, as a share of the region's side")
 
     @model_validator(mode="after")
     def _keys_belong_to_the_kind(self) -> PhaseConfig:
@@ -201,18 +207,22 @@ class PhaseConfig(_Section):
 
     def _idle_keys(self) -> dict[str, str]:
         """Return the keys that do nothing in this phase, each with what it belongs to."""
-        idle = {
-            key: f"{kind} phases and does nothing in a {self.kind} phase"
-            for key, kind in KIND_OF_KEY.items()
-            if kind != self.kind
-        }
+        idle = {}
         if self.optimizer != "sgd":
             idle["momentum"] = f"sgd and does nothing with {self.optimizer}"
         if self.target != "component":
             idle["level"] = f"target component and does nothing with {self.target}"
+        if self.gradient != "smoothed":
+            idle |= dict.fromkeys(
+                ("pairs", "spread"), f"gradient smoothed and does nothing with {self.gradient}"
+            )
         if self.kind == "classification" and self.scales == (1,):
             idle["jitter"] = "the finer scales and does nothing at scale 1, which sees the whole photo"
-        return idle
+        return idle | {
+            key: f"{kind} phases and does nothing in a {self.kind} phase"
+            for key, kind in KIND_OF_KEY.items()
+            if kind != self.kind
+        }
 
     @model_serializer(mode="wrap")
     def _without_idle_keys(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -261,6 +271,8 @@ class Config(_Section):
                     "schedule: with model.shared_backbone a classification phase must train all scales, or those it "
                     "leaves out would drift; leave out 'scales', or use schedule=paper"
                 )
+            if phase.kind == "ranking" and phase.gradient == "mask" and not self.model.mask:
+                raise ValueError("schedule: a ranking phase with gradient mask needs model.mask")
             for scale in (*phase.scales, phase.init_from or 1):
                 if scale > limit:
                     raise ValueError(

@@ -1,4 +1,7 @@
-"""One step function per kind of phase: a batch in, named losses out. And what each kind may change."""
+"""One step function per kind of phase: a batch in, named losses out. And what each kind may change.
+
+That of ``ranking`` is in :mod:`racnn.engine.ranking`.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,8 @@ from torch import Tensor, nn
 
 from racnn import losses
 from racnn.engine.phases import Phase
+from racnn.engine.ranking import Batch, ranking_step
 from racnn.models import RACNN
-
-Batch = dict[str, Tensor]
 
 
 def classification_step(model: RACNN, batch: Batch, phase: Phase) -> dict[str, Tensor]:
@@ -42,12 +44,6 @@ def apn_init_step(model: RACNN, batch: Batch, phase: Phase) -> dict[str, Tensor]
         )
     named = {name: value for name, value in terms.items() if name != "loss"}
     return named | {"loss": torch.stack(list(named.values())).sum()}
-
-
-def ranking_step(model: RACNN, batch: Batch, phase: Phase) -> dict[str, Tensor]:
-    """Return the ranking losses; their gradient runs through the frozen finer scale into the zoom and the APN."""
-    output = model(batch["image"], scales=max(phase.scales) + 1)
-    return losses.ranking_losses(output.logits, batch["label"], phase.scales, margin=phase.config.margin)
 
 
 def fusion_step(model: RACNN, batch: Batch, phase: Phase) -> dict[str, Tensor]:

@@ -129,7 +129,12 @@ class RACNN(nn.Module):
         self.register_buffer("std", torch.tensor(first.std).view(3, 1, 1), persistent=False)
 
     def forward(
-        self, images: Tensor, *, scales: int | None = None, jitter_strength: float = 0.0
+        self,
+        images: Tensor,
+        *,
+        scales: int | None = None,
+        jitter_strength: float = 0.0,
+        move_samples: bool = True,
     ) -> RACNNOutput:
         """Look, zoom and look again.
 
@@ -141,6 +146,7 @@ class RACNN(nn.Module):
                 finer scales more detail to zoom into.
             scales: Run only so many scales.
             jitter_strength: Shake the regions before they are cut, as training of the finer scales wants.
+            move_samples: Derivatives in a region follow its sample points, see :func:`racnn.ops.zoom.zoom`.
         """
         source = self.normalise(images)
         last = self.num_scales if scales is None else scales
@@ -163,14 +169,27 @@ class RACNN(nn.Module):
                 low, high = self.bounds[scale]
                 region = jitter(region, jitter_strength, low=low, high=high)
             output.regions.append(region)
-            place = compose(place.detach(), region)
-            if self.zoom_from == "source":
-                view = self._cut(source, place, self.view_sizes[scale + 1])
-            else:
-                view = self._cut(view.detach(), region, self.view_sizes[scale + 1])
+            place, view = self._look(source, scale, place, view, region, move_samples)
         if last == self.num_scales:
             output.fused = self.fuse(output.descriptors)
         return output
+
+    def logits_at(self, images: Tensor, output: RACNNOutput, region: Tensor, *, number: int) -> Tensor:
+        """Return what the next scale would say if a region were another one.
+
+        Args:
+            images: The images that ``output`` was made from.
+            output: Of a pass over at least ``number`` scales.
+            region: [B, 3] to put in the place of ``output.regions[number - 1]``, in the same frame.
+            number: Of the region, counted from 1.
+
+        Returns:
+            [B, num_classes] of scale ``number + 1``.
+        """
+        scale = number - 1
+        source = self.normalise(images)
+        _, view = self._look(source, scale, output.places[scale], output.views[scale], region)
+        return self.classifiers[number](self._extract(number, view).float().mean(dim=(2, 3)))
 
     def fuse(self, descriptors: Sequence[Tensor]) -> Tensor:
         """Return fused logits: each descriptor normalised on its own, concatenated, one linear layer (10)."""
@@ -216,12 +235,37 @@ class RACNN(nn.Module):
         with torch.autocast(view.device.type, dtype=self.compute_dtype):
             return backbone(view)
 
-    def _cut(self, image: Tensor, region: Tensor, side: int, *, masked: bool = True) -> Tensor:
+    def _look(
+        self,
+        source: Tensor,
+        scale: int,
+        place: Tensor,
+        view: Tensor,
+        region: Tensor,
+        move_samples: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """Return where the region of a scale's view lies in the source, and the next scale's view of it."""
+        place = compose(place.detach(), region)
+        side = self.view_sizes[scale + 1]
+        if self.zoom_from == "source":
+            return place, self._cut(source, place, side, move_samples=move_samples)
+        return place, self._cut(view.detach(), region, side, move_samples=move_samples)
+
+    def _cut(
+        self, image: Tensor, region: Tensor, side: int, *, masked: bool = True, move_samples: bool = True
+    ) -> Tensor:
         """Return the region of the image as a view of side x side, under its mask."""
         if not masked and image.shape[-2:] == (side, side):
             return image
         steepness = frame_steepness(self.steepness, image.shape[-1]) if masked and self.mask else None
-        return zoom(image, region, (side, side), antialias=self.antialias, steepness=steepness)
+        return zoom(
+            image,
+            region,
+            (side, side),
+            antialias=self.antialias,
+            steepness=steepness,
+            move_samples=move_samples,
+        )
 
 
 def _build_apn(

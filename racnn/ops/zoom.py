@@ -21,6 +21,7 @@ def zoom(
     *,
     antialias: bool = True,
     steepness: float | None = None,
+    move_samples: bool = True,
 ) -> Tensor:
     """Sample a region of each image bilinearly to a view (equation 7), optionally under its soft mask (4 to 6).
 
@@ -39,6 +40,8 @@ def zoom(
         antialias: Widen the kernel when shrinking; False is plain bilinear sampling.
         steepness: Of the mask, per unit of the image's frame; None applies no mask. At the view's own sample
             points the mask depends on ``tl`` alone.
+        move_samples: The derivative in the region follows the sample points as they move with it: exact. False
+            holds them where they are and moves the mask over them alone, the derivative of equations 11 to 13.
 
     Returns:
         [B, C, h, w] in the image's type.
@@ -46,30 +49,35 @@ def zoom(
     dtype = torch.promote_types(image.dtype, torch.float32)
     with torch.autocast(image.device.type, enabled=False):
         region = region.to(dtype)
-        tx, ty, tl = region[:, 0:1], region[:, 1:2], region[:, 2:3]
-        rows = _sampling_matrix(ty, tl, image.shape[2], size[0], antialias, steepness)  # [B, h, H]
-        columns = _sampling_matrix(tx, tl, image.shape[3], size[1], antialias, steepness)  # [B, w, W]
+        held = region if move_samples else region.detach()
+        rows = _sampling_matrix(held[:, [1, 2]], image.shape[2], size[0], antialias)  # [B, h, H]
+        columns = _sampling_matrix(held[:, [0, 2]], image.shape[3], size[1], antialias)  # [B, w, W]
+        if steepness is not None:
+            rows = rows * _mask_of_samples(region[:, [1, 2]], held[:, [1, 2]], size[0], steepness)
+            columns = columns * _mask_of_samples(region[:, [0, 2]], held[:, [0, 2]], size[1], steepness)
         shrunk = image.to(dtype) @ columns.transpose(1, 2)[:, None]  # [B, C, H, w]
         return (rows[:, None] @ shrunk).to(image.dtype)  # [B, C, h, w]
 
 
-def _sampling_matrix(
-    centre: Tensor, half: Tensor, source: int, target: int, antialias: bool, steepness: float | None
-) -> Tensor:
-    """Return the weights [B, target, source] of one axis, times the soft mask at the sample points."""
-    offsets = half * pixel_centres(
-        target, device=half.device, dtype=half.dtype
-    )  # [B, target], from the centre
-    position = (centre + offsets + 1.0) * (source / 2.0)  # in pixels of the image, outer corner 0
+def _sampling_matrix(span: Tensor, source: int, target: int, antialias: bool) -> Tensor:
+    """Return the weights [B, target, source] of one axis, on which the region is a span [B, 2] of (centre, half)."""
+    position = (_sample_points(span, target) + 1.0) * (source / 2.0)  # in pixels of the image, outer corner 0
     if not antialias:  # samples beyond the image, of a region that sticks out, read its edge pixel
         position = position.clamp(0.5, source - 0.5)
-    pixels = torch.arange(source, device=half.device, dtype=half.dtype) + 0.5
+    pixels = torch.arange(source, device=span.device, dtype=span.dtype) + 0.5
     distance = (position[:, :, None] - pixels).abs()
     if antialias:
-        support = (half * (source / target)).clamp(min=1.0)[:, :, None]  # image pixels per view pixel
+        support = (span[:, 1:] * (source / target)).clamp(min=1.0)[:, :, None]  # image pixels per view pixel
         distance = distance / support
     weights = (1.0 - distance).clamp(min=0.0)
-    weights = weights / weights.sum(dim=2, keepdim=True)
-    if steepness is not None:
-        weights = weights * boxcar(offsets, torch.zeros_like(half), half, steepness)[:, :, None]
-    return weights
+    return weights / weights.sum(dim=2, keepdim=True)
+
+
+def _mask_of_samples(span: Tensor, held: Tensor, target: int, steepness: float) -> Tensor:
+    """Return the soft mask [B, target, 1] of a span at the sample points of ``held``, the same span or its copy."""
+    return boxcar(_sample_points(held, target), span[:, :1], span[:, 1:], steepness)[:, :, None]
+
+
+def _sample_points(span: Tensor, target: int) -> Tensor:
+    """Return where the samples of one axis lie in the image's frame, [B, target]."""
+    return span[:, :1] + span[:, 1:] * pixel_centres(target, device=span.device, dtype=span.dtype)

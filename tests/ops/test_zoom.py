@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from racnn.ops.boxmask import pixel_centres
+from racnn.ops.boxmask import boxcar, pixel_centres
 from racnn.ops.regions import compose, squash, whole
 from racnn.ops.zoom import zoom
 
@@ -215,3 +215,24 @@ class TestGradient:
         zoom(image, region, (12, 12)).mean().backward()
         assert region.grad is not None
         assert (region.grad[0, :2] > 0).all()
+
+
+def test_held_samples_leave_the_derivative_of_the_mask_alone() -> None:
+    image, region = _image(2, 3, 20, 26), _regions(2).requires_grad_()
+    weight = _image(2, 3, 7, 9, seed=3)
+    view = zoom(image, region, (7, 9), steepness=8.0, move_samples=False)
+    (found,) = torch.autograd.grad((view * weight).sum(), region)
+    torch.testing.assert_close(view, zoom(image, region, (7, 9), steepness=8.0))
+    plain = zoom(image, region.detach(), (7, 9))
+    x = region.detach()[:, :1] + region.detach()[:, 2:] * pixel_centres(9, dtype=torch.float64)
+    y = region.detach()[:, 1:2] + region.detach()[:, 2:] * pixel_centres(7, dtype=torch.float64)
+
+    def masked(moved: Tensor) -> Tensor:
+        across = boxcar(x, moved[:, :1], moved[:, 2:], 8.0)[:, None, None, :]
+        down = boxcar(y, moved[:, 1:2], moved[:, 2:], 8.0)[:, None, :, None]
+        return (plain * across * down * weight).sum()
+
+    expected = torch.autograd.functional.jacobian(masked, region.detach())
+    torch.testing.assert_close(found, expected)
+    (exact,) = torch.autograd.grad((zoom(image, region, (7, 9), steepness=8.0) * weight).sum(), region)
+    assert not torch.allclose(exact, expected, rtol=0.1)

@@ -1,0 +1,152 @@
+"""The ranking phase's step, and four ways for its loss to reach a region.
+
+``exact``      the derivative through the frozen finer scale, the sample points and the mask.
+``mask``       the same with the sample points held: the paper's equations 11 to 13, taken at their word.
+``energy``     what the public implementations take from those equations: the square of the derivative that reaches the
+               view says where the view matters, and the box moves to hold more of it.
+``smoothed``   the slope of the finer scale's sureness between regions drawn on both sides of the proposal. A pooling
+               network's answer flickers as its input shifts by fractions of a pixel, so that its derivative tells
+               nothing about a move that matters; a difference over a tenth of the region does.
+
+The loss is the same in all of them; what differs is its gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from racnn import losses
+from racnn.engine.phases import Phase
+from racnn.models import RACNN, RACNNOutput
+from racnn.ops.boxmask import frame_steepness
+from racnn.ops.regions import clamp
+from racnn.ops.zoom import zoom
+
+Batch = dict[str, Tensor]
+
+
+def ranking_step(model: RACNN, batch: Batch, phase: Phase) -> dict[str, Tensor]:
+    """Return the ranking losses of the phase's regions, ``ranking_s``, and their sum ``loss``."""
+    return GRADIENTS[phase.config.gradient](model, batch, phase)
+
+
+def through_the_view(model: RACNN, batch: Batch, phase: Phase) -> dict[str, Tensor]:
+    """``exact`` and ``mask``: the gradient runs through the frozen finer scale into the zoom and the APN."""
+    exact = phase.config.gradient == "exact"
+    output = model(batch["image"], scales=max(phase.scales) + 1, move_samples=exact)
+    return _losses(output, batch, phase)
+
+
+def by_energy(model: RACNN, batch: Batch, phase: Phase) -> dict[str, Tensor]:
+    """``energy``: each region is drawn over the pixels of its view that the loss depends on most.
+
+    The energy of a view sums to 1, in place of the constants in pixels of the published layer.
+    """
+    output = model(batch["image"], scales=max(phase.scales) + 1)
+    value = _losses(output, batch, phase)
+    views = [output.views[s] for s in phase.scales]
+    gradients = torch.autograd.grad(value["loss"], views)
+    pulls = []
+    for s, gradient in zip(phase.scales, gradients, strict=True):
+        energy = gradient.float().square().sum(dim=1, keepdim=True)  # [B, 1, h, w]
+        energy = energy / energy.sum(dim=(1, 2, 3), keepdim=True).clamp(min=1e-30)
+        steepness = frame_steepness(model.steepness, output.views[s - 1].shape[-1])
+        held = energy * mask_over_view(output.regions[s - 1], gradient.shape[-1], steepness)
+        pulls.append(-held.sum(dim=(1, 2, 3)).mean())
+    return _with_gradient(value, pulls, phase)
+
+
+def by_smoothing(model: RACNN, batch: Batch, phase: Phase) -> dict[str, Tensor]:
+    """``smoothed``: the hinge falls along the slope that pairs of drawn regions show."""
+    config, labels = phase.config, batch["label"]
+    with torch.no_grad():
+        output = model(batch["image"], scales=max(phase.scales) + 1)
+        value = _losses(output, batch, phase)
+        sure = [losses.sureness(logits, labels, config.compare) for logits in output.logits]
+    pulls = []
+    for s in phase.scales:
+        region = model.apns[s - 1](output.features[s - 1])
+
+        def score(other: Tensor, number: int = s) -> Tensor:
+            logits = model.logits_at(batch["image"], output, other, number=number)
+            return losses.sureness(logits, labels, config.compare)
+
+        slope = antithetic_slope(
+            score, region.detach(), pairs=config.pairs, spread=config.spread, bounds=model.bounds[s - 1]
+        )
+        active = (sure[s - 1] - sure[s] + config.margin > 0).float()
+        pulls.append(-(active * (slope * region).sum(dim=1)).mean())
+    return _with_gradient(value, pulls, phase)
+
+
+@torch.no_grad()
+def antithetic_slope(
+    score: Callable[[Tensor], Tensor],
+    region: Tensor,
+    *,
+    pairs: int,
+    spread: float,
+    bounds: tuple[float, float],
+) -> Tensor:
+    """Estimate the slope of a score by moving all coordinates of a region at once, to both sides.
+
+    Simultaneous perturbation (Spall 1992): each coordinate moves by plus or minus ``spread * tl``, the score's
+    difference between the two ends is divided by each coordinate's own, and the pairs are averaged. Draws from torch's
+    global generator of the region's device.
+
+    Args:
+        score: From regions [B, 3] to [B].
+        region: [B, 3].
+        pairs: How many.
+        spread: Length of a move as a share of the region's side.
+        bounds: Least and largest side of a region; ends are moved back inside.
+
+    Returns:
+        [B, 3] slope of the score in (tx, ty, tl).
+    """
+    step = spread * region[:, 2:]
+    slope = torch.zeros_like(region)
+    for _ in range(pairs):
+        sign = torch.randint_like(region, 2) * 2.0 - 1.0
+        ahead, behind = clamp(region + sign * step, *bounds), clamp(region - sign * step, *bounds)
+        slope += (score(ahead) - score(behind))[:, None] * sign / (2.0 * step)
+    return slope / pairs
+
+
+def _losses(output: RACNNOutput, batch: Batch, phase: Phase) -> dict[str, Tensor]:
+    return losses.ranking_losses(
+        output.logits,
+        batch["label"],
+        phase.scales,
+        margin=phase.config.margin,
+        compare=phase.config.compare,
+    )
+
+
+def _with_gradient(value: dict[str, Tensor], pulls: list[Tensor], phase: Phase) -> dict[str, Tensor]:
+    """Return losses of the given values whose gradients are those of the pulls."""
+    named = {
+        f"ranking_{s}": value[f"ranking_{s}"].detach() + pull - pull.detach()
+        for s, pull in zip(phase.scales, pulls, strict=True)
+    }
+    return named | {"loss": torch.stack(list(named.values())).sum()}
+
+
+def mask_over_view(region: Tensor, side: int, steepness: float) -> Tensor:
+    """Return the soft mask of a region at the sample points of its view, [B, 1, side, side].
+
+    The points stay when the region moves: the derivative is positive in ``tx`` on the right edge, negative on the left.
+    """
+    ones = torch.ones(len(region), 1, 2, 2, device=region.device)
+    return zoom(ones, region, (side, side), steepness=steepness, move_samples=False)
+
+
+GRADIENTS: dict[str, Callable[[RACNN, Batch, Phase], dict[str, Tensor]]] = {
+    "exact": through_the_view,
+    "mask": through_the_view,
+    "energy": by_energy,
+    "smoothed": by_smoothing,
+}

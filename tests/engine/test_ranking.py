@@ -1,0 +1,152 @@
+"""Every gradient of the ranking phase has the same loss, reaches the APNs, and points where it should."""
+
+import pytest
+import torch
+
+from racnn.config import PhaseConfig, load_config
+from racnn.engine.phases import Phase
+from racnn.engine.ranking import GRADIENTS, antithetic_slope, mask_over_view, ranking_step
+from racnn.engine.steps import build_optimizer, train_only
+from racnn.errors import ConfigError
+from racnn.models import RACNN
+from racnn.ops.boxmask import pixel_centres
+
+WIDE = (0.0, 1.0)
+
+
+def make(**changes):
+    torch.manual_seed(0)
+    model = RACNN(num_classes=4, backbone="tiny", view_sizes=(32, 32, 32), steepness=0.5, **changes)
+    for apn in model.apns:
+        torch.nn.init.normal_(apn.out.weight, std=0.1)
+    return model.eval()
+
+
+def batch(size=6, side=40):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (size, 3, side, side), generator=generator, dtype=torch.uint8)
+    return {"image": images, "label": torch.arange(size) % 4}
+
+
+def phase_of(scales=(1, 2), **changes):
+    config = {"kind": "ranking", "epochs": 1, "lr": 0.5, "scales": scales, "margin": 2.0} | changes
+    return Phase(0, PhaseConfig(**config), tuple(scales))
+
+
+def gradients(model, phase):
+    """Return the losses, and the gradient of each APN's last bias: the mean pull on its raw region."""
+    train_only(model, phase)
+    torch.manual_seed(0)
+    losses = ranking_step(model, batch(), phase)
+    losses["loss"].backward()
+    pulls = [apn.out.bias.grad.clone() for apn in model.apns]
+    for apn in model.apns:
+        apn.zero_grad()
+    return {name: value.item() for name, value in losses.items()}, pulls
+
+
+@pytest.mark.parametrize("zoom_from", ["source", "parent"])
+@pytest.mark.parametrize("compare", ["prob", "log_prob"])
+def test_the_loss_is_the_same_and_its_gradients_differ(compare, zoom_from):
+    model, found = make(zoom_from=zoom_from), {}
+    for gradient in GRADIENTS:
+        losses, pulls = gradients(model, phase_of(gradient=gradient, compare=compare))
+        found[gradient] = pulls
+        assert losses == pytest.approx(found.setdefault("losses", losses), rel=1e-5)
+        assert losses["loss"] == pytest.approx(losses["ranking_1"] + losses["ranking_2"])
+        assert all(pull.isfinite().all() and pull.abs().sum() > 0 for pull in pulls), gradient
+    for number in range(2):
+        each = [found[gradient][number] for gradient in GRADIENTS]
+        assert all(
+            not torch.allclose(one, other, rtol=1e-3) for i, one in enumerate(each) for other in each[:i]
+        )
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_photos_that_are_ranked_well_pull_nothing(gradient):
+    _, pulls = gradients(make(), ranked_well(gradient))
+    assert all(pull.abs().sum() == 0 for pull in pulls)
+
+
+def ranked_well(gradient):
+    """Return a phase whose margin no photo misses: a finer scale may be less sure by any amount."""
+    phase = phase_of(gradient=gradient)
+    config = phase.config.model_copy(update={"margin": -5.0})
+    return Phase(0, config, phase.scales)
+
+
+class TestSmoothed:
+    def test_slope_of_a_plane_is_its_normal(self):
+        normal = torch.tensor([1.0, -2.0, 0.5])
+        region = torch.tensor([[0.1, -0.2, 0.4], [0.0, 0.0, 0.6]])
+        torch.manual_seed(0)
+        slope = antithetic_slope(lambda r: r @ normal, region, pairs=4000, spread=0.2, bounds=WIDE)
+        torch.testing.assert_close(slope, normal.expand(2, 3), atol=0.12, rtol=0)
+
+    def test_a_flicker_finer_than_the_moves_does_not_show(self):
+        region = torch.tensor([[0.13, -0.21, 0.5]]).double().expand(64, 3)
+
+        def flickering(other):  # its derivative is up to 20, its slope over a tenth is 1
+            return other[:, 0] + 0.02 * torch.sin(1000 * other[:, 0])
+
+        torch.manual_seed(0)
+        slope = antithetic_slope(flickering, region, pairs=1, spread=0.2, bounds=WIDE)
+        assert slope[:, 0] == pytest.approx([1.0] * 64, abs=0.25)
+
+    def test_regions_are_asked_about_within_their_bounds_only(self):
+        asked = []
+
+        def score(region):
+            asked.append(region)
+            return region[:, 0]
+
+        region = torch.tensor([[0.0, 0.05, 0.94], [0.79, -0.79, 0.21]])
+        antithetic_slope(score, region, pairs=8, spread=0.3, bounds=(0.2, 0.95))
+        every = torch.cat(asked)
+        assert every[:, 2].min() >= 0.2 - 1e-6
+        assert every[:, 2].max() <= 0.95 + 1e-6
+        assert (every[:, :2].abs() + every[:, 2:] <= 1 + 1e-6).all()
+
+    def test_regions_go_where_the_finer_scale_is_surer(self, monkeypatch):
+        model, goal = make(), torch.tensor([0.4, -0.3, 0.35])
+        for apn in model.apns:
+            torch.nn.init.zeros_(apn.out.weight)  # as a new network has it: in the middle
+
+        def surer_near_the_goal(_images, _output, region, *, number):
+            near = -4.0 * (region - goal).square().sum(dim=1)
+            return torch.nn.functional.one_hot(torch.arange(len(region)) % 4, 4) * near[:, None] + 1.0
+
+        monkeypatch.setattr(model, "logits_at", surer_near_the_goal)
+        phase = phase_of(gradient="smoothed", compare="log_prob", optimizer="adamw", margin=9.0, pairs=2)
+        train_only(model, phase)
+        optimizer = build_optimizer(model, phase)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.001
+        torch.manual_seed(0)
+        start = (model(batch()["image"]).regions[0] - goal).norm(dim=1).mean()
+        for _ in range(80):
+            optimizer.zero_grad()
+            ranking_step(model, batch(), phase)["loss"].backward()
+            optimizer.step()
+        end = (model(batch()["image"]).regions[0] - goal).norm(dim=1).mean()
+        assert end < 0.1 * start
+
+
+class TestEnergy:
+    def test_mask_moves_over_points_that_stay(self):
+        region = torch.tensor([[0.1, -0.2, 0.5]], requires_grad=True)
+        mask = mask_over_view(region, 8, steepness=6.0)
+        x = 0.1 + 0.5 * pixel_centres(8)
+        y = -0.2 + 0.5 * pixel_centres(8)
+        edge = 6.0 * (x - 0.1 + 0.5), 6.0 * (x - 0.1 - 0.5), 6.0 * (y + 0.2 + 0.5), 6.0 * (y + 0.2 - 0.5)
+        left, right, top, bottom = (torch.sigmoid(value) for value in edge)
+        torch.testing.assert_close(mask[0, 0], (top - bottom)[:, None] * (left - right)[None])
+        mask[0, 0, :, -1].sum().backward()  # the right edge is held better by a box further right
+        assert region.grad[0, 0] > 0
+        assert region.grad[0, 2] > 0
+
+
+def test_a_mask_gradient_needs_a_mask():
+    changes = ["model.mask=false", "schedule=[{kind: ranking, epochs: 1, lr: 0.1, gradient: mask}]"]
+    with pytest.raises(ConfigError, match=r"gradient mask needs model\.mask"):
+        load_config(None, changes)

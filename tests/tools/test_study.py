@@ -1,0 +1,156 @@
+"""A study trains what is new, shares what is the same, and tells what came out."""
+
+import runpy
+import statistics
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+
+from racnn.engine import trainer
+from racnn.engine.checkpoint import digest, load_checkpoint
+from racnn.errors import ConfigError
+
+TOOL = Path(__file__).parents[2] / "tools" / "study.py"
+ONE_SCALE = [{"kind": "classification", "scales": [1], "epochs": 1, "lr": 0.01}]
+TWO_STAGES = [
+    {"kind": "classification", "scales": [1], "epochs": 1, "lr": 0.01},
+    {"kind": "apn_init", "scales": [1], "epochs": 1, "optimizer": "adamw", "lr": 0.001},
+]
+
+
+@pytest.fixture(scope="module")
+def tool():
+    return SimpleNamespace(**runpy.run_path(str(TOOL)))
+
+
+@pytest.fixture
+def study(tool, tiny_file, tmp_path):
+    """Return a caller of the tool on a study of three short variants, two of which begin alike."""
+    small = {"data__synthetic__num_train": 16, "run__num_preview": 0}
+    tiny_file(tmp_path / "two.yaml", schedule=TWO_STAGES, **small)
+    tiny_file(tmp_path / "one.yaml", schedule=ONE_SCALE, model__view_sizes=[32], **small)
+    plan = {
+        "config": "two.yaml",
+        "set": ["data.batch_size=8"],
+        "seeds": [0],
+        "variants": {
+            "component": {},
+            "peak": {"set": ["schedule.1.target=peak"]},
+            "baseline": {"config": "one.yaml"},
+        },
+    }
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(plan, sort_keys=False), encoding="utf-8")
+
+    def call(**options):
+        given = {"settings": None, "only": None, "seed": None, "split": "val", "device": "cpu"} | options
+        tool.main(tmp_path / "study.yaml", tmp_path / "out", **given)
+        return tool.read_rows(tmp_path / "out" / "rows.csv")
+
+    call.stages = tmp_path / "out" / "stages"
+    call.table = tmp_path / "out" / "table.md"
+    return call
+
+
+def test_stages_end_with_the_weights_of_one_run(tool, finished, tmp_path):
+    folder, _ = tool.run_stages(finished.config, tmp_path, torch.device("cpu"))
+    for name in ("last.pt", "best.pt"):
+        staged, whole = (load_checkpoint(place / name) for place in (folder, finished.folder))
+        assert digest(staged["model"]) == digest(whole["model"]), name
+    assert (folder / "metrics.jsonl").read_text().splitlines()[-1].startswith('{"')
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == len(
+        (finished.folder / "metrics.jsonl").read_text().splitlines()
+    )
+
+
+def test_variants_that_begin_alike_share_their_stages(study):
+    rows = study()
+    assert [row["variant"] for row in rows] == ["component", "peak", "baseline"]
+    assert len({row["config"] for row in rows}) == 3
+    numbers = sorted(folder.name[:2] for folder in study.stages.iterdir())
+    assert numbers == [
+        "01",
+        "01",
+        "02",
+        "02",
+    ]  # the shared one, the baseline's, and one each for the two targets
+
+
+def test_nothing_is_trained_twice(study, monkeypatch):
+    before = study()
+
+    def refuse(*_args, **_options):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(trainer, "fit", refuse)
+    assert study() == before
+    test_rows = study(only=["peak"], split="test")
+    assert [(row["variant"], row["split"]) for row in test_rows[-2:]] == [
+        ("baseline", "val"),
+        ("peak", "test"),
+    ]
+
+
+def test_a_stage_that_was_stopped_is_resumed(study, monkeypatch):
+    plain, calls = trainer.fit, []
+
+    def stopped_once(config, **options):
+        calls.append(options["resume"])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return plain(config, **options)
+
+    monkeypatch.setattr(trainer, "fit", stopped_once)
+    with pytest.raises(KeyboardInterrupt):
+        study(only=["peak"])
+    (row,) = study(only=["peak"])
+    assert calls == [False, True, True]  # the first stage is not repeated, the second goes on from its end
+    assert row["variant"] == "peak"
+
+
+def test_the_table_gives_the_mean_and_spread_over_seeds(study):
+    rows = study(only=["baseline"], seed=[0, 1, 2])
+    values = [100 * float(row["top1_scale_1"]) for row in rows]
+    head, _, line = study.table.read_text().splitlines()
+    cells = dict(zip(head.split(" | "), line.split(" | "), strict=True))
+    assert cells["seeds"] == "3"
+    assert cells["scale 1"] == f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+    assert "scale 2" not in cells
+
+
+def test_where_the_photos_and_weights_lie_does_not_change_the_hash(tool, tiny):
+    config = tiny("a", model__weights="x/vgg.pth", data__root="here")
+    moved = tiny("b", model__weights="y/vgg.pth", data__root="there")
+    assert tool.key_of(config) == tool.key_of(moved)
+    assert tool.key_of(config) != tool.key_of(tiny("a", model__weights="x/vgg.pth", run__seed=1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"sets": []}, "unknown key 'sets'.*'set'"),
+        ({"variants": {"a": {"config": "two.yaml", "seed": 1}}}, "variants.a: unknown key 'seed'"),
+        ({"variants": {"a": {"set": "x=1"}}}, "variants.a: set: expected a list of key=value"),
+        ({"variants": {"a": "x=1"}}, "variants.a: expected 'set' and 'config'"),
+        ({"seeds": ["a"]}, "seeds: expected a list of whole numbers"),
+        ({"config": None}, "expected 'config'"),
+    ],
+)
+def test_a_wrong_study_is_refused(changes, said, tool, tmp_path):
+    plan = {"config": "two.yaml", "variants": {"a": {}}} | changes
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(plan), encoding="utf-8")
+    with pytest.raises(ConfigError, match=said):
+        tool.read_study(tmp_path / "study.yaml")
+
+
+def test_an_unknown_variant_is_refused(study):
+    with pytest.raises(ConfigError, match=r"--only peek: no such variant.*'peak'"):
+        study(only=["peek"])
+
+
+def test_a_wrong_change_is_told_before_anything_is_trained(study):
+    with pytest.raises(ConfigError, match="batch_sise"):
+        study(settings=["data.batch_sise=3"])
+    assert not study.stages.exists()
