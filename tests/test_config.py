@@ -451,3 +451,23 @@ def test_stages_without_weights_cannot_be_frozen():
     with pytest.raises(ConfigError, match=r"model: frozen_stages is 2, but without weights"):
         load_config(None, ["model.frozen_stages=2"])
     assert load_config(None, ["model.frozen_stages=2", "model.weights=imagenet"]).model.frozen_stages == 2
+
+
+RANKING = {"kind": "ranking", "epochs": 1, "lr": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("fraction", "photos", "said"),
+    [
+        (0.0, "held_out", "needs data.held_out_fraction"),
+        (0.2, "train", "no phase of the schedule has photos held_out"),
+    ],
+)
+def test_held_out_photos_must_be_there_and_be_used(fraction, photos, said):
+    values = {"data": {"held_out_fraction": fraction}, "schedule": [PHASE, {**RANKING, "photos": photos}]}
+    assert any(said in line for line in mistakes(values))
+
+
+def test_held_out_photos_can_be_given_to_ranking():
+    values = {"data": {"held_out_fraction": 0.2}, "schedule": [PHASE, {**RANKING, "photos": "held_out"}]}
+    assert [phase.photos for phase in parse_config(values, origin="test").phases()] == ["train", "held_out"]

@@ -71,6 +71,9 @@ class DataConfig(_Section):
     resize: Literal["squash", "crop"] = "squash"
     val_fraction: float = Field(0.1, gt=0.0, lt=1.0)
     split_seed: int = Field(0, ge=0)
+    held_out_fraction: float = Field(
+        0.0, ge=0.0, le=0.5, description="share of the training photos kept for phases with photos: held_out"
+    )
     batch_size: int = Field(16, ge=1)
     eval_batch_size: int = Field(32, ge=1)
     num_workers: int = Field(2, ge=0)
@@ -160,6 +163,7 @@ class PhaseConfig(_Section):
         (), description="empty: all that the kind can train"
     )
     epochs: int = Field(..., ge=1)
+    photos: Literal["train", "held_out"] = "train"
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = Field(..., gt=0.0)
     momentum: Fraction = 0.9
@@ -256,6 +260,17 @@ class Config(_Section):
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     schedule: tuple[ScheduleEntry, ...] = Field(..., min_length=1)
+
+    @model_validator(mode="after")
+    def _held_out_photos_are_there_and_used(self) -> Config:
+        asked = any(phase.photos == "held_out" for phase in self.phases())
+        if asked and not self.data.held_out_fraction:
+            raise ValueError("schedule: a phase with photos held_out needs data.held_out_fraction above 0")
+        if self.data.held_out_fraction and not asked:
+            raise ValueError(
+                "data.held_out_fraction: no phase of the schedule has photos held_out to use them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _phases_fit_the_scales(self) -> Config:

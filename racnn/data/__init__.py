@@ -111,8 +111,13 @@ class Data:
     class_names: list[str]
     part_names: list[str]
     focus_parts: tuple[int, ...]
-    splits: dict[str, PhotoDataset]  # train, val, test
+    splits: dict[str, PhotoDataset]  # train, val, test, and held_out where training photos are held out
     val_names: list[str]
+
+    def training_names(self) -> list[str]:
+        """Return the names of all photos that some phase is trained on."""
+        taught = [self.splits[split] for split in ("train", "held_out") if split in self.splits]
+        return [record.name for dataset in taught for record in dataset.records]
 
 
 def build_data(config: DataConfig, *, seed: int, val_names: Sequence[str] | None = None) -> Data:
@@ -134,14 +139,23 @@ def build_data(config: DataConfig, *, seed: int, val_names: Sequence[str] | None
         )
     catalog = DATASETS[config.dataset](config)
     train, val = _split(catalog, config, val_names)
-    _check_splits(catalog, train, val)
+    taught = {"train": train}
+    if config.held_out_fraction:
+        kept, held_out = hold_out(
+            train, fraction=config.held_out_fraction, seed=config.split_seed, purpose="held_out"
+        )
+        taught = {"train": kept, "held_out": held_out}
+    _check_splits(catalog, taught["train"], val)
     return Data(
         dataset=catalog.dataset,
         class_names=catalog.class_names,
         part_names=catalog.part_names,
         focus_parts=catalog.focus_parts,
         splits={
-            "train": PhotoDataset(catalog, train, config, seed=seed, augment=True),
+            **{
+                split: PhotoDataset(catalog, records, config, seed=seed, augment=True)
+                for split, records in taught.items()
+            },
             "val": PhotoDataset(catalog, val, config),
             "test": PhotoDataset(catalog, catalog.test, config),
         },
@@ -150,13 +164,13 @@ def build_data(config: DataConfig, *, seed: int, val_names: Sequence[str] | None
 
 
 def train_loader(
-    data: Data, config: DataConfig, *, seed: int, epoch: int, start_batch: int = 0
+    data: Data, config: DataConfig, *, seed: int, epoch: int, start_batch: int = 0, photos: str = "train"
 ) -> DataLoader:
-    """Return the batches of one epoch, shuffled by (seed, epoch), from ``start_batch`` on.
+    """Return the batches of one epoch of 'train' or 'held_out' photos, shuffled by (seed, epoch), from a batch on.
 
     The batches before are not loaded. The last one may be smaller. The loader's length counts what is left.
     """
-    dataset = data.splits["train"]
+    dataset = data.splits[photos]
     generator = torch.Generator().manual_seed(mix_seed(seed, epoch))
     order = torch.randperm(len(dataset), generator=generator).tolist()
     return _loader(dataset, _batches(order, epoch, config.batch_size)[start_batch:], config)

@@ -54,7 +54,7 @@ def refuse_other_photos(train_names: Sequence[str], data: Data) -> None:
     Raises:
         DataError: Photos were added or removed.
     """
-    changed = {record.name for record in data.splits["train"].records} ^ set(train_names)
+    changed = set(data.training_names()) ^ set(train_names)
     if changed:
         raise DataError(
             f"--resume: {len(changed)} training photos were added or removed since the run began, for example "

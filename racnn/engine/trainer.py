@@ -129,7 +129,7 @@ class Run:
         if self._optimizer_state is not None:
             optimizer.load_state_dict(self._optimizer_state)
             self._optimizer_state = None
-        batches = len(self._loader(0))
+        batches = len(self._loader(phase, 0))
         self.recorder.start_bar(
             phase.name, config.epochs * batches, progress.epoch * batches + progress.batch
         )
@@ -147,7 +147,7 @@ class Run:
                 if scale != config.init_from:
                     self.model.copy_scale(config.init_from, scale)
         if config.kind == "fusion":
-            some = itertools.islice(self._loader(0), NORM_BATCHES)  # shuffled: photos of all classes
+            some = itertools.islice(self._loader(phase, 0), NORM_BATCHES)  # shuffled: photos of all classes
             norms = predict(self.model, some, device=self.device).norms
             held_out = self._predict(self.model.num_scales)
             weights = pool_weights(held_out.logits, held_out.labels)
@@ -194,7 +194,7 @@ class Run:
         train_only(self.model, phase)
         train_one_epoch(
             self.model,
-            self._loader(progress.batch),
+            self._loader(phase, progress.batch),
             phase=phase,
             optimizer=optimizer,
             device=self.device,
@@ -291,13 +291,14 @@ class Run:
         ]
         self.recorder.picture("val/regions", viz.preview(photos, boxes, views), step=self.progress.step)
 
-    def _loader(self, start_batch: int) -> Any:
+    def _loader(self, phase: Phase, start_batch: int) -> Any:
         return train_loader(
             self.data,
             self.config.data,
             seed=self.config.run.seed,
             epoch=self.progress.total_epoch,
             start_batch=start_batch,
+            photos=phase.config.photos,
         )
 
     def _weights(self, phase: Phase) -> dict[str, Tensor]:
@@ -318,7 +319,7 @@ class Run:
             "dataset": self.data.dataset,
             "class_names": list(self.data.class_names),
             "val_names": list(self.data.val_names),
-            "train_names": [record.name for record in self.data.splits["train"].records],
+            "train_names": self.data.training_names(),
             "trained_scales": self.progress.trained_scales,
             "fusion_trained": self.progress.fusion_trained,
             "step": self.progress.step,

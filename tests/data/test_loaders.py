@@ -186,6 +186,20 @@ def test_validation_is_stratified_and_independent_of_the_run(config):
     assert any(other != data.val_names for other in others)
 
 
+def test_held_out_photos_are_a_share_of_every_class_of_the_training_photos(config):
+    whole = build_data(config, seed=0)
+    some = build_data(config.model_copy(update={"held_out_fraction": 0.3}), seed=0)
+    names = {split: {r.name for r in dataset.records} for split, dataset in some.splits.items()}
+    assert not names["train"] & names["held_out"]
+    assert names["train"] | names["held_out"] == {r.name for r in whole.splits["train"].records}
+    assert set(some.training_names()) == set(whole.training_names())
+    assert some.val_names == whole.val_names
+    labels = {split: {r.label for r in some.splits[split].records} for split in ("train", "held_out")}
+    assert labels["train"] == labels["held_out"] == set(range(len(some.class_names)))
+    loaded = train_loader(some, config, seed=0, epoch=0, photos="held_out")
+    assert sum(len(batch["label"]) for batch in loaded) == len(names["held_out"])
+
+
 def test_validation_is_rebuilt_from_names(config):
     names = ["train/wren/2.png", "train/auk/3.png"]
     data = build_data(config, seed=0, val_names=names)

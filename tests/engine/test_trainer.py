@@ -308,6 +308,27 @@ def test_no_two_epochs_of_a_run_see_the_same_order(short, tmp_path, monkeypatch)
     assert all(sorted(order) == list(range(8)) for order in orders)
 
 
+def test_held_out_photos_are_for_the_phases_that_ask_for_them(tiny, tmp_path, monkeypatch):
+    plain, seen = trainer.train_loader, {}
+
+    def watched(data, *args, photos, **rest):
+        names = {record.name for record in data.splits[photos].records}
+        seen.setdefault(photos, set()).update(names)
+        return plain(data, *args, photos=photos, **rest)
+
+    monkeypatch.setattr(trainer, "train_loader", watched)
+    schedule = [
+        {"kind": "classification", "epochs": 1, "lr": 0.01},
+        {"kind": "ranking", "epochs": 1, "lr": 0.001, "photos": "held_out", "gradient": "smoothed"},
+    ]
+    fit(tiny(tmp_path / "run", schedule=schedule, data__held_out_fraction=0.3), device=CPU)
+    assert seen["train"]
+    assert seen["held_out"]
+    assert not seen["train"] & seen["held_out"]
+    content = load_checkpoint(tmp_path / "run" / "last.pt")
+    assert set(content["train_names"]) == seen["train"] | seen["held_out"]
+
+
 def test_a_phase_whose_patience_is_over_is_not_gone_on_with(short, tmp_path, monkeypatch):
     """A crash between the last epoch of a phase and the next phase: the phase ends, it takes no further epoch."""
     phase = {"kind": "classification", "scales": [1], "epochs": 4, "lr": 0.01, "patience": 1}
