@@ -1,9 +1,12 @@
 """What tests share: one thread, a tiny configuration, and one trained run that many of them read."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded; processes that tests start inherit it
 
 import pytest
 import torch
