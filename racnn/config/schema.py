@@ -199,7 +199,9 @@ class PhaseConfig(_Section):
     @model_validator(mode="after")
     def _keys_belong_to_the_kind(self) -> PhaseConfig:
         idle = self._idle_keys()
-        if given := sorted(self.model_fields_set & idle.keys()):
+        fields = type(self).model_fields
+        given = [key for key in idle if getattr(self, key) != fields[key].default]  # a default may stand idle
+        if given:
             raise ValueError("; ".join(f"'{key}' belongs to {idle[key]}" for key in given))
         if len(set(self.scales)) < len(self.scales):
             raise ValueError(f"scales {list(self.scales)} names a scale twice")
