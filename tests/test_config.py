@@ -471,3 +471,25 @@ def test_held_out_photos_must_be_there_and_be_used(fraction, photos, said):
 def test_held_out_photos_can_be_given_to_ranking():
     values = {"data": {"held_out_fraction": 0.2}, "schedule": [PHASE, {**RANKING, "photos": "held_out"}]}
     assert [phase.photos for phase in parse_config(values, origin="test").phases()] == ["train", "held_out"]
+
+
+@pytest.mark.parametrize(
+    "phase",
+    [
+        {**PHASE, "scales": [1], "jitter": 0.0},
+        {**PHASE, "optimizer": "adamw", "momentum": 0.8},
+        {**PHASE, "kind": "apn_init", "target": "peak", "level": 0.5},
+    ],
+)
+def test_a_stored_configuration_may_hold_keys_that_do_nothing(phase):
+    """An earlier version let them pass, and its checkpoints must stay readable."""
+    (line,) = mistakes({"schedule": [phase]})
+    assert "does nothing" in line
+    config = parse_config({"schedule": [phase]}, origin="best.pt", stored=True)
+    assert parse_config(dump_config(config), origin="best.pt", stored=True).phases()[0].kind == phase["kind"]
+
+
+@pytest.mark.parametrize("changes", [{"jitter": 0.5}, {"init_from": 1}])
+def test_a_network_of_one_scale_has_nothing_to_shake_or_to_start_from(changes):
+    (line,) = mistakes({"model": {"view_sizes": [32]}, "schedule": [{**PHASE, **changes}]})
+    assert line.startswith(f"schedule.0: '{next(iter(changes))}'")

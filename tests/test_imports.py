@@ -34,6 +34,7 @@ WITHOUT_TORCH = [
     "__main__.py",
     "cli.py",
     "config/__init__.py",
+    "config/idle.py",
     "config/reading.py",
     "config/schedules.py",
     "config/schema.py",

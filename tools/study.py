@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     import torch
 
 FREE = {"run": ("out", "save_every", "log_every", "num_preview"), "data": ("root", "num_workers")}
+STATE = "stage.json"
+OWN = ("run.seed", "run.out")  # given by the study itself
 FIRST_COLUMNS = ("variant", "seed", "split", "config", "seconds")
 SHOWN = {  # columns of the table: name in rows.csv, digits, factor
     "scale 1": ("top1_scale_1", 1, 100),
@@ -92,19 +94,20 @@ def read_study(path: Path) -> Study:
     values = read_yaml(path)
     known = ("config", "set", "seeds", "variants")
     _refuse_unknown(values, known, path)
-    if not isinstance(values.get("config"), str) or not isinstance(values.get("variants"), dict):
-        raise ConfigError(f"{path}: expected 'config', the path of a configuration, and 'variants' by name")
-    config = path.parent / values["config"]
-    study = Study(config, _changes(values, path), values.get("seeds", [0]))
-    if not study.seeds or not all(isinstance(seed, int) and seed >= 0 for seed in study.seeds):
-        raise ConfigError(f"{path}: seeds: expected a list of whole numbers, got {study.seeds}")
-    for name, variant in values["variants"].items():
+    variants, seeds = values.get("variants"), values.get("seeds", [0])
+    if not isinstance(variants, dict) or not variants:
+        raise ConfigError(f"{path}: expected 'variants', at least one by name")
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
+        raise ConfigError(f"{path}: seeds: expected a list of whole numbers, got {seeds}")
+    config = _config_path(values, path, path)
+    study = Study(config, _changes(values, path), seeds)
+    for name, variant in variants.items():
         variant = variant or {}
         where = f"{path}: variants.{name}"
         if not isinstance(variant, dict):
             raise ConfigError(f"{where}: expected 'set' and 'config', got {variant!r}")
         _refuse_unknown(variant, ("config", "set"), where)
-        other = path.parent / variant["config"] if "config" in variant else config
+        other = _config_path(variant, path, where) if "config" in variant else config
         study.variants[str(name)] = (other, _changes(variant, where))
     return study
 
@@ -115,10 +118,26 @@ def _refuse_unknown(values: dict[str, Any], known: tuple[str, ...], where: objec
             raise ConfigError(f"{where}: unknown key '{key}'{did_you_mean(str(key), known)}")
 
 
+def _config_path(values: dict[str, Any], study: Path, where: object) -> Path:
+    name = values.get("config")
+    if not isinstance(name, str):
+        raise ConfigError(f"{where}: config: expected the path of a configuration, got {name!r}")
+    return study.parent / name
+
+
 def _changes(values: dict[str, Any], where: object) -> list[str]:
     changes = values.get("set", [])
     if not isinstance(changes, list) or not all(isinstance(change, str) for change in changes):
         raise ConfigError(f"{where}: set: expected a list of key=value, got {changes!r}")
+    return _refuse_own(changes, where)
+
+
+def _refuse_own(changes: list[str], where: object) -> list[str]:
+    for change in changes:
+        if change.partition("=")[0].strip() in OWN:
+            raise ConfigError(
+                f"{where}: set: {change}: a study gives each run its seed and folder; see 'seeds'"
+            )
     return changes
 
 
@@ -149,18 +168,30 @@ def run_stages(config: Config, store: Path, device: torch.device) -> tuple[Path,
     for number, stage in enumerate(stages_of(config), start=1):
         folder = store / f"{number:02d}-{key_of(stage)}"
         stage = stage.model_copy(update={"run": stage.run.model_copy(update={"out": str(folder)})})
-        done = folder / "done.json"
-        if not done.exists():
+        state = _read_state(folder)
+        if not state["done"]:
             if previous is not None and not (folder / "last.pt").exists():
                 _hand_over(previous, folder, stage)
             resume = (folder / "last.pt").exists()
             start = time.monotonic()
-            fit(stage, device=device, resume=resume, overwrite=not resume)
-            done.write_text(json.dumps({"seconds": time.monotonic() - start}), encoding="utf-8")
-        seconds += json.loads(done.read_text(encoding="utf-8"))["seconds"]
+            try:
+                fit(stage, device=device, resume=resume, overwrite=not resume)
+                state["done"] = True
+            finally:
+                state["seconds"] += time.monotonic() - start
+                (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
+        seconds += state["seconds"]
         previous = folder
     assert previous is not None
     return previous, seconds
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    """Return whether a stage is done and how many seconds it took so far."""
+    if not (folder / STATE).is_file():
+        return {"done": False, "seconds": 0.0}
+    state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    return state
 
 
 def _hand_over(previous: Path, folder: Path, stage: Config) -> None:
@@ -232,6 +263,28 @@ def _cell(rows: list[dict[str, Any]], column: str, digits: int, factor: float) -
     return f"{statistics.mean(values):.{digits}f}{spread}"
 
 
+def _refuse_twins(configs: dict[str, Config]) -> None:
+    """Refuse two variants that would train the same network: one of their changes does nothing."""
+    names: dict[str, str] = {}
+    for name, config in configs.items():
+        other = names.setdefault(key_of(config), name)
+        if other != name:
+            raise ConfigError(
+                f"variants '{other}' and '{name}' train the same network; expected a difference"
+            )
+
+
+def _same(row: dict[str, Any], other: dict[str, Any]) -> bool:
+    return all(row[key] == other[key] for key in ("variant", "seed", "split"))
+
+
+def _is_current(row: dict[str, Any], plan: Study, changes: list[str]) -> bool:
+    """Return whether a row of an earlier call is of the variant as the study has it now."""
+    if row["variant"] not in plan.variants:
+        return False
+    return bool(row["config"] == key_of(plan.resolve(row["variant"], int(row["seed"]), changes)))
+
+
 def main(
     study: Annotated[Path, typer.Argument(help="A YAML file of variants.")],
     out: Annotated[Path, typer.Option(help="Folder of the stages, rows.csv and table.md.")],
@@ -255,9 +308,9 @@ def main(
     where = pick_device(device)
     names, seeds = only or list(plan.variants), seed or plan.seeds
     jobs = [(name, number) for number in seeds for name in names]
-    configs = {
-        job: plan.resolve(*job, settings or []) for job in jobs
-    }  # mistakes show before hours of training
+    changes = _refuse_own(settings or [], "--set")
+    configs = {job: plan.resolve(*job, changes) for job in jobs}  # mistakes show before training
+    _refuse_twins({name: plan.resolve(name, 0, changes) for name in plan.variants})
     out.mkdir(parents=True, exist_ok=True)
     for (name, number), config in configs.items():
         folder, seconds = run_stages(config, out / "stages", where)
@@ -269,8 +322,8 @@ def main(
             "seconds": round(seconds),
             **measure(folder, split, config.data.root, where),
         }
-        same = ("variant", "seed", "split")
-        rows = [r for r in read_rows(out / "rows.csv") if any(r[k] != row[k] for k in same)] + [row]
+        rows = [r for r in read_rows(out / "rows.csv") if _is_current(r, plan, changes) and not _same(r, row)]
+        rows.append(row)
         write_rows(out / "rows.csv", rows)
         (out / "table.md").write_text(format_table(rows, split), encoding="utf-8")
     print((out / "table.md").read_text(encoding="utf-8"))

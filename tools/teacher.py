@@ -39,6 +39,8 @@ def main(
     from racnn.data import eval_loader
     from racnn.engine.inference import data_of, load_trained
     from racnn.engine.precision import pick_device
+    from racnn.ops.regions import clamp
+    from racnn.ops.response import component_region
 
     heights = _parse_levels(levels)
     if split not in ("val", "train"):
@@ -47,6 +49,7 @@ def main(
     if scale > trained.scales:
         raise ConfigError(f"--scale {scale}: {checkpoint} has {trained.scales} trained scale(s)")
     found = data_of(trained, root=data)
+    bounds = trained.model.bounds[scale - 1] if scale <= len(trained.model.bounds) else (0.0, 1.0)
     places, maps, boxes, points = _responses(
         trained, eval_loader(found.splits[split], trained.config.data), scale, found.focus_parts
     )
@@ -54,7 +57,8 @@ def main(
     print("response  level  mean side     IoU  coverage %  part hit %  centred %")
     for response in RESPONSES:
         for level in heights:
-            print(_row(maps[response], places, boxes, points, response, level))
+            region = clamp(component_region(maps[response], level), *bounds)  # what the APN can propose
+            print(f"{response:8}  {level:5.2f}  {_columns(region, places, boxes, points)}")
 
 
 def _parse_levels(text: str) -> list[float]:
@@ -94,18 +98,14 @@ def _responses(
     return joined["places"], maps, joined["boxes"], focus_points(joined["parts"], focus_parts)
 
 
-def _row(maps: Tensor, places: Tensor, boxes: Tensor, points: Tensor, response: str, level: float) -> str:
+def _columns(region: Tensor, places: Tensor, boxes: Tensor, points: Tensor) -> str:
     from racnn.metrics import localisation
     from racnn.ops.regions import compose
-    from racnn.ops.response import component_region
 
-    region = component_region(maps, level)
     measured = localisation(compose(places, region), boxes, points, places) or {}
     percent = {key: f"{100 * value:.1f}" for key, value in measured.items() if value is not None}
     iou = measured.get("iou")
     columns = [
-        f"{response:8}",
-        f"{level:5.2f}",
         f"{region[:, 2].mean():9.3f}",
         f"{iou:6.3f}" if iou is not None else "     -",
         f"{percent.get('coverage', '-'):>10}",

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from racnn.config.idle import idle_requests
 from racnn.config.schedules import SCHEDULES
 from racnn.config.schema import AlternationConfig, Config, ModelConfig, PhaseConfig
 from racnn.errors import ConfigError, did_you_mean
@@ -40,18 +41,31 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     return parse_config(values, origin=str(path) if path else "the configuration")
 
 
-def parse_config(values: dict[str, Any], *, origin: str) -> Config:
-    """Validate a plain dictionary, such as the one stored in a checkpoint.
+def parse_config(values: dict[str, Any], *, origin: str, stored: bool = False) -> Config:
+    """Validate a plain dictionary.
+
+    Args:
+        values: By section.
+        origin: Of the values, for the message.
+        stored: It comes from a checkpoint, where keys that do nothing are no mistake.
 
     Raises:
         ConfigError: Every mistake found, one line each, with its dotted path.
     """
     try:
-        return Config.model_validate(values)
+        config = Config.model_validate(values)
     except ValidationError as error:
         items = error.errors()
-        lines = [_explain(item) for item in items if not _is_aftermath(item, items)]
-        raise ConfigError(f"{origin}:\n" + "\n".join(f"  {line}" for line in dict.fromkeys(lines))) from None
+        raise _mistakes(
+            origin, [_explain(item) for item in items if not _is_aftermath(item, items)]
+        ) from None
+    if not stored and (lines := idle_requests(config)):
+        raise _mistakes(origin, lines)
+    return config
+
+
+def _mistakes(origin: str, lines: Sequence[str]) -> ConfigError:
+    return ConfigError(f"{origin}:\n" + "\n".join(f"  {line}" for line in dict.fromkeys(lines)))
 
 
 def dump_config(config: Config) -> dict[str, Any]:

@@ -25,12 +25,13 @@ def recipe_schedule(num_scales: int) -> list[dict[str, Any]]:
 
 def paper_schedule(num_scales: int) -> list[dict[str, Any]]:
     """Return the paper's schedule: all scales from the same weights, peak start, plain alternation."""
-    together = {"kind": "classification", "epochs": 30, "lr": 0.01, "jitter": 0.0, "label_smoothing": 0.0}
+    together = {"kind": "classification", "epochs": 30, "lr": 0.01, "label_smoothing": 0.0}
+    if num_scales == 1:
+        return [together]
+    together["jitter"] = 0.0
     schedule: list[dict[str, Any]] = []
     for region in range(1, num_scales):
         schedule.append(_apn_init_phase(region, epochs=6, target="peak"))
-    if num_scales == 1:
-        return [together]
     ranking = {"kind": "ranking", "epochs": 5, "lr": 0.001}
     schedule.append({"alternate": [together, ranking], "rounds": 3})
     schedule.append(_fusion_phase())

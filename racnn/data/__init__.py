@@ -144,6 +144,10 @@ def build_data(config: DataConfig, *, seed: int, val_names: Sequence[str] | None
         kept, held_out = hold_out(
             train, fraction=config.held_out_fraction, seed=config.split_seed, purpose="held_out"
         )
+        if not held_out:
+            raise DataError(
+                "data.held_out_fraction: no class has two training photos, so none can be held out"
+            )
         taught = {"train": kept, "held_out": held_out}
     _check_splits(catalog, taught["train"], val)
     return Data(

@@ -37,7 +37,7 @@ def open_folder(folder: Path, config: Config, *, resume: bool, overwrite: bool) 
         if not last.exists():
             raise CheckpointError(f"--resume: {folder} holds no last.pt to go on from")
         content = load_checkpoint(last)
-        _refuse_other_config(config, parse_config(content["config"], origin=str(last)))
+        _refuse_other_config(config, parse_config(content["config"], origin=str(last), stored=True))
         return content
     present = [name for name in RUN_FILES if (folder / name).exists()]
     if present and not overwrite:

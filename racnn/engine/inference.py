@@ -52,7 +52,7 @@ def load_trained(path: Path, device: torch.device) -> Trained:
         CheckpointError: The file is missing or damaged, or its weights do not fit its own configuration.
     """
     content = load_checkpoint(path)
-    config = parse_config(content["config"], origin=str(path))
+    config = parse_config(content["config"], origin=str(path), stored=True)
     model = build_model(config.model, num_classes=len(content["class_names"]), weights=False)
     try:
         model.load_state_dict(content["model"])

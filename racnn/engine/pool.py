@@ -1,4 +1,4 @@
-"""How much each scale's answer should count, fitted on held-out photos."""
+"""How much each scale's answer should count, fitted on validation photos."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ def pool_weights(logits: Sequence[Tensor], labels: Tensor) -> list[float]:
     """Return the weights of the scales' logits whose weighted sum explains the labels best.
 
     A logarithmic opinion pool. Training photos cannot tell the weights, for there every scale is nearly always
-    right. A weight is 1 / S times a factor whose logarithm has a normal prior around 0, so that a few photos move the
+    right. The weights need not sum to 1: their sum is an inverse temperature, so that the pool is calibrated too, where
+    classifiers trained with label smoothing are too shy. A weight is 1 / S times a factor whose logarithm has a normal prior around 0, so that a few photos move the
     weights little from the plain mean, and none becomes negative.
 
     Args:

@@ -3,7 +3,8 @@
 ``exact``      the derivative through the frozen finer scale, the sample points and the mask.
 ``mask``       the same with the sample points held: the paper's equations 11 to 13, taken at their word.
 ``energy``     what the public implementations take from those equations: the square of the derivative that reaches the
-               view says where the view matters, and the box moves to hold more of it.
+               view says where the view matters, and the box moves to hold more of it. A larger box always holds more,
+               so it grows to its bound: here to show why the copies fail, not to train with.
 ``smoothed``   the slope of the finer scale's sureness between regions drawn on both sides of the proposal. A pooling
                network's answer flickers as its input shifts by fractions of a pixel, so that its derivative tells
                nothing about a move that matters; a difference over a tenth of the region does.
@@ -93,16 +94,19 @@ def antithetic_slope(
 ) -> Tensor:
     """Estimate the slope of a score by moving all coordinates of a region at once, to both sides.
 
-    Simultaneous perturbation (Spall 1992): each coordinate moves by plus or minus ``spread * tl``, the score's
-    difference between the two ends is divided by each coordinate's own, and the pairs are averaged. Draws from torch's
-    global generator of the region's device.
+    Simultaneous perturbation (Spall 1992): each coordinate moves by plus or minus ``spread * tl``, so that the two ends
+    are ``spread`` of the region's side apart. The score's difference is divided by the coordinate's own, and the pairs
+    are averaged. Draws from torch's global generator of the region's device.
+
+    Where a side is at its bound or a box at the image's edge, an end is moved back inside: the slope then counts the
+    move that was made, and a coordinate that could not move has none.
 
     Args:
         score: From regions [B, 3] to [B].
         region: [B, 3].
         pairs: How many.
-        spread: Length of a move as a share of the region's side.
-        bounds: Least and largest side of a region; ends are moved back inside.
+        spread: Distance of the ends as a share of the region's side.
+        bounds: Least and largest side of a region.
 
     Returns:
         [B, 3] slope of the score in (tx, ty, tl).
@@ -112,7 +116,10 @@ def antithetic_slope(
     for _ in range(pairs):
         sign = torch.randint_like(region, 2) * 2.0 - 1.0
         ahead, behind = clamp(region + sign * step, *bounds), clamp(region - sign * step, *bounds)
-        slope += (score(ahead) - score(behind))[:, None] * sign / (2.0 * step)
+        moved = ahead - behind
+        far = moved.abs() > 0.5 * step  # a quarter of the distance: less would only enlarge the others' noise
+        rise = (score(ahead) - score(behind))[:, None]
+        slope += torch.where(far, rise / torch.where(far, moved, 1.0), 0.0)
     return slope / pairs
 
 

@@ -149,8 +149,8 @@ class Run:
         if config.kind == "fusion":
             some = itertools.islice(self._loader(phase, 0), NORM_BATCHES)  # shuffled: photos of all classes
             norms = predict(self.model, some, device=self.device).norms
-            held_out = self._predict(self.model.num_scales)
-            weights = pool_weights(held_out.logits, held_out.labels)
+            validation = self._predict(self.model.num_scales)
+            weights = pool_weights(validation.logits, validation.labels)
             self.model.start_fusion_from_classifiers(norms, weights)
             shown = ", ".join(f"{weight:.2f}" for weight in weights)
             self.recorder.say(f"{phase.name}: the scales count {shown} at its start")

@@ -52,7 +52,7 @@ class Backbone(nn.Module):
     def freeze(self, stages: int) -> None:
         """Keep the first stages, each up to and with a pooling layer, as they were loaded.
 
-        Their features are generic, and leaving them out saves most of the backward pass's time and memory: Fast R-CNN
+        Their features are generic, and a training step saves their backward pass and most of the memory. Fast R-CNN
         (Girshick 2015, section 4.5) trains VGG-16 from conv3_1 up, which is ``stages=2``.
 
         Raises:
@@ -64,6 +64,8 @@ class Backbone(nn.Module):
             most = f"at most {len(pools)} can be frozen" if pools else "no stages of it can be frozen"
             raise ConfigError(f"model.frozen_stages: {stages}, but in this backbone {most}")
         self.frozen_layers = ([0, *pools])[stages]
+        for layer in layers[: self.frozen_layers]:
+            layer.requires_grad_(False)
 
     def trainable(self) -> nn.Module:
         """Return the part of the trunk that training may change."""

@@ -135,7 +135,12 @@ def test_where_the_photos_and_weights_lie_does_not_change_the_hash(tool, tiny):
         ({"variants": {"a": {"set": "x=1"}}}, "variants.a: set: expected a list of key=value"),
         ({"variants": {"a": "x=1"}}, "variants.a: expected 'set' and 'config'"),
         ({"seeds": ["a"]}, "seeds: expected a list of whole numbers"),
-        ({"config": None}, "expected 'config'"),
+        ({"seeds": 3}, "seeds: expected a list of whole numbers"),
+        ({"seeds": [True]}, "seeds: expected a list of whole numbers"),
+        ({"config": None}, "config: expected the path"),
+        ({"variants": {"a": {"config": 5}}}, "variants.a: config: expected the path"),
+        ({"variants": {}}, "expected 'variants', at least one"),
+        ({"set": ["run.seed=7"]}, "run.seed=7: a study gives each run its seed"),
     ],
 )
 def test_a_wrong_study_is_refused(changes, said, tool, tmp_path):
@@ -154,3 +159,48 @@ def test_a_wrong_change_is_told_before_anything_is_trained(study):
     with pytest.raises(ConfigError, match="batch_sise"):
         study(settings=["data.batch_sise=3"])
     assert not study.stages.exists()
+
+
+def test_variants_that_train_the_same_network_are_refused(study, tmp_path):
+    path = tmp_path / "study.yaml"
+    plan = yaml.safe_load(path.read_text())
+    plan["variants"]["moved"] = {"set": ["data.root=elsewhere"]}
+    path.write_text(yaml.safe_dump(plan, sort_keys=False))
+    with pytest.raises(ConfigError, match="'component' and 'moved' train the same network"):
+        study()
+
+
+def test_rows_of_a_variant_that_has_changed_do_not_count(study, tmp_path):
+    study(only=["baseline"], seed=[0, 1])
+    path = tmp_path / "study.yaml"
+    plan = yaml.safe_load(path.read_text())
+    plan["variants"]["baseline"]["set"] = ["schedule.0.lr=0.02"]
+    path.write_text(yaml.safe_dump(plan))
+    rows = study(only=["baseline"], seed=[0])
+    assert [row["seed"] for row in rows] == ["0"]
+
+
+def test_time_before_a_stop_counts(tool, tiny, tmp_path, monkeypatch):
+    config = tiny(tmp_path / "unused", schedule=ONE_SCALE)
+    clock, calls = iter((0.0, 100.0, 200.0, 207.0)), []
+
+    def stopped_once(stage, **_options):
+        calls.append(stage)
+        if len(calls) == 1:
+            Path(stage.run.out).mkdir(parents=True)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "fit", stopped_once)
+    monkeypatch.setattr(tool.time, "monotonic", lambda: next(clock))
+    with pytest.raises(KeyboardInterrupt):
+        tool.run_stages(config, tmp_path, torch.device("cpu"))
+    assert tool.run_stages(config, tmp_path, torch.device("cpu"))[1] == 107.0
+
+
+def test_held_out_photos_can_be_studied(tool, tiny, tmp_path):
+    ranking = {"kind": "ranking", "scales": [1], "epochs": 1, "lr": 0.001, "photos": "held_out"}
+    schedule = [*TWO_STAGES, {**ONE_SCALE[0], "scales": [2]}, ranking]
+    config = tiny(tmp_path / "unused", schedule=schedule, data__held_out_fraction=0.3, run__num_preview=0)
+    folder, _ = tool.run_stages(config, tmp_path, torch.device("cpu"))
+    assert folder.name.startswith("04-")
+    assert "ranking" in (folder / "metrics.jsonl").read_text()
