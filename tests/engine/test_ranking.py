@@ -4,12 +4,14 @@ import pytest
 import torch
 
 from racnn.config import PhaseConfig, load_config
+from racnn.engine import ranking
 from racnn.engine.phases import Phase
 from racnn.engine.ranking import GRADIENTS, antithetic_slope, mask_over_view, ranking_step
 from racnn.engine.steps import build_optimizer, train_only
 from racnn.errors import ConfigError
+from racnn.losses import sureness
 from racnn.models import RACNN
-from racnn.ops.boxmask import pixel_centres
+from racnn.ops.boxmask import boxcar, pixel_centres
 
 WIDE = (0.0, 1.0)
 
@@ -76,6 +78,43 @@ def ranked_well(gradient):
 
 
 class TestSmoothed:
+    @pytest.mark.parametrize("compare", ["prob", "log_prob"])
+    def test_only_photos_that_are_ranked_badly_pull_along_their_slope(self, compare, monkeypatch):
+        model, asked = make(), []
+        for classifier in model.classifiers:
+            torch.nn.init.normal_(classifier.weight, std=2.0)
+        with torch.no_grad():
+            output = model(batch()["image"])
+        sure = [sureness(logits, batch()["label"], compare) for logits in output.logits]
+        behind = sure[0] - sure[1]
+        margin = -float(behind.median())  # so that about half of the photos are ranked well
+        active = (behind + margin > 0).float()
+        assert 0 < active.sum() < len(active)
+
+        def slope_of_one(score, region, **options):
+            asked.append((score(region), options))
+            return torch.tensor([1.0, 2.0, 3.0]).expand_as(region)
+
+        monkeypatch.setattr(ranking, "antithetic_slope", slope_of_one)
+        phase = phase_of((1,), gradient="smoothed", compare=compare, pairs=3, spread=0.2)
+        phase = Phase(0, phase.config.model_copy(update={"margin": margin}), (1,))
+        train_only(model, phase)
+        ranking_step(model, batch(), phase)["loss"].backward()
+        found = model.apns[0].out.bias.grad.clone()
+        model.apns[0].zero_grad()
+        region = model.apns[0](output.features[0])
+        (-(active * (region * torch.tensor([1.0, 2.0, 3.0])).sum(dim=1)).mean()).backward()
+        torch.testing.assert_close(found, model.apns[0].out.bias.grad)
+        ((scores, options),) = asked
+        torch.testing.assert_close(scores, sure[1])
+        assert options == {"pairs": 3, "spread": 0.2, "bounds": model.bounds[0]}
+
+    def test_a_side_at_its_bound_has_the_slope_of_the_way_it_could_go(self):
+        region = torch.tensor([[0.0, 0.0, 0.94]])
+        torch.manual_seed(0)
+        slope = antithetic_slope(lambda r: r[:, 2], region, pairs=50, spread=0.1, bounds=(0.2, 0.95))
+        assert slope[0, 2] == pytest.approx(1.0, rel=1e-3)
+
     def test_slope_of_a_plane_is_its_normal(self):
         normal = torch.tensor([1.0, -2.0, 0.5])
         region = torch.tensor([[0.1, -0.2, 0.4], [0.0, 0.0, 0.6]])
@@ -133,6 +172,30 @@ class TestSmoothed:
 
 
 class TestEnergy:
+    def test_gradient_is_the_energy_under_a_mask_that_moves(self):
+        model, phase = make(), phase_of((1,), gradient="energy")
+        train_only(model, phase)
+        ranking_step(model, batch(), phase)["loss"].backward()
+        found = model.apns[0].out.bias.grad.clone()
+        model.apns[0].zero_grad()
+
+        output = model(batch()["image"], scales=2)
+        loss = (
+            sureness(output.logits[0], batch()["label"]) - sureness(output.logits[1], batch()["label"])
+        ).mean()
+        (reached,) = torch.autograd.grad(loss, output.views[1], retain_graph=True)
+        energy = (reached**2).sum(dim=1)  # [B, h, w]
+        energy = energy / energy.sum(dim=(1, 2), keepdim=True)
+        region = output.regions[0]
+        held = region.detach()
+        x = held[:, :1] + held[:, 2:] * pixel_centres(32)
+        y = held[:, 1:2] + held[:, 2:] * pixel_centres(32)
+        steepness = 0.5 * 32 / 2
+        across = boxcar(x, region[:, :1], region[:, 2:], steepness)
+        down = boxcar(y, region[:, 1:2], region[:, 2:], steepness)
+        (-(energy * down[:, :, None] * across[:, None]).sum(dim=(1, 2)).mean()).backward()
+        torch.testing.assert_close(found, model.apns[0].out.bias.grad)
+
     def test_mask_moves_over_points_that_stay(self):
         region = torch.tensor([[0.1, -0.2, 0.5]], requires_grad=True)
         mask = mask_over_view(region, 8, steepness=6.0)

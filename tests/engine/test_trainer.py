@@ -12,8 +12,12 @@ import torch
 import yaml
 
 from racnn.config import load_config
+from racnn.data import build_data, eval_loader
 from racnn.engine import trainer
 from racnn.engine.checkpoint import digest, load_checkpoint
+from racnn.engine.folder import refuse_other_photos
+from racnn.engine.inference import data_of, load_trained
+from racnn.engine.loop import predict
 from racnn.engine.recorder import Recorder
 from racnn.engine.steps import STEPS
 from racnn.engine.trainer import Run, fit
@@ -22,6 +26,10 @@ from racnn.errors import CheckpointError, ConfigError, DataError, TrainingError
 CPU = torch.device("cpu")
 RUN_FILES = {"last.pt", "best.pt", "config.yaml", "metrics.jsonl", "tensorboard"}
 STEPS_IN_ALL = 36
+HELD_OUT = [
+    {"kind": "classification", "epochs": 1, "lr": 0.01},
+    {"kind": "ranking", "epochs": 2, "lr": 0.001, "photos": "held_out", "gradient": "smoothed"},
+]
 
 
 def rows_of(folder):
@@ -317,16 +325,53 @@ def test_held_out_photos_are_for_the_phases_that_ask_for_them(tiny, tmp_path, mo
         return plain(data, *args, photos=photos, **rest)
 
     monkeypatch.setattr(trainer, "train_loader", watched)
-    schedule = [
-        {"kind": "classification", "epochs": 1, "lr": 0.01},
-        {"kind": "ranking", "epochs": 1, "lr": 0.001, "photos": "held_out", "gradient": "smoothed"},
-    ]
-    fit(tiny(tmp_path / "run", schedule=schedule, data__held_out_fraction=0.3), device=CPU)
+    fit(tiny(tmp_path / "run", schedule=HELD_OUT, data__held_out_fraction=0.3), device=CPU)
     assert seen["train"]
     assert seen["held_out"]
     assert not seen["train"] & seen["held_out"]
     content = load_checkpoint(tmp_path / "run" / "last.pt")
     assert set(content["train_names"]) == seen["train"] | seen["held_out"]
+
+
+def test_a_run_with_held_out_photos_goes_on_exactly(tiny, tmp_path, monkeypatch):
+    changes = {"schedule": HELD_OUT, "data__held_out_fraction": 0.3, "run__num_preview": 0}
+    fit(tiny(tmp_path / "whole", **changes), device=CPU)
+    config = tiny(tmp_path / "stopped", **changes)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 4, lambda: terminate(signal.SIGTERM))
+        with pytest.raises(SystemExit):
+            fit(config, device=CPU)
+    fit(config, device=CPU, resume=True)
+    assert without_config(tmp_path / "stopped" / "last.pt") == without_config(tmp_path / "whole" / "last.pt")
+
+
+def test_held_out_photos_count_as_photos_of_the_run(tiny, tmp_path):
+    data = build_data(tiny(tmp_path, schedule=HELD_OUT, data__held_out_fraction=0.3).data, seed=0)
+    refuse_other_photos(data.training_names(), data)
+    lost = data.splits["held_out"].records[0].name
+    with pytest.raises(DataError, match=f"1 training photos were added or removed.*{lost}"):
+        refuse_other_photos([name for name in data.training_names() if name != lost], data)
+
+
+def test_fusion_starts_from_what_the_validation_photos_say(finished, tmp_path, monkeypatch):
+    asked, plain = [], trainer.pool_weights
+
+    def watched(logits, labels):
+        asked.append((logits, labels))
+        return plain(logits, labels)
+
+    monkeypatch.setattr(trainer, "pool_weights", watched)
+    config = finished.config.model_copy(
+        update={"run": finished.config.run.model_copy(update={"out": str(tmp_path / "run")})}
+    )
+    fit(config, device=CPU)
+    ((logits, labels),) = asked
+    trained = load_trained(tmp_path / "run" / "last.pt", CPU)
+    batches = eval_loader(data_of(trained).splits["val"], config.data)
+    expected = predict(trained.model, batches, device=CPU)
+    assert torch.equal(labels, expected.labels)
+    for ours, theirs in zip(logits, expected.logits, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_a_phase_whose_patience_is_over_is_not_gone_on_with(short, tmp_path, monkeypatch):

@@ -265,6 +265,20 @@ class TestWeights:
         assert not {"mean", "std"} & _model().state_dict().keys()
 
 
+class TestOtherRegions:
+    @pytest.mark.parametrize("zoom_from", ["source", "parent"])
+    @pytest.mark.parametrize("number", [1, 2])
+    def test_the_proposed_region_gives_the_answer_of_the_pass(self, number: int, zoom_from: str) -> None:
+        model, images = _model(zoom_from=zoom_from), _images()
+        for s in (1, 2):  # scales that say different things, or the wrong one would not show
+            nn.init.normal_(model.classifiers[s].weight, std=float(s))
+        output = model(images)
+        said = model.logits_at(images, output, output.regions[number - 1], number=number)
+        torch.testing.assert_close(said, output.logits[number])
+        other = model.logits_at(images, output, whole(len(images)), number=number)
+        assert not torch.allclose(other, said, rtol=1e-3)
+
+
 class TestFusion:
     def test_fusion_starts_as_the_weighted_sum_of_the_logits(self) -> None:
         model, images = _model(), _images(1)
