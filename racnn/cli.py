@@ -130,7 +130,7 @@ def visualize(
     device: Device = "auto",
 ) -> None:
     """Show where a network looked: one picture a photo, and regions.json with the boxes in the photo's pixels."""
-    from racnn.data.datasets import find_photos, read_photo
+    from racnn.data.photos import find_photos, read_photo
 
     paths = find_photos(photos)[:limit]
     damaged: list[str] = []

@@ -163,7 +163,9 @@ class PhaseConfig(_Section):
         (), description="empty: all that the kind can train"
     )
     epochs: int = Field(..., ge=1)
-    photos: Literal["train", "held_out"] = "train"
+    photos: Literal["train", "held_out"] = Field(
+        "train", description="held_out: those of data.held_out_fraction, which other phases do not see"
+    )
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = Field(..., gt=0.0)
     momentum: Fraction = 0.9

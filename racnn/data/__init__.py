@@ -19,7 +19,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from racnn.config import DataConfig
-from racnn.data.datasets import Catalog, Record, cub200, folder, hold_out, read_photo, synthetic_catalog
+from racnn.data.catalog import Catalog, Record, hold_out
+from racnn.data.cub import cub200
+from racnn.data.drawn import synthetic_catalog
+from racnn.data.folders import folder
+from racnn.data.photos import read_photo
 from racnn.data.transforms import SourceTransform
 from racnn.errors import ConfigError, DataError, did_you_mean
 

@@ -9,7 +9,11 @@ import pytest
 from PIL import Image
 
 from racnn.config import DataConfig
-from racnn.data.datasets import Record, cub200, folder, hold_out, read_photo, synthetic_catalog
+from racnn.data.catalog import Record, hold_out
+from racnn.data.cub import cub200
+from racnn.data.drawn import synthetic_catalog
+from racnn.data.folders import folder
+from racnn.data.photos import read_photo
 from racnn.errors import DataError
 
 

@@ -1,0 +1,111 @@
+"""What a data set is: a catalog of its classes and records, and how its photos are shared out.
+
+Each data set is one function from the configuration to a catalog: the names of the classes, and for every photo where
+it is, what it shows, and what is annotated. No photo is opened before it is asked for.
+
+Convention:
+    Boxes (xyxy) and points (x, y) are in pixels of the upright photo, x right, y down, its outer corners at (0, 0)
+    and (w, h). Labels count from 0 in the order of the class ids.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from racnn.config import DataConfig, parse_ranges
+from racnn.data.photos import read_photo
+from racnn.errors import DataError
+
+Box = tuple[float, float, float, float]
+Part = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One photo: a name that is unique in the data set, its label, and its annotations as far as they are known."""
+
+    name: str
+    label: int
+    path: Path | None = None
+    box_xyxy: Box | None = None
+    parts: tuple[Part, ...] = ()  # (x, y, visible)
+
+
+def read_record(record: Record) -> np.ndarray:
+    """Return the photo of a record that has a path, uint8 [h, w, 3]."""
+    assert record.path is not None
+    return read_photo(record.path)
+
+
+def recorded_annotations(record: Record) -> tuple[Box | None, tuple[Part, ...]]:
+    """Return the box and parts that stand in the record."""
+    return record.box_xyxy, record.parts
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """A data set: its classes, its annotated parts, its splits, and how a record is turned into pixels.
+
+    ``focus_parts`` are the positions of the parts whose mean is the telling part. ``val`` is None where the data set
+    brings no validation photos. ``annotate`` exists because drawn birds learn their boxes only when they are drawn.
+    """
+
+    dataset: str
+    class_names: list[str]
+    train: list[Record]
+    val: list[Record] | None
+    test: list[Record]
+    part_names: list[str]
+    focus_parts: tuple[int, ...]
+    load: Callable[[Record], np.ndarray] = read_record
+    annotate: Callable[[Record], tuple[Box | None, tuple[Part, ...]]] = recorded_annotations
+
+
+def hold_out(
+    records: Sequence[Record], *, fraction: float, seed: int, purpose: str
+) -> tuple[list[Record], list[Record]]:
+    """Take a fraction of every class, chosen by a hash of seed and name.
+
+    So the choice depends neither on the order of the records nor on the other classes, nor on a random generator that
+    may change. A class of two photos or more gives at least one and keeps at least one; a single photo stays.
+
+    Returns:
+        What is kept and what is held out, each in the given order.
+    """
+    classes = defaultdict(list)
+    for record in records:
+        classes[record.label].append(record.name)
+    held: set[str] = set()
+    for names in classes.values():
+        names.sort(key=lambda name: hashlib.sha256(f"{purpose}:{seed}:{name}".encode()).digest())
+        held.update(names[: min(max(round(len(names) * fraction), 1), len(names) - 1)])
+    return [r for r in records if r.name not in held], [r for r in records if r.name in held]
+
+
+def existing_root(config: DataConfig, expected: str) -> Path:
+    if config.root is None:
+        raise DataError(f"data.root: not set; expected {expected}")
+    root = config.root.expanduser()
+    if not root.is_dir():
+        raise DataError(f"data.root: {root} is not a folder; expected {expected}")
+    return root
+
+
+def chosen_classes(config: DataConfig, known: Collection[int], where: object) -> list[int]:
+    """Return the ids that ``config.classes`` names, or all, in order."""
+    if config.classes is None:
+        return sorted(known)
+    wanted = parse_ranges(config.classes)
+    unknown = [class_id for class_id in wanted if class_id not in known]
+    if unknown:
+        raise DataError(
+            f"data.classes: '{config.classes}' names class {unknown[0]}, of which there are no photos in {where}; "
+            f"expected {len(known)} ids from {min(known)} to {max(known)}"
+        )
+    return wanted
