@@ -19,10 +19,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from racnn.config import DataConfig
+from racnn.data.cars import cars
 from racnn.data.catalog import Catalog, Record, hold_out
 from racnn.data.cub import cub200
+from racnn.data.dogs import dogs
 from racnn.data.drawn import synthetic_catalog
 from racnn.data.folders import folder
+from racnn.data.manifest import manifest
 from racnn.data.photos import read_photo
 from racnn.data.transforms import SourceTransform
 from racnn.errors import ConfigError, DataError, did_you_mean
@@ -40,7 +43,10 @@ __all__ = [
 
 DATASETS: dict[str, Callable[[DataConfig], Catalog]] = {
     "cub200": cub200,
+    "dogs": dogs,
+    "cars": cars,
     "folder": folder,
+    "manifest": manifest,
     "synthetic": synthetic_catalog,
 }
 

@@ -25,6 +25,8 @@ from racnn.errors import DataError
 Box = tuple[float, float, float, float]
 Part = tuple[float, float, float]
 
+MOST_NAMED = 10  # missing photos in one message
+
 
 @dataclass(frozen=True)
 class Record:
@@ -109,3 +111,16 @@ def chosen_classes(config: DataConfig, known: Collection[int], where: object) ->
             f"expected {len(known)} ids from {min(known)} to {max(known)}"
         )
     return wanted
+
+
+def check_photos_exist(records: Sequence[Record], hint: str) -> None:
+    """Refuse a data set whose lists name photos that are not there.
+
+    Raises:
+        DataError: With how many are missing and the first of them.
+    """
+    missing = [record.path for record in records if record.path is not None and not record.path.is_file()]
+    if missing:
+        first = ", ".join(str(path) for path in missing[:MOST_NAMED])
+        more = f" and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
+        raise DataError(f"{len(missing)} of {len(records)} photos are missing: {first}{more} ({hint})")

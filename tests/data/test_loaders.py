@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from layouts import manifest_rows, write_cars_apart, write_dogs, write_manifest
 from PIL import Image
 
 from racnn.config import DataConfig
@@ -47,7 +48,14 @@ def write_cub(root):
         (root / file).write_text("".join(rows))
 
 
-WRITERS = {"cub200": write_cub, "folder": write_folder, "synthetic": lambda root: None}
+WRITERS = {
+    "cub200": write_cub,
+    "dogs": write_dogs,
+    "cars": write_cars_apart,
+    "folder": write_folder,
+    "manifest": lambda root: write_manifest(root / "list.csv", manifest_rows(root)),
+    "synthetic": lambda root: None,
+}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +67,7 @@ def configs(tmp_path_factory):
         WRITERS[name](root)
         made[name] = DataConfig(
             dataset=name,
-            root=root,
+            root=root / "list.csv" if name == "manifest" else root,
             source_size=32,
             batch_size=4,
             eval_batch_size=5,
@@ -99,7 +107,9 @@ def test_samples_keep_the_contract(configs, name):
         assert 0 <= sample["label"] < len(data.class_names)
         assert (sample["index"].dtype, sample["index"].item()) == (torch.int64, 1)
         assert (sample["box"].dtype, sample["box"].shape) == (torch.float32, (4,))
-        assert sample["box"].isnan().any() == (name == "folder"), split
+        known = dataset.catalog.annotate(dataset.records[1])[0] is not None
+        assert known or name in ("dogs", "folder", "manifest"), split
+        assert sample["box"].isnan().any() != known
         assert (sample["parts"].dtype, sample["parts"].shape) == (torch.float32, (len(data.part_names), 3))
     assert all(position < len(data.part_names) for position in data.focus_parts)
 
