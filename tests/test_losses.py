@@ -215,3 +215,11 @@ class TestFusion:
         weights = torch.tensor([1.0, 3.0, 0.5, 2.0])
         loss = losses.fusion_losses(_logits(0), LABELS, class_weights=weights)["loss"]
         torch.testing.assert_close(loss, F.cross_entropy(_logits(0), LABELS, weight=weights))
+
+
+def test_balanced_weights_make_every_class_count_the_same() -> None:
+    counts = [30, 6, 2]
+    weights = losses.balanced_weights(counts)
+    shares = weights * torch.tensor(counts)
+    torch.testing.assert_close(shares, shares.mean().expand(3))
+    assert float(shares.sum()) == pytest.approx(sum(counts))

@@ -74,6 +74,9 @@ class DataConfig(_Section):
     held_out_fraction: float = Field(
         0.0, ge=0.0, le=0.5, description="share of the training photos kept for phases with photos: held_out"
     )
+    balance: Literal["none", "weights", "sampling"] = Field(
+        "none", description="rare classes: weigh their losses more, or draw their photos more often"
+    )
     batch_size: int = Field(16, ge=1)
     eval_batch_size: int = Field(32, ge=1)
     num_workers: int = Field(2, ge=0)

@@ -124,6 +124,11 @@ class Data:
     splits: dict[str, PhotoDataset]  # train, val, test, and held_out where training photos are held out
     val_names: list[str]
 
+    def class_counts(self) -> list[int]:
+        """Return how many photos each class has for training."""
+        labels = [record.label for record in self.splits["train"].records]
+        return np.bincount(labels, minlength=len(self.class_names)).tolist()
+
     def training_names(self) -> list[str]:
         """Return the names of all photos that some phase is trained on."""
         taught = [self.splits[split] for split in ("train", "held_out") if split in self.splits]
@@ -182,11 +187,17 @@ def train_loader(
 ) -> DataLoader:
     """Return the batches of one epoch of 'train' or 'held_out' photos, shuffled by (seed, epoch), from a batch on.
 
-    The batches before are not loaded. The last one may be smaller. The loader's length counts what is left.
+    The batches before are not loaded. The last one may be smaller. The loader's length counts what is left. With
+    ``balance: sampling`` as many photos are drawn, with replacement, every class as often as every other.
     """
     dataset = data.splits[photos]
     generator = torch.Generator().manual_seed(mix_seed(seed, epoch))
-    order = torch.randperm(len(dataset), generator=generator).tolist()
+    if config.balance == "sampling":
+        labels = torch.tensor([record.label for record in dataset.records])
+        shares = 1.0 / labels.bincount()[labels]
+        order = torch.multinomial(shares, len(dataset), replacement=True, generator=generator).tolist()
+    else:
+        order = torch.randperm(len(dataset), generator=generator).tolist()
     return _loader(dataset, _batches(order, epoch, config.batch_size)[start_batch:], config)
 
 

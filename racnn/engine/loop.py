@@ -29,6 +29,7 @@ def train_one_epoch(
     phase: Phase,
     optimizer: torch.optim.Optimizer,
     device: torch.device,
+    class_weights: Tensor | None = None,
     before_step: Callable[[], None],
     after_step: Callable[[dict[str, float]], None],
 ) -> None:
@@ -40,6 +41,7 @@ def train_one_epoch(
         phase: Chooses the step function.
         optimizer: Over what the phase trains.
         device: Where the network is.
+        class_weights: [C] on the device, or None.
         before_step: Called before each step: sets the random state and the learning rate.
         after_step: Called after each step with the losses by name and ``grad_norm``. It may raise to stop.
 
@@ -50,7 +52,7 @@ def train_one_epoch(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for batch in batches:
         before_step()
-        losses = step(model, to_device(batch, device), phase)
+        losses = step(model, to_device(batch, device), phase, class_weights)
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
         largest = phase.config.clip_grad or float("inf")

@@ -29,7 +29,9 @@ from racnn.ops.zoom import zoom
 Batch = dict[str, Tensor]
 
 
-def ranking_step(model: RACNN, batch: Batch, phase: Phase) -> dict[str, Tensor]:
+def ranking_step(
+    model: RACNN, batch: Batch, phase: Phase, class_weights: Tensor | None = None
+) -> dict[str, Tensor]:
     """Return the ranking losses of the phase's regions, ``ranking_s``, and their sum ``loss``."""
     return GRADIENTS[phase.config.gradient](model, batch, phase)
 

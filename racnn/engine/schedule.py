@@ -9,6 +9,7 @@ from typing import Any
 from racnn.engine.phases import Phase
 
 COLLAPSE_SHARE = 0.5  # of the regions at a bound, from which a warning is given
+IMBALANCE = 10  # photos of the largest class for one of the smallest, from which a warning is given
 
 
 def learning_rate(done: float, warmup: float) -> float:
@@ -64,3 +65,15 @@ def collapse_warning(
                 "epochs, or other model.bounds"
             )
     return lines
+
+
+def imbalance_warning(counts: Sequence[int], class_names: Sequence[str], balance: str) -> str | None:
+    """Return a line where some class has many times the photos of another and nothing is done about it."""
+    few, many = min(counts), max(counts)
+    if balance != "none" or many <= IMBALANCE * few:
+        return None
+    rare, common = class_names[counts.index(few)], class_names[counts.index(many)]
+    return (
+        f"class '{common}' has {many} training photos and '{rare}' has {few}: rare classes will be neglected; "
+        "try data.balance=weights or data.balance=sampling"
+    )

@@ -16,16 +16,24 @@ from racnn.engine.ranking import Batch, ranking_step
 from racnn.models import RACNN
 
 
-def classification_step(model: RACNN, batch: Batch, phase: Phase) -> dict[str, Tensor]:
+def classification_step(
+    model: RACNN, batch: Batch, phase: Phase, class_weights: Tensor | None = None
+) -> dict[str, Tensor]:
     """Return the classification losses of the phase's scales, on views that were cut with shaken regions."""
     strength = phase.config.jitter if model.training else 0.0
     output = model(batch["image"], scales=max(phase.scales), jitter_strength=strength)
     return losses.classification_losses(
-        output.logits, batch["label"], phase.scales, label_smoothing=phase.config.label_smoothing
+        output.logits,
+        batch["label"],
+        phase.scales,
+        label_smoothing=phase.config.label_smoothing,
+        class_weights=class_weights,
     )
 
 
-def apn_init_step(model: RACNN, batch: Batch, phase: Phase) -> dict[str, Tensor]:
+def apn_init_step(
+    model: RACNN, batch: Batch, phase: Phase, class_weights: Tensor | None = None
+) -> dict[str, Tensor]:
     """Return the loss of the phase's APNs against the boxes that their scales' response maps show."""
     output = model(batch["image"], scales=max(phase.scales))
     terms: dict[str, Tensor] = {}
@@ -46,14 +54,17 @@ def apn_init_step(model: RACNN, batch: Batch, phase: Phase) -> dict[str, Tensor]
     return named | {"loss": torch.stack(list(named.values())).sum()}
 
 
-def fusion_step(model: RACNN, batch: Batch, phase: Phase) -> dict[str, Tensor]:
+def fusion_step(
+    model: RACNN, batch: Batch, phase: Phase, class_weights: Tensor | None = None
+) -> dict[str, Tensor]:
     """Return the fusion layer's loss; everything before it is frozen."""
     output = model(batch["image"])
     assert output.fused is not None
-    return losses.fusion_losses(output.fused, batch["label"])
+    return losses.fusion_losses(output.fused, batch["label"], class_weights=class_weights)
 
 
-STEPS: dict[str, Callable[[RACNN, Batch, Phase], dict[str, Tensor]]] = {
+# Each takes (model, batch, phase, class_weights [C] or None); those whose loss knows no classes leave the last alone.
+STEPS: dict[str, Callable[..., dict[str, Tensor]]] = {
     "classification": classification_step,
     "apn_init": apn_init_step,
     "ranking": ranking_step,

@@ -29,8 +29,15 @@ from racnn.engine.pool import pool_weights
 from racnn.engine.precision import prepare
 from racnn.engine.progress import Progress
 from racnn.engine.recorder import Recorder
-from racnn.engine.schedule import better, collapse_warning, learning_rate, phase_items
+from racnn.engine.schedule import (
+    better,
+    collapse_warning,
+    imbalance_warning,
+    learning_rate,
+    phase_items,
+)
 from racnn.engine.steps import STEPS, build_optimizer, train_only
+from racnn.losses import balanced_weights
 from racnn.models import build_model
 from racnn.ops.regions import to_boxes_xyxy
 from racnn.ops.zoom import zoom
@@ -96,6 +103,9 @@ class Run:
             self.progress = Progress(**content["progress"])
             self._optimizer_state = content["optimizer"]
         prepare(self.model, config, device)
+        counts = self.data.class_counts()
+        balanced = config.data.balance == "weights"
+        self.class_weights = balanced_weights(counts).to(device) if balanced else None
         self.folder.mkdir(parents=True, exist_ok=True)
         if content is None:
             clear_folder(self.folder)
@@ -103,6 +113,8 @@ class Run:
         (self.folder / "config.yaml").write_text(resolved, encoding="utf-8")
         self.recorder = Recorder(self.folder, step=self.progress.step, length=self.progress.log_length)
         self.recorder.text("config", f"```yaml\n{resolved}\n```")
+        if warning := imbalance_warning(counts, self.data.class_names, config.data.balance):
+            self.recorder.say(f"warning: {warning}")
 
     def train(self) -> None:
         """Run the phases that are left."""
@@ -198,6 +210,7 @@ class Run:
             phase=phase,
             optimizer=optimizer,
             device=self.device,
+            class_weights=self.class_weights,
             before_step=before_step,
             after_step=after_step,
         )

@@ -210,6 +210,31 @@ def test_held_out_photos_are_a_share_of_every_class_of_the_training_photos(confi
     assert sum(len(batch["label"]) for batch in loaded) == len(names["held_out"])
 
 
+def test_balanced_sampling_draws_every_class_alike(tmp_path):
+    for name, count in {"common": 60, "rare": 6}.items():
+        for i in range(count):
+            write_photo(tmp_path / "train" / name / f"{i}.png", seed=i)
+        write_photo(tmp_path / "test" / name / "0.png", seed=0)
+    config = DataConfig(
+        dataset="folder", root=tmp_path, source_size=16, num_workers=0, batch_size=8, balance="sampling"
+    )
+    data = build_data(config, seed=0)
+    assert data.class_counts() == [54, 5]
+
+    def drawn(epoch):
+        batches = train_loader(data, config, seed=0, epoch=epoch).batch_sampler
+        return [index for batch in batches for _, index in batch]
+
+    records = data.splits["train"].records
+    labels = [records[index].label for epoch in range(20) for index in drawn(epoch)]
+    assert len(labels) == 20 * 59
+    assert 0.45 < sum(labels) / len(labels) < 0.55
+    assert drawn(3) == drawn(3)
+    assert drawn(3) != drawn(4)
+    rest = train_loader(data, config, seed=0, epoch=3, start_batch=2).batch_sampler
+    assert [index for batch in rest for _, index in batch] == drawn(3)[16:]
+
+
 def test_validation_is_rebuilt_from_names(config):
     names = ["train/wren/2.png", "train/auk/3.png"]
     data = build_data(config, seed=0, val_names=names)

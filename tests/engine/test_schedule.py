@@ -6,7 +6,13 @@ import pytest
 
 from racnn.config import PhaseConfig
 from racnn.engine.phases import Phase
-from racnn.engine.schedule import better, collapse_warning, learning_rate, phase_items
+from racnn.engine.schedule import (
+    better,
+    collapse_warning,
+    imbalance_warning,
+    learning_rate,
+    phase_items,
+)
 
 SHARES = [i / 1000 for i in range(1000)]
 
@@ -88,3 +94,21 @@ def test_a_region_at_a_bound_on_most_photos_is_warned_of(tl_mean, told):
     (line,) = collapse_warning(regions, [(0.3, 0.8), (0.2, 0.95)])
     assert line.startswith(f"region_2 has {told} bound on 75 % of the photos")
     assert "0.2 to 0.95" in line
+
+
+@pytest.mark.parametrize(
+    ("counts", "balance", "warns"),
+    [
+        ([30, 3], "none", False),
+        ([31, 3], "none", True),
+        ([31, 3], "weights", False),
+        ([31, 3], "sampling", False),
+    ],
+)
+def test_imbalance_beyond_ten_to_one_is_told_unless_something_is_done(counts, balance, warns):
+    said = imbalance_warning(counts, ["wren", "auk"], balance)
+    assert (said is not None) == warns
+    if said:
+        assert "'wren' has 31" in said
+        assert "'auk' has 3" in said
+        assert "data.balance" in said

@@ -172,3 +172,17 @@ def test_regions_are_shaken_in_training_and_not_in_validation(states):
     assert loss(0) != loss(1)
     model.eval()
     assert loss(0) == loss(1)
+
+
+@pytest.mark.parametrize(("kind", "scales"), [("classification", (1, 2)), ("fusion", ())])
+def test_class_weights_change_the_loss_of_the_kinds_that_know_classes(kind, scales, states):
+    model = make()
+    model.load_state_dict(states[False])
+    phase = phase_of(kind, scales, **({"label_smoothing": 0.0, "jitter": 0.0} if scales else {}))
+    train_only(model, phase)
+    model.eval()
+    weights = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0])  # only photos of the first class count
+    some = batch(size=5)
+    first = {key: value[:1] for key, value in some.items()}
+    weighed = STEPS[kind](model, some, phase, weights)["loss"]
+    torch.testing.assert_close(weighed, STEPS[kind](model, first, phase)["loss"])
