@@ -25,6 +25,7 @@ LAYERS = [
     {"losses", "metrics", "viz"},
     {"models", "data"},
     {"engine"},
+    {"cli_data"},
     {"cli"},
     {"__main__"},
 ]
@@ -33,6 +34,7 @@ WITHOUT_TORCH = [
     "__init__.py",
     "__main__.py",
     "cli.py",
+    "cli_data.py",
     "config/__init__.py",
     "config/idle.py",
     "config/reading.py",

@@ -67,6 +67,9 @@ class DataConfig(_Section):
     dataset: str = "cub200"
     root: Path | None = None
     classes: str | None = Field(None, description="subset by class id, such as '1-10,14'")
+    exclude: Path | None = Field(
+        None, description="a list of photos to leave out, one name a line, as `racnn data verify` writes it"
+    )
     source_size: int = Field(448, ge=16)
     resize: Literal["squash", "crop"] = "squash"
     val_fraction: float = Field(0.1, gt=0.0, lt=1.0)

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from racnn.config import DataConfig
 from racnn.data.cars import cars
-from racnn.data.catalog import Catalog, Record, hold_out
+from racnn.data.catalog import Catalog, Record, hold_out, read_exclusions, without
 from racnn.data.cub import cub200
 from racnn.data.dogs import dogs
 from racnn.data.drawn import synthetic_catalog
@@ -153,6 +153,8 @@ def build_data(config: DataConfig, *, seed: int, val_names: Sequence[str] | None
             f"expected {', '.join(DATASETS)}"
         )
     catalog = DATASETS[config.dataset](config)
+    if config.exclude is not None:
+        catalog = without(catalog, read_exclusions(config.exclude.expanduser()))
     train, val = _split(catalog, config, val_names)
     taught = {"train": train}
     if config.held_out_fraction:

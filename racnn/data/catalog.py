@@ -13,14 +13,14 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from racnn.config import DataConfig, parse_ranges
 from racnn.data.photos import read_photo
-from racnn.errors import DataError
+from racnn.errors import DataError, did_you_mean
 
 Box = tuple[float, float, float, float]
 Part = tuple[float, float, float]
@@ -124,3 +124,35 @@ def check_photos_exist(records: Sequence[Record], hint: str) -> None:
         first = ", ".join(str(path) for path in missing[:MOST_NAMED])
         more = f" and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
         raise DataError(f"{len(missing)} of {len(records)} photos are missing: {first}{more} ({hint})")
+
+
+def read_exclusions(path: Path) -> set[str]:
+    """Return the names of a list of photos to leave out: one a line; lines that begin with '#' are comments.
+
+    Raises:
+        DataError: The file is missing or not text.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"data.exclude: {path}: cannot be read: {error}") from None
+    return {line.strip() for line in lines if line.strip() and not line.startswith("#")}
+
+
+def without(catalog: Catalog, names: Collection[str]) -> Catalog:
+    """Return a data set without the photos of these names.
+
+    Raises:
+        DataError: It has no photo of such a name.
+    """
+    kept = {
+        split: None if records is None else [record for record in records if record.name not in names]
+        for split, records in (("train", catalog.train), ("val", catalog.val), ("test", catalog.test))
+    }
+    known = {record.name for record in (*catalog.train, *(catalog.val or []), *catalog.test)}
+    if unknown := sorted(set(names) - known):
+        raise DataError(
+            f"data.exclude: {len(unknown)} names are of no photo of this data set, for example '{unknown[0]}'"
+            f"{did_you_mean(unknown[0], known)}"
+        )
+    return replace(catalog, **kept)  # type: ignore[arg-type]

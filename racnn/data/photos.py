@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 
 from racnn.errors import DataError
 
+ORIENTATION = 0x0112  # the EXIF tag
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 
 
@@ -31,6 +32,21 @@ def read_photo(path: Path) -> np.ndarray:
         raise DataError(f"{path}: no such photo") from None
     except Exception as error:  # decoders of damaged files raise nearly anything
         raise DataError(f"{path}: cannot be read as a photo: {error or type(error).__name__}") from None
+
+
+def photo_size(path: Path) -> tuple[int, int]:
+    """Return (height, width) of the upright photo from its header, without decoding it.
+
+    Raises:
+        DataError: The header cannot be read.
+    """
+    try:
+        with Image.open(path) as photo:
+            width, height = photo.size
+            turned = photo.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+    except Exception as error:
+        raise DataError(f"{path}: cannot be read as a photo: {error or type(error).__name__}") from None
+    return (width, height) if turned else (height, width)
 
 
 def _to_rgb(photo: Image.Image) -> Image.Image:

@@ -1,0 +1,103 @@
+"""The ``racnn data`` commands: bring a data set, look over it, check every photo."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from racnn.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from racnn.data.catalog import Catalog
+
+app = typer.Typer(help="Bring a dataset, look over it, check its photos.", no_args_is_help=True)
+
+NAMES = {"cub": "cub200", "dogs": "dogs", "cars": "cars", "folder": "folder", "manifest": "manifest"}
+
+Root = Annotated[Path, typer.Option(help="The dataset's folder, or the file of a manifest.")]
+Dataset = Annotated[str, typer.Option(help=f"{', '.join(NAMES)}.")]
+Classes = Annotated[str | None, typer.Option(help="Only these class ids, such as 1-10,14.")]
+
+
+@app.command()
+def prepare(
+    name: Annotated[str, typer.Argument(help="cub, dogs or cars.")],
+    root: Annotated[Path, typer.Option(help="The folder to fill.")],
+    given: Annotated[
+        list[Path] | None, typer.Option("--from", help="An archive that was fetched by hand; repeatable.")
+    ] = None,
+    mirror: Annotated[
+        str | None,
+        typer.Option(help="Fetch from this folder URL; sizes and hashes are checked all the same."),
+    ] = None,
+    keep_archives: Annotated[
+        bool, typer.Option("--keep-archives", help="Do not delete them at the end.")
+    ] = False,
+) -> None:
+    """Download, check and unpack an official dataset; a stopped download goes on where it was."""
+    from racnn.data.prepare import prepare as bring
+
+    catalog = bring(name, root, given=given or [], mirror=mirror, keep=keep_archives)
+    print(
+        f"complete: {len(catalog.train)} training and {len(catalog.test)} test photos of {len(catalog.class_names)} classes"
+    )
+    print(f"use it with --set data.dataset={catalog.dataset} --set data.root={root}")
+
+
+@app.command()
+def info(root: Root, dataset: Dataset = "folder", classes: Classes = None) -> None:
+    """Say what is in a dataset: counts, classes, sizes, imbalance."""
+    from racnn.data.prepare import OFFICIAL, differences
+    from racnn.data.survey import format_survey, survey
+
+    catalog = _catalog(root, dataset, classes)
+    print(format_survey(survey(catalog)))
+    if dataset in OFFICIAL and classes is None:
+        missing = differences(catalog, OFFICIAL[dataset])
+        print(f"official        {'; '.join(missing) if missing else 'complete'}")
+
+
+@app.command()
+def verify(
+    root: Root,
+    dataset: Dataset = "folder",
+    classes: Classes = None,
+    write_list: Annotated[
+        Path | None, typer.Option(help="Write the damaged photos' names here, for data.exclude.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes; default: one a core.")] = None,
+) -> None:
+    """Read every photo; list each damaged one with its reason. Exit code 1 if there are any."""
+    from tqdm import tqdm
+
+    from racnn.data.survey import damaged, records_of
+
+    records = [record for each in records_of(_catalog(root, dataset, classes)).values() for record in each]
+    found = []
+    checked = damaged(records, workers=os.cpu_count() or 1 if workers is None else workers)
+    for record, reason in tqdm(checked, total=len(records), unit="photo", disable=None):
+        if reason is not None:
+            found.append((record.name, reason))
+            tqdm.write(f"{record.name}: {reason}")
+    print(f"{len(records)} photos read, {len(found)} damaged")
+    if write_list is not None:
+        write_list.parent.mkdir(parents=True, exist_ok=True)
+        lines = [f"# {reason}\n{name}\n" for name, reason in found]
+        write_list.write_text("".join(lines), encoding="utf-8")
+        print(f"written to {write_list}; leave them out with --set data.exclude={write_list}")
+    if found:
+        raise typer.Exit(1)
+
+
+def _catalog(root: Path, dataset: str, classes: str | None) -> Catalog:
+    from racnn.config import load_config
+    from racnn.data import DATASETS
+
+    if dataset not in NAMES:
+        raise ConfigError(f"--dataset {dataset}: expected {', '.join(NAMES)}{did_you_mean(dataset, NAMES)}")
+    settings = [f"data.classes='{classes}'"] if classes else []
+    config = load_config(None, settings).data
+    return DATASETS[NAMES[dataset]](config.model_copy(update={"dataset": NAMES[dataset], "root": root}))

@@ -1,0 +1,192 @@
+"""Fetch an archive and unpack it, so that neither a bad line nor a bad archive does harm."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tarfile
+import tempfile
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from tqdm import tqdm
+
+from racnn import __version__
+from racnn.errors import DataError
+
+CHUNK = 1 << 20  # bytes
+TIMEOUT = 30  # seconds without a byte
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A file of a data set as its authors publish it.
+
+    Attributes:
+        name: Of the file.
+        url: Where it lies.
+        size: In bytes.
+        sha256: Of the file.
+    """
+
+    name: str
+    url: str
+    size: int
+    sha256: str
+
+
+def fetch(archive: Archive, folder: Path, *, url: str | None = None) -> Path:
+    """Download an archive into a folder, going on from an earlier try, and check it.
+
+    What has come stands in ``NAME.part`` and takes the archive's name when size and hash are right.
+
+    Args:
+        archive: What to fetch.
+        folder: Where to.
+        url: Of a mirror, instead of the archive's own.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        DataError: The server refuses, sends something else, or stops early (then another call goes on).
+    """
+    target = folder / archive.name
+    if target.is_file():
+        check_archive(archive, target)
+        return target
+    part = folder / f"{archive.name}.part"
+    if part.exists() and part.stat().st_size > archive.size:
+        part.unlink()
+    if not part.exists() or part.stat().st_size < archive.size:
+        _download(archive, url or archive.url, part)
+    try:
+        check_archive(archive, part)
+    except DataError:
+        part.unlink()  # it would be wrong the next time too
+        raise
+    os.replace(part, target)
+    return target
+
+
+def check_archive(archive: Archive, path: Path) -> None:
+    """Refuse a file that is not the archive.
+
+    Raises:
+        DataError: Its size or hash is another, or it is a web page.
+    """
+    with path.open("rb") as file:
+        start = file.read(256).lstrip().lower()
+        if start.startswith((b"<!doctype html", b"<html")):
+            raise DataError(
+                f"{path}: is a web page, not {archive.name}; fetch the file itself by hand, see --from"
+            )
+        size = path.stat().st_size
+        if size != archive.size:
+            raise DataError(
+                f"{path}: expected {archive.size} bytes, found {size}: it is cut short or another file"
+            )
+        file.seek(0)
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != archive.sha256:
+        raise DataError(
+            f"{path}: expected sha256 {archive.sha256}, found {found}: it is damaged or another file"
+        )
+
+
+def _download(archive: Archive, url: str, part: Path) -> None:
+    """Append to ``part`` what is missing of the archive."""
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"User-Agent": f"racnn/{__version__}"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    by_hand = f"fetch {archive.name} by hand and pass it with --from"
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+            if have and answer.status != 206:  # the server knows no ranges and sends all of it
+                have = 0
+            _receive(archive, answer, part, have)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # what we have is not the start of what the server has
+            part.unlink(missing_ok=True)
+            raise DataError(
+                f"{url}: the server has another file; what had come is deleted, try again"
+            ) from None
+        raise DataError(f"{url}: the server answers {error.code} {error.reason}; {by_hand}") from None
+    except urllib.error.URLError as error:
+        raise DataError(f"{url}: cannot be reached ({error.reason}); try again, or {by_hand}") from None
+    except (OSError, ValueError) as error:  # the line went dead; or the address is none
+        raise DataError(f"{url}: {error or type(error).__name__}; try again to go on, or {by_hand}") from None
+
+
+def _receive(archive: Archive, answer: IO[bytes], part: Path, have: int) -> None:
+    with (
+        part.open("r+b" if have else "wb") as file,
+        tqdm(
+            desc=archive.name, total=archive.size, initial=have, unit="B", unit_scale=True, disable=None
+        ) as bar,
+    ):
+        file.seek(have)
+        while have <= archive.size and (chunk := answer.read(CHUNK)):
+            file.write(chunk)
+            have += len(chunk)
+            bar.update(len(chunk))
+        file.flush()
+        os.fsync(file.fileno())
+    if have < archive.size and not _is_page(part):
+        raise DataError(
+            f"{archive.name}: the connection ended after {have} of {archive.size} bytes; run again to go on from there"
+        )
+
+
+def _is_page(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(256).lstrip().lower().startswith((b"<!doctype html", b"<html"))
+
+
+def unpack(path: Path, folder: Path) -> list[Path]:
+    """Unpack a tar archive so that all of it appears in the folder, or nothing.
+
+    Raises:
+        DataError: The archive is damaged, holds a link, device or a name that leaves the folder, or what it holds is
+            there already.
+    """
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".unpacking-") as temporary:
+        inside = Path(temporary)
+        try:
+            with tarfile.open(path) as archive:
+                for member in archive:
+                    _refuse_unsafe(member, path)
+                    archive.extract(member, inside, filter="data")
+        except (tarfile.TarError, EOFError, OSError) as error:
+            raise DataError(f"{path}: cannot be unpacked: {error}") from None
+        arrived = sorted(inside.iterdir())
+        for entry in arrived:
+            if (folder / entry.name).exists():
+                raise DataError(
+                    f"{folder / entry.name}: is there already; move it away, or choose another --root"
+                )
+        for entry in arrived:
+            os.rename(entry, folder / entry.name)
+    return [folder / entry.name for entry in arrived]
+
+
+def _refuse_unsafe(member: tarfile.TarInfo, path: Path) -> None:
+    name = Path(member.name)
+    if name.is_absolute() or ".." in name.parts or not (member.isfile() or member.isdir()):
+        kind = "file" if member.isfile() else "link" if member.islnk() or member.issym() else "entry"
+        raise DataError(f"{path}: holds the {kind} '{member.name}'; expected plain files inside the folder")
+
+
+def place(path: Path, folder: Path) -> Path:
+    """Copy a file into a folder at once, unless it is there."""
+    target = folder / path.name
+    if path.resolve() != target.resolve():
+        temporary = folder / f".{path.name}.tmp"
+        shutil.copyfile(path, temporary)
+        os.replace(temporary, target)
+    return target

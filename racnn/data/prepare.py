@@ -1,0 +1,205 @@
+"""Bring an official data set into a folder: its archives, and whether all of it has come."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from racnn.config import DataConfig
+from racnn.data import DATASETS
+from racnn.data.catalog import Catalog
+from racnn.data.download import Archive, check_archive, fetch, place, unpack
+from racnn.errors import DataError, did_you_mean
+
+DOGS_PAGE = "https://vision.stanford.edu/aditya86/ImageNetDogs"
+CARS_PAGE = "https://ai.stanford.edu/~jkrause/car196"
+MARKER = ".racnn-prepared.json"
+
+
+@dataclass(frozen=True)
+class Official:
+    """An official data set.
+
+    Attributes:
+        dataset: Its name in the configuration.
+        archives: Its files.
+        classes: How many it has.
+        train: How many training photos.
+        test: How many test photos.
+    """
+
+    dataset: str
+    archives: tuple[Archive, ...]
+    classes: int
+    train: int
+    test: int
+
+
+OFFICIAL: dict[str, Official] = {
+    "cub": Official(
+        "cub200",
+        (
+            Archive(
+                "CUB_200_2011.tgz",
+                "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",
+                1150585339,
+                "0c685df5597a8b24909f6a7c9db6d11e008733779a671760afef78feb49bf081",
+            ),
+        ),
+        classes=200,
+        train=5994,
+        test=5794,
+    ),
+    "dogs": Official(
+        "dogs",
+        (
+            Archive(
+                "images.tar",
+                f"{DOGS_PAGE}/images.tar",
+                793579520,
+                "a443fc2f9a851aa1a7b8e4fa4af94b8459fce2c9f5a2f4dd4669cf9673a4ec58",
+            ),
+            Archive(
+                "lists.tar",
+                f"{DOGS_PAGE}/lists.tar",
+                481280,
+                "34b47cacd9a98b5d150e084f24d29391c084c55272295ec65c85651bc35f4d6c",
+            ),
+            Archive(
+                "annotation.tar",
+                f"{DOGS_PAGE}/annotation.tar",
+                21852160,
+                "662ed36f707be6b195c2fda392d8e153e83af28cedc8e2134a649f198def30fd",
+            ),
+        ),
+        classes=120,
+        train=12000,
+        test=8580,
+    ),
+    "cars": Official(
+        "cars",
+        (
+            Archive(
+                "cars_train.tgz",
+                f"{CARS_PAGE}/cars_train.tgz",
+                979269282,
+                "512b227b30e2f0a8aab9e09485786ab4479582073a144998da74d64b801fd288",
+            ),
+            Archive(
+                "cars_test.tgz",
+                f"{CARS_PAGE}/cars_test.tgz",
+                977350468,
+                "bffea656d6f425cba3c91c6d83336e4c5f86c6cffd8975b0f375d3a10da8e243",
+            ),
+            Archive(
+                "car_devkit.tgz",
+                f"{CARS_PAGE}/car_devkit.tgz",
+                330960,
+                "b97deb463af7d58b6bfaa18b2a4de9829f0f79e8ce663dfa9261bf7810e9accd",
+            ),
+            Archive(
+                "cars_test_annos_withlabels.mat",
+                f"{CARS_PAGE}/cars_test_annos_withlabels.mat",
+                185758,
+                "790f75be8ea34eeded134cc559332baf23e30e91367e9ddca97d26ed9b895f05",
+            ),
+        ),
+        classes=196,
+        train=8144,
+        test=8041,
+    ),
+}
+
+
+def prepare(
+    name: str, root: Path, *, given: Sequence[Path] = (), mirror: str | None = None, keep: bool = False
+) -> Catalog:
+    """Fetch, check and unpack an official data set; go on where an earlier call was stopped.
+
+    Args:
+        name: A key of ``OFFICIAL``.
+        root: The folder to fill; made if need be.
+        given: Archives that were fetched by hand, recognised by their names; they are not deleted.
+        mirror: Folder URL to fetch from instead of the authors' page; sizes and hashes stay theirs.
+        keep: Keep downloaded archives after they are unpacked.
+
+    Returns:
+        The data set's catalog, complete.
+
+    Raises:
+        DataError: An archive cannot be fetched, is not what it should be, or the data set is incomplete.
+    """
+    if name not in OFFICIAL:
+        raise DataError(
+            f"no official data set is called '{name}'{did_you_mean(name, OFFICIAL)}; expected {', '.join(OFFICIAL)}"
+        )
+    official = OFFICIAL[name]
+    by_name = _recognise(given, official)
+    root.mkdir(parents=True, exist_ok=True)
+    done = _read_marker(root)
+    for archive in official.archives:
+        if done.get(archive.name) == archive.sha256:
+            continue
+        own = by_name.get(archive.name)
+        if own is not None:
+            check_archive(archive, own)
+            path = own
+        else:
+            url = f"{mirror.rstrip('/')}/{archive.name}" if mirror else None
+            path = fetch(archive, root, url=url)
+        if archive.name.endswith((".tar", ".tgz")):
+            unpack(path, root)
+            if own is None and not keep:
+                path.unlink()
+        else:
+            place(path, root)
+        done[archive.name] = archive.sha256
+        _write_marker(root, done)
+    catalog = DATASETS[official.dataset](DataConfig(dataset=official.dataset, root=root))
+    if problems := differences(catalog, official):
+        raise DataError(f"{root}: incomplete: {'; '.join(problems)}")
+    return catalog
+
+
+def differences(catalog: Catalog, official: Official) -> list[str]:
+    """Return where a data set's counts differ from the official ones."""
+    pairs = (
+        ("classes", len(catalog.class_names), official.classes),
+        ("training photos", len(catalog.train), official.train),
+        ("test photos", len(catalog.test), official.test),
+    )
+    return [f"{found} of {expected} {what}" for what, found, expected in pairs if found != expected]
+
+
+def _recognise(given: Sequence[Path], official: Official) -> dict[str, Path]:
+    names = [archive.name for archive in official.archives]
+    for path in given:
+        if path.name not in names:
+            raise DataError(
+                f"--from {path}: expected one of {', '.join(names)}{did_you_mean(path.name, names)}"
+            )
+        if not path.is_file():
+            raise DataError(f"--from {path}: no such file")
+    return {path.name: path for path in given}
+
+
+def _read_marker(root: Path) -> dict[str, str]:
+    """Return the hash of every archive that was unpacked into a folder."""
+    path = root / MARKER
+    if not path.is_file():
+        return {}
+    try:
+        done = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        done = None
+    if not isinstance(done, dict):
+        raise DataError(f"{path}: damaged; delete it, and what was unpacked, to begin anew")
+    return done
+
+
+def _write_marker(root: Path, done: dict[str, str]) -> None:
+    temporary = root / f"{MARKER}.tmp"
+    temporary.write_text(json.dumps(done, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(root / MARKER)

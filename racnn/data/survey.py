@@ -1,0 +1,110 @@
+"""Look over a data set: what is in it, and whether every photo can be read."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from racnn.data.catalog import Catalog, Record
+from racnn.data.photos import photo_size, read_photo
+from racnn.errors import DataError
+
+QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
+AT_ONCE = 16  # photos handed to a worker together
+
+
+def records_of(catalog: Catalog) -> dict[str, list[Record]]:
+    """Return the records of every split that a data set brings."""
+    splits = {"train": catalog.train, "val": catalog.val or [], "test": catalog.test}
+    return {split: records for split, records in splits.items() if records}
+
+
+def survey(catalog: Catalog) -> dict[str, Any]:
+    """Count photos and classes, and measure the photos by their headers.
+
+    Returns:
+        ``splits`` photos of each; ``classes`` how many; ``largest`` and ``smallest`` class with (name, photos) over all
+        splits, ``imbalance`` their ratio; ``boxes`` and ``parts`` how many photos have them; ``short_side`` and
+        ``aspect`` (width / height) at the quantiles 0, 0.1, 0.5, 0.9 and 1; ``unreadable`` photos whose header cannot
+        be read.
+    """
+    splits = records_of(catalog)
+    every = [record for records in splits.values() for record in records]
+    counts = np.bincount([record.label for record in every], minlength=len(catalog.class_names))
+    few, many = int(counts.argmin()), int(counts.argmax())
+    annotated = [catalog.annotate(record) for record in every if record.path is not None]
+    sizes, unreadable = [], 0
+    for record in every:
+        if record.path is None:
+            continue
+        try:
+            sizes.append(photo_size(record.path))
+        except DataError:
+            unreadable += 1
+    report: dict[str, Any] = {
+        "dataset": catalog.dataset,
+        "splits": {split: len(records) for split, records in splits.items()},
+        "classes": len(catalog.class_names),
+        "largest": [catalog.class_names[many], int(counts[many])],
+        "smallest": [catalog.class_names[few], int(counts[few])],
+        "imbalance": float(counts[many] / counts[few]) if counts[few] else math.inf,
+        "boxes": sum(box is not None for box, _ in annotated),
+        "parts": sum(any(visible for _, _, visible in parts) for _, parts in annotated),
+        "unreadable": unreadable,
+    }
+    if sizes:
+        height, width = np.array(sizes, dtype=np.float64).T
+        report["short_side"] = np.quantile(np.minimum(height, width), QUANTILES).tolist()
+        report["aspect"] = np.quantile(width / height, QUANTILES).tolist()
+    return report
+
+
+def format_survey(report: dict[str, Any]) -> str:
+    """Return a survey as text for a terminal."""
+    total = sum(report["splits"].values())
+    shares = ", ".join(f"{count} {split}" for split, count in report["splits"].items())
+    lines = [
+        f"{report['dataset']}: {total} photos ({shares}), {report['classes']} classes",
+        f"largest class   {report['largest'][0]} ({report['largest'][1]} photos)",
+        f"smallest class  {report['smallest'][0]} ({report['smallest'][1]} photos), imbalance {report['imbalance']:.1f} to 1",
+        f"annotated       {report['boxes']} with a box, {report['parts']} with parts",
+    ]
+    if "short_side" in report:
+        sides = " / ".join(f"{value:.0f}" for value in report["short_side"])
+        aspects = " / ".join(f"{value:.2f}" for value in report["aspect"])
+        lines.append(f"short side      {sides} px (least / 10 % / median / 90 % / most)")
+        lines.append(f"width / height  {aspects}")
+    if report["unreadable"]:
+        lines.append(f"unreadable      {report['unreadable']} photos; see: racnn data verify")
+    return "\n".join(lines)
+
+
+def damaged(records: Sequence[Record], *, workers: int) -> Iterator[tuple[Record, str | None]]:
+    """Read every photo in parallel; yield each record with the reason why it cannot be read, or None, in order.
+
+    Args:
+        records: With paths.
+        workers: Processes; 0 reads in this one.
+    """
+    paths = [record.path for record in records if record.path is not None]
+    assert len(paths) == len(records), "drawn photos need no check"
+    if workers == 0:
+        yield from zip(records, map(_reason, paths), strict=True)
+        return
+    context = multiprocessing.get_context("spawn")  # threads of torch and OpenCV do not survive a fork
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        yield from zip(records, pool.map(_reason, paths, chunksize=AT_ONCE), strict=True)
+
+
+def _reason(path: Path) -> str | None:
+    try:
+        read_photo(path)
+    except DataError as error:
+        return str(error).removeprefix(f"{path}: ")
+    return None
