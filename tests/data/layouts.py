@@ -21,6 +21,25 @@ def write_photo(path, size=(40, 30), seed=0):
     Image.fromarray(pixels).save(path)
 
 
+def write_cub(root):
+    """Write CUB-200-2011: three classes of eight photos, fifteen of them for training."""
+    lines = {
+        "images.txt": [],
+        "image_class_labels.txt": [],
+        "train_test_split.txt": [],
+        "bounding_boxes.txt": [],
+    }
+    for i in range(24):
+        relative = f"{i % 3 + 1:03d}.Bird/{i}.png"
+        write_photo(root / "images" / relative, seed=i)
+        rows = (relative, i % 3 + 1, int(i < 15), "4 5 10 12")
+        for file, row in zip(lines, rows, strict=True):
+            lines[file].append(f"{i} {row}\n")
+    lines["classes.txt"] = [f"{i} {i:03d}.Bird\n" for i in (1, 2, 3)]
+    for file, rows in lines.items():
+        (root / file).write_text("".join(rows))
+
+
 def cells(values):
     """Return a MATLAB cell array, one column."""
     column = np.empty((len(values), 1), dtype=object)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from layouts import manifest_rows, write_cars_apart, write_dogs, write_manifest
+from layouts import manifest_rows, write_cars_apart, write_cub, write_dogs, write_manifest
 from PIL import Image
 
 from racnn.config import DataConfig
@@ -28,24 +28,6 @@ def write_folder(root):
         for name, count in COUNTS.items():
             for i in range(count):
                 write_photo(root / split / name / f"{i}.png", seed=i)
-
-
-def write_cub(root):
-    lines = {
-        "images.txt": [],
-        "image_class_labels.txt": [],
-        "train_test_split.txt": [],
-        "bounding_boxes.txt": [],
-    }
-    for i in range(24):
-        relative = f"{i % 3 + 1:03d}.Bird/{i}.png"
-        write_photo(root / "images" / relative, seed=i)
-        rows = (relative, i % 3 + 1, int(i < 15), "4 5 10 12")
-        for file, row in zip(lines, rows, strict=True):
-            lines[file].append(f"{i} {row}\n")
-    lines["classes.txt"] = [f"{i} {i:03d}.Bird\n" for i in (1, 2, 3)]
-    for file, rows in lines.items():
-        (root / file).write_text("".join(rows))
 
 
 WRITERS = {

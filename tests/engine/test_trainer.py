@@ -7,11 +7,13 @@ import signal
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
-from racnn.config import load_config
+from racnn.config import load_config, parse_config
 from racnn.data import build_data, eval_loader
 from racnn.engine import trainer
 from racnn.engine.checkpoint import digest, load_checkpoint
@@ -541,3 +543,42 @@ def test_a_run_whose_last_checkpoint_is_damaged_is_not_resumed(old_run, short):
     (old_run / "last.pt").write_bytes(data)
     with pytest.raises(CheckpointError, match=r"last\.pt"):
         fit(short(old_run), device=CPU, resume=True)
+
+
+@pytest.mark.parametrize("balance", ["none", "weights"])
+def test_class_weights_reach_the_steps(balance, short, tmp_path, monkeypatch):
+    seen, plain = [], trainer.train_one_epoch
+
+    def watched(*args, class_weights, **rest):
+        seen.append(class_weights)
+        plain(*args, class_weights=class_weights, **rest)
+
+    monkeypatch.setattr(trainer, "train_one_epoch", watched)
+    fit(short(tmp_path / "run", data__balance=balance), device=CPU)
+    (weights,) = seen
+    if balance == "none":
+        assert weights is None
+    else:
+        torch.testing.assert_close(weights, torch.ones(8))  # the drawn birds are balanced
+
+
+def test_an_imbalanced_folder_is_told(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for split, name, count in (
+        ("train", "auk", 36),
+        ("train", "wren", 3),
+        ("test", "auk", 1),
+        ("test", "wren", 1),
+    ):
+        for i in range(count):
+            path = tmp_path / "birds" / split / name / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(path)
+    values = {
+        "run": {"out": str(tmp_path / "run"), "num_preview": 0},
+        "data": {"dataset": "folder", "root": str(tmp_path / "birds"), "source_size": 16, "num_workers": 0},
+        "model": {"backbone": "tiny", "view_sizes": [16]},
+        "schedule": [{"kind": "classification", "epochs": 1, "lr": 0.01}],
+    }
+    fit(parse_config(values, origin="test"), device=CPU)
+    assert "warning: class 'auk' has 32 training photos and 'wren' has 2" in "".join(capsys.readouterr())
