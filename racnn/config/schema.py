@@ -70,6 +70,10 @@ class DataConfig(_Section):
     exclude: Path | None = Field(
         None, description="a list of photos to leave out, one name a line, as `racnn data verify` writes it"
     )
+    on_error: Literal["fail", "skip"] = Field(
+        "fail", description="skip: read every photo beforehand and leave out the damaged ones"
+    )
+    most_skipped: Fraction = Field(0.01, description="skip: larger share of damaged photos is an error")
     source_size: int = Field(448, ge=16)
     resize: Literal["squash", "crop"] = "squash"
     val_fraction: float = Field(0.1, gt=0.0, lt=1.0)

@@ -11,7 +11,7 @@ import atexit
 import multiprocessing
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -27,6 +27,7 @@ from racnn.data.drawn import synthetic_catalog
 from racnn.data.folders import folder
 from racnn.data.manifest import manifest
 from racnn.data.photos import read_photo
+from racnn.data.survey import find_damaged
 from racnn.data.transforms import SourceTransform
 from racnn.errors import ConfigError, DataError, did_you_mean
 
@@ -115,7 +116,7 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
 
 @dataclass(frozen=True)
 class Data:
-    """A data set that is ready to use; ``val_names`` tells which of its photos are held out for validation."""
+    """A data set that is ready to use; ``val_names`` are the photos kept for validation."""
 
     dataset: str
     class_names: list[str]
@@ -123,6 +124,9 @@ class Data:
     focus_parts: tuple[int, ...]
     splits: dict[str, PhotoDataset]  # train, val, test, and held_out where training photos are held out
     val_names: list[str]
+    skipped: dict[str, str] = field(
+        default_factory=dict
+    )  # damaged photos that were left out, with the reason
 
     def class_counts(self) -> list[int]:
         """Return how many photos each class has for training."""
@@ -155,6 +159,8 @@ def build_data(config: DataConfig, *, seed: int, val_names: Sequence[str] | None
     catalog = DATASETS[config.dataset](config)
     if config.exclude is not None:
         catalog = without(catalog, read_exclusions(config.exclude.expanduser()))
+    skipped = find_damaged(catalog, config) if config.on_error == "skip" else {}
+    catalog = without(catalog, skipped)
     train, val = _split(catalog, config, val_names)
     taught = {"train": train}
     if config.held_out_fraction:
@@ -181,6 +187,7 @@ def build_data(config: DataConfig, *, seed: int, val_names: Sequence[str] | None
             "test": PhotoDataset(catalog, catalog.test, config),
         },
         val_names=[record.name for record in val],
+        skipped=skipped,
     )
 
 

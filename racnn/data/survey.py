@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from racnn.data.catalog import Catalog, Record
+from racnn.config import DataConfig
+from racnn.data.catalog import MOST_NAMED, Catalog, Record
 from racnn.data.photos import photo_size, read_photo
 from racnn.errors import DataError
 
@@ -100,6 +101,24 @@ def damaged(records: Sequence[Record], *, workers: int) -> Iterator[tuple[Record
     context = multiprocessing.get_context("spawn")  # threads of torch and OpenCV do not survive a fork
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         yield from zip(records, pool.map(_reason, paths, chunksize=AT_ONCE), strict=True)
+
+
+def find_damaged(catalog: Catalog, config: DataConfig) -> dict[str, str]:
+    """Read every photo of a data set and return the names of the damaged ones with the reason.
+
+    Raises:
+        DataError: They are a larger share than ``config.most_skipped``.
+    """
+    records = [r for each in records_of(catalog).values() for r in each if r.path is not None]
+    workers = min(config.num_workers, len(records) // AT_ONCE)
+    found = {record.name: why for record, why in damaged(records, workers=workers) if why is not None}
+    if len(found) > config.most_skipped * len(records):
+        first = "; ".join(f"{name}: {why}" for name, why in list(found.items())[:MOST_NAMED])
+        raise DataError(
+            f"data.on_error: {len(found)} of {len(records)} photos are damaged, more than data.most_skipped "
+            f"({config.most_skipped:g}) of them: {first}"
+        )
+    return found
 
 
 def _reason(path: Path) -> str | None:

@@ -120,7 +120,8 @@ def evaluate_trained(trained: Trained, *, split: str, root: Path | None = None) 
         scales=trained.scales,
         fused=trained.fused,
     )
-    return report(predictions, data=data, split=split, bounds=trained.model.bounds)
+    measured = report(predictions, data=data, split=split, bounds=trained.model.bounds)
+    return measured | {"num_skipped": len(data.skipped)}
 
 
 @torch.no_grad()

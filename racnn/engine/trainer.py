@@ -113,6 +113,8 @@ class Run:
         (self.folder / "config.yaml").write_text(resolved, encoding="utf-8")
         self.recorder = Recorder(self.folder, step=self.progress.step, length=self.progress.log_length)
         self.recorder.text("config", f"```yaml\n{resolved}\n```")
+        for name, reason in self.data.skipped.items():
+            self.recorder.say(f"left out {name}: {reason}")
         if warning := imbalance_warning(counts, self.data.class_names, config.data.balance):
             self.recorder.say(f"warning: {warning}")
 

@@ -118,3 +118,21 @@ def test_an_unknown_dataset_is_named(root, racnn):
     result = racnn("data", "info", "--root", root, "--dataset", "foldr")
     assert result.code == 2
     assert "--dataset foldr: expected cub, dogs, cars, folder, manifest (did you mean 'folder'" in result.err
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damaged_photos_can_be_skipped(workers, broken):
+    config = DataConfig(
+        dataset="folder", root=broken, source_size=16, num_workers=workers, on_error="skip", most_skipped=0.25
+    )
+    data = build_data(config, seed=0)
+    assert set(data.skipped) == {"auk/0.png", "auk/3.png", "wren/1.png"}
+    names = [record.name for split in data.splits.values() for record in split.records]
+    assert len(names) == 9
+    assert not set(names) & set(data.skipped)
+
+
+def test_more_damaged_photos_than_stated_are_an_error(broken):
+    config = DataConfig(dataset="folder", root=broken, num_workers=0, on_error="skip", most_skipped=0.2)
+    with pytest.raises(DataError, match=r"3 of 12 photos are damaged, more than data\.most_skipped \(0\.2\)"):
+        build_data(config, seed=0)
