@@ -120,8 +120,7 @@ def evaluate_trained(trained: Trained, *, split: str, root: Path | None = None) 
         scales=trained.scales,
         fused=trained.fused,
     )
-    measured = report(predictions, data=data, split=split, bounds=trained.model.bounds)
-    return measured | {"num_skipped": len(data.skipped)}
+    return report(predictions, data=data, split=split, bounds=trained.model.bounds)
 
 
 @torch.no_grad()

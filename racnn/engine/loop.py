@@ -142,8 +142,11 @@ def _joined(rows: list[Any], key: str) -> list[Tensor]:
 
 
 def report(predictions: Predictions, *, data: Data, split: str, bounds: Any) -> dict[str, Any]:
-    """Return the evaluation of predictions as plain types; the keys are those of ``evaluation.json``."""
-    return metrics.evaluation_report(
+    """Return the evaluation of predictions as plain types; the keys are those of ``evaluation.json``.
+
+    ``num_skipped`` counts the damaged photos that were left out of the whole data set.
+    """
+    measured = metrics.evaluation_report(
         dataset=data.dataset,
         split=split,
         class_names=data.class_names,
@@ -157,3 +160,4 @@ def report(predictions: Predictions, *, data: Data, split: str, bounds: Any) -> 
         parts=predictions.parts,
         focus_parts=data.focus_parts,
     )
+    return measured | {"num_skipped": len(data.skipped)}

@@ -425,7 +425,7 @@ def test_the_seed_decides_the_weights(short, tmp_path):
 def test_a_number_that_is_not_finite_stops_before_the_step(short, tmp_path, monkeypatch, spoil, named):
     plain, before = STEPS["classification"], []
 
-    def spoilt(model, batch, phase):
+    def spoilt(model, batch, phase, class_weights):
         losses = plain(model, batch, phase)
         before.append({name: p.detach().clone() for name, p in model.named_parameters()})
         if len(before) == 3:
