@@ -80,6 +80,7 @@ def verify(
     checked = damaged(records, workers=os.cpu_count() or 1 if workers is None else workers)
     for record, reason in tqdm(checked, total=len(records), unit="photo", disable=None):
         if reason is not None:
+            reason = " ".join(reason.split())  # one line
             found.append((record.name, reason))
             tqdm.write(f"{record.name}: {reason}")
     print(f"{len(records)} photos read, {len(found)} damaged")

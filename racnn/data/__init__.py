@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
+import os
 import signal
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -51,7 +53,7 @@ DATASETS: dict[str, Callable[[DataConfig], Catalog]] = {
     "synthetic": synthetic_catalog,
 }
 
-Batches = list[list[tuple[int, int]]]  # of (epoch, position)
+Batches = list[list[tuple[int, ...]]]  # of (epoch, position), or (epoch, position, repeat) where drawn again
 
 
 class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
@@ -85,7 +87,7 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
+    def __getitem__(self, key: tuple[int, ...]) -> dict[str, torch.Tensor]:
         """Return the sample of (epoch, position).
 
         Returns:
@@ -96,11 +98,13 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
         Raises:
             DataError: The photo cannot be read.
         """
-        epoch, index = key
+        epoch, index, *repeat = key
         record = self.records[index]
         photo = self.catalog.load(record)
         box_xyxy, parts = self.catalog.annotate(record)
-        image, box, located = self.transform(photo, box_xyxy, parts, mix_seed(self.seed, epoch, index))
+        image, box, located = self.transform(
+            photo, box_xyxy, parts, mix_seed(self.seed, epoch, index, *repeat)
+        )
         return {
             "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
             "label": torch.tensor(record.label),
@@ -173,6 +177,7 @@ def build_data(config: DataConfig, *, seed: int, val_names: Sequence[str] | None
             )
         taught = {"train": kept, "held_out": held_out}
     _check_splits(catalog, taught["train"], val)
+    _refuse_doubles([*train, *val, *catalog.test])
     return Data(
         dataset=catalog.dataset,
         class_names=catalog.class_names,
@@ -251,8 +256,24 @@ def _check_splits(catalog: Catalog, train: Sequence[Record], val: Sequence[Recor
             raise DataError(f"data: class '{name}' has no training photos")
 
 
+def _refuse_doubles(records: Sequence[Record]) -> None:
+    """Refuse a photo that stands twice: in two splits, its test would be no test."""
+    counts = Counter(os.path.normpath(record.path or record.name) for record in records)
+    doubles = [name for name, count in counts.items() if count > 1]
+    if doubles:
+        raise DataError(
+            f"data.root: {len(doubles)} photos are listed more than once, for example {doubles[0]}"
+        )
+
+
 def _batches(order: Sequence[int], epoch: int, size: int) -> Batches:
-    return [[(epoch, index) for index in order[start : start + size]] for start in range(0, len(order), size)]
+    """Return the keys of an epoch in batches; a photo that comes again counts, so that it is changed anew."""
+    seen: Counter[int] = Counter()
+    keys: list[tuple[int, ...]] = []
+    for index in order:
+        keys.append((epoch, index, seen[index]) if seen[index] else (epoch, index))
+        seen[index] += 1
+    return [keys[start : start + size] for start in range(0, len(keys), size)]
 
 
 def _loader(dataset: PhotoDataset, batches: Batches, config: DataConfig) -> DataLoader:

@@ -26,7 +26,9 @@ def cars(config: DataConfig) -> Catalog:
         DataError: A file or photo is missing or damaged, the test labels are missing, or a mirror has other numbers.
     """
     root = existing_root(config, EXPECTED)
-    if (root / "cars_annos.mat").is_file():
+    if (root / "cars_annos.mat").is_file() and (
+        (root / "car_ims").is_dir() or not (root / "devkit").is_dir()
+    ):
         names, rows = _together(root)
     elif (root / "devkit").is_dir():
         names, rows = _apart(root)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import shutil
 import tarfile
@@ -109,7 +110,15 @@ def _download(archive: Archive, url: str, part: Path) -> None:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
             if have and answer.status != 206:  # the server knows no ranges and sends all of it
                 have = 0
+            length = answer.headers.get("Content-Length", "")
+            if length.isdigit() and int(length) + have != archive.size:  # before anything is overwritten
+                raise DataError(
+                    f"{url}: sends {int(length) + have} bytes where {archive.name} has {archive.size}: a web page or "
+                    f"another file; {by_hand}"
+                )
             _receive(archive, answer, part, have)
+    except DataError:
+        raise
     except urllib.error.HTTPError as error:
         if error.code == 416:  # what we have is not the start of what the server has
             part.unlink(missing_ok=True)
@@ -119,7 +128,11 @@ def _download(archive: Archive, url: str, part: Path) -> None:
         raise DataError(f"{url}: the server answers {error.code} {error.reason}; {by_hand}") from None
     except urllib.error.URLError as error:
         raise DataError(f"{url}: cannot be reached ({error.reason}); try again, or {by_hand}") from None
-    except (OSError, ValueError) as error:  # the line went dead; or the address is none
+    except (
+        OSError,
+        ValueError,
+        http.client.HTTPException,
+    ) as error:  # the line went dead; or the address is none
         raise DataError(f"{url}: {error or type(error).__name__}; try again to go on, or {by_hand}") from None
 
 

@@ -95,7 +95,7 @@ OFFICIAL: dict[str, Official] = {
             ),
             Archive(
                 "car_devkit.tgz",
-                f"{CARS_PAGE}/car_devkit.tgz",
+                "https://ai.stanford.edu/~jkrause/cars/car_devkit.tgz",
                 330960,
                 "b97deb463af7d58b6bfaa18b2a4de9829f0f79e8ce663dfa9261bf7810e9accd",
             ),
@@ -135,7 +135,7 @@ def prepare(
         raise DataError(
             f"no official data set is called '{name}'{did_you_mean(name, OFFICIAL)}; expected {', '.join(OFFICIAL)}"
         )
-    official = OFFICIAL[name]
+    official, root = OFFICIAL[name], root.expanduser()
     by_name = _recognise(given, official)
     root.mkdir(parents=True, exist_ok=True)
     done = _read_marker(root)
@@ -143,6 +143,7 @@ def prepare(
         if done.get(archive.name) == archive.sha256:
             continue
         own = by_name.get(archive.name)
+        was_there = (root / archive.name).is_file()
         if own is not None:
             check_archive(archive, own)
             path = own
@@ -151,7 +152,7 @@ def prepare(
             path = fetch(archive, root, url=url)
         if archive.name.endswith((".tar", ".tgz")):
             unpack(path, root)
-            if own is None and not keep:
+            if own is None and not was_there and not keep:
                 path.unlink()
         else:
             place(path, root)

@@ -104,3 +104,10 @@ def test_missing_names_and_folders_are_named(apart):
     shutil.rmtree(apart / "devkit")
     with pytest.raises(DataError, match=r"expected car_ims/ with cars_annos\.mat, or cars_train/"):
         read(apart)
+
+
+def test_a_list_of_the_other_layout_beside_it_does_no_harm(apart, tmp_path):
+    before = read(apart)
+    write_cars_together(tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "cars_annos.mat", apart)
+    assert read(apart) == before

@@ -120,16 +120,26 @@ def test_another_file_is_refused_and_not_kept(server, tmp_path):
 
 def test_a_longer_file_is_refused(server, tmp_path):
     server.content = CONTENT + b"more"
-    with pytest.raises(DataError, match=rf"expected {len(CONTENT)} bytes, found {len(CONTENT) + 4}"):
+    with pytest.raises(
+        DataError, match=rf"sends {len(CONTENT) + 4} bytes where birds\.tgz has {len(CONTENT)}"
+    ):
         fetch(archive_of(url=server.url), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_web_page_in_place_of_the_archive_is_named(server, tmp_path):
-    server.content = PAGE
-    with pytest.raises(DataError, match=r"is a web page, not birds\.tgz"):
+def test_a_web_page_in_place_of_the_archive_costs_nothing_that_had_come(server, tmp_path):
+    (tmp_path / "birds.tgz.part").write_bytes(CONTENT[:500_000])
+    server.content, server.ranges = PAGE, False
+    with pytest.raises(DataError, match=r"a web page or another file; fetch birds\.tgz by hand"):
         fetch(archive_of(url=server.url), tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    server.content, server.ranges = CONTENT, True
+    assert fetch(archive_of(url=server.url), tmp_path).read_bytes() == CONTENT
+    assert server.asked[-1] == "bytes=500000-"
+
+
+def test_an_address_that_is_none_is_named(tmp_path):
+    with pytest.raises(DataError, match="fetch birds"):
+        fetch(archive_of(url="http://127.0.0.1:9/my folder/birds.tgz"), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -205,7 +205,7 @@ def test_balanced_sampling_draws_every_class_alike(tmp_path):
 
     def drawn(epoch):
         batches = train_loader(data, config, seed=0, epoch=epoch).batch_sampler
-        return [index for batch in batches for _, index in batch]
+        return [key[1] for batch in batches for key in batch]
 
     records = data.splits["train"].records
     labels = [records[index].label for epoch in range(20) for index in drawn(epoch)]
@@ -214,7 +214,16 @@ def test_balanced_sampling_draws_every_class_alike(tmp_path):
     assert drawn(3) == drawn(3)
     assert drawn(3) != drawn(4)
     rest = train_loader(data, config, seed=0, epoch=3, start_batch=2).batch_sampler
-    assert [index for batch in rest for _, index in batch] == drawn(3)[16:]
+    assert [key[1] for batch in rest for key in batch] == drawn(3)[16:]
+    rare = [
+        (batch["index"][i].item(), batch["image"][i])
+        for batch in train_loader(data, config, seed=0, epoch=3)
+        for i in range(len(batch["label"]))
+        if batch["label"][i] == 1
+    ]
+    first = [image for index, image in rare if index == rare[0][0]]
+    assert len(first) > 2
+    assert not any(torch.equal(first[0], other) for other in first[1:])  # drawn again, changed anew
 
 
 def test_validation_is_rebuilt_from_names(config):
@@ -265,3 +274,14 @@ def test_unknown_dataset_and_unusable_splits_are_named(config, tmp_path):
         build_data(config.model_copy(update={"root": tmp_path}), seed=0)
     with pytest.raises(DataError, match="class 'a' has no training photos"):
         build_data(config.model_copy(update={"root": tmp_path}), seed=0, val_names=["train/a/0.png"])
+
+
+@pytest.mark.parametrize("again", ["./photos/0.png", "photos//0.png", "other/../photos/0.png"])
+def test_a_photo_under_two_names_is_refused(again, tmp_path):
+    rows = manifest_rows(tmp_path)
+    rows[-1]["path"] = again
+    write_manifest(tmp_path / "list.csv", rows)
+    (tmp_path / "other").mkdir()
+    config = DataConfig(dataset="manifest", root=tmp_path / "list.csv", source_size=16)
+    with pytest.raises(DataError, match=r"1 photos are listed more than once, for example .*photos/0\.png"):
+        build_data(config, seed=0)

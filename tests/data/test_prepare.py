@@ -221,3 +221,11 @@ def test_the_table_is_the_official_one():
             assert archive.url.startswith("https://")
             assert archive.url.endswith(f"/{archive.name}")
             assert len(archive.sha256) == 64
+
+
+def test_an_archive_that_lay_in_the_folder_is_not_deleted(small, racnn):
+    small.root.mkdir()
+    first = small.official.archives[0].name
+    (small.root / first).write_bytes((small.served / first).read_bytes())
+    assert prepared(racnn, small).code == 0
+    assert (small.root / first).is_file()
