@@ -1,9 +1,11 @@
 """What tests share: one thread, a tiny configuration, and one trained run that many of them read."""
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded; processes that tests start inherit it
@@ -11,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded; process
 import pytest
 import torch
 
+from racnn import cli
 from racnn.config import Config, parse_config
 
 torch.set_num_threads(1)
@@ -121,3 +124,21 @@ def finished(tiny: Callable[..., Config], tmp_path_factory: pytest.TempPathFacto
         patch.setattr(trainer, "train_one_epoch", traced)
         trainer.fit(run.config, device=torch.device("cpu"))
     return run
+
+
+@pytest.fixture
+def racnn(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """Call the command line in this process: ``racnn("train", "--config", path)``; the device is the CPU."""
+
+    def call(*given: Any) -> SimpleNamespace:
+        words = [str(word) for word in given]
+        if words[0] in ("train", "evaluate", "visualize", "demo") and "--device" not in words:
+            words += ["--device", "cpu"]
+        monkeypatch.setattr(sys, "argv", ["racnn", *words])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        out, err = capsys.readouterr()
+        return SimpleNamespace(code=caught.value.code or 0, out=out, err=err)
+
+    return call

@@ -20,24 +20,6 @@ SUBPROCESS = {**os.environ, "OMP_NUM_THREADS": "1"}
 PHOTO_SIZES = {"wide.png": (300, 17), "tall.jpg": (15, 120), "square.png": (40, 40)}  # (w, h)
 
 
-@pytest.fixture
-def racnn(monkeypatch, capsys):
-    """Call the command line in this process: ``racnn("train", "--config", path)``; the device is the CPU."""
-
-    def call(*words):
-        words = [str(word) for word in words]
-        if words[0] in ("train", "evaluate", "visualize", "demo") and "--device" not in words:
-            words += ["--device", "cpu"]
-        monkeypatch.setattr(sys, "argv", ["racnn", *words])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        out, err = capsys.readouterr()
-        return SimpleNamespace(code=caught.value.code or 0, out=out, err=err)
-
-    return call
-
-
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory):
     """Photos of odd shapes and kinds in a folder of folders."""

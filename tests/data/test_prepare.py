@@ -3,7 +3,6 @@
 import hashlib
 import http.server
 import json
-import sys
 import tarfile
 import threading
 from dataclasses import replace
@@ -14,7 +13,6 @@ import pytest
 import yaml
 from layouts import write_cars_apart, write_cub, write_dogs
 
-from racnn import cli
 from racnn.data import prepare as module
 from racnn.data.download import Archive
 from racnn.data.prepare import MARKER, OFFICIAL
@@ -75,19 +73,6 @@ def small(request, tmp_path, monkeypatch):
     )
     server.shutdown()
     server.server_close()
-
-
-@pytest.fixture
-def racnn(monkeypatch, capsys):
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["racnn", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        out, err = capsys.readouterr()
-        return SimpleNamespace(code=caught.value.code or 0, out=out, err=err)
-
-    return call
 
 
 def prepared(racnn, small, *more):

@@ -1,14 +1,10 @@
 """info counts and measures, verify finds every damaged photo, and what it lists can be left out."""
 
-import sys
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from layouts import write_photo
 from PIL import Image
 
-from racnn import cli
 from racnn.config import DataConfig
 from racnn.data import build_data
 from racnn.data.catalog import read_exclusions
@@ -40,19 +36,6 @@ def broken(root):
         path = root / name
         path.write_bytes(path.read_bytes()[:200] if content is None else content)
     return root
-
-
-@pytest.fixture
-def racnn(monkeypatch, capsys):
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["racnn", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        out, err = capsys.readouterr()
-        return SimpleNamespace(code=caught.value.code or 0, out=out, err=err)
-
-    return call
 
 
 def read(root):
