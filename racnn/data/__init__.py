@@ -128,9 +128,7 @@ class Data:
     focus_parts: tuple[int, ...]
     splits: dict[str, PhotoDataset]  # train, val, test, and held_out where training photos are held out
     val_names: list[str]
-    skipped: dict[str, str] = field(
-        default_factory=dict
-    )  # damaged photos that were left out, with the reason
+    skipped: dict[str, str] = field(default_factory=dict)  # damaged photos left out, with the reason
 
     def class_counts(self) -> list[int]:
         """Return how many photos each class has for training."""
@@ -163,8 +161,10 @@ def build_data(config: DataConfig, *, seed: int, val_names: Sequence[str] | None
     catalog = DATASETS[config.dataset](config)
     if config.exclude is not None:
         catalog = without(catalog, read_exclusions(config.exclude.expanduser()))
-    skipped = find_damaged(catalog, config) if config.on_error == "skip" else {}
-    catalog = without(catalog, skipped)
+    skipped: dict[str, str] = {}
+    if config.on_error == "skip":
+        skipped = find_damaged(catalog, config)
+        catalog = without(catalog, skipped)
     train, val = _split(catalog, config, val_names)
     taught = {"train": train}
     if config.held_out_fraction:

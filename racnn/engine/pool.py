@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PRIOR = (
-    0.5  # standard deviation of the logarithm of a weight's factor: within 2.7 times the mean, or its inverse
-)
+# Standard deviation of the logarithm of a weight's factor: nearly always within 2.7 times the mean, or its inverse.
+PRIOR = 0.5
 
 
 def pool_weights(logits: Sequence[Tensor], labels: Tensor) -> list[float]:
@@ -18,8 +17,8 @@ def pool_weights(logits: Sequence[Tensor], labels: Tensor) -> list[float]:
 
     A logarithmic opinion pool. Training photos cannot tell the weights, for there every scale is nearly always
     right. The weights need not sum to 1: their sum is an inverse temperature, so that the pool is calibrated too, where
-    classifiers trained with label smoothing are too shy. A weight is 1 / S times a factor whose logarithm has a normal prior around 0, so that a few photos move the
-    weights little from the plain mean, and none becomes negative.
+    classifiers trained with label smoothing are too shy. A weight is 1 / S times a factor whose logarithm has a normal
+    prior around 0, so that a few photos move the weights little from the plain mean, and none becomes negative.
 
     Args:
         logits: [N, C] per scale, of photos that the scales were not trained on.
