@@ -104,6 +104,7 @@ def apn_init_losses(
     *,
     target: str,
     level: float,
+    trim: float,
     bounds: tuple[float, float],
 ) -> dict[str, Tensor]:
     """Return the loss that teaches an APN the box which a response map shows.
@@ -117,12 +118,13 @@ def apn_init_losses(
         number: Of the region, counted from 1, for the name.
         target: 'component' or 'peak'.
         level: Of the threshold for 'component', see :func:`racnn.ops.response.component_region`.
+        trim: For 'component', likewise.
         bounds: Least and largest side.
 
     Returns:
         ``apn_init_s``, smooth L1 in the frame, and the same as ``loss``.
     """
-    taught = peak_region(response) if target == "peak" else component_region(response, level)
+    taught = peak_region(response) if target == "peak" else component_region(response, level, trim)
     taught = clamp(taught, *bounds)
     loss = F.smooth_l1_loss(region, taught, beta=0.1)
     return {f"apn_init_{number}": loss, "loss": loss}

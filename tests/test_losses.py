@@ -163,7 +163,7 @@ class TestAPNInit:
         ("target", "taught"), [("component", (0.0, -0.125, 0.5)), ("peak", (5 / 12, 0.125, 0.5))]
     )
     def test_loss_is_zero_at_its_target_alone(self, target: str, taught: tuple[float, ...]) -> None:
-        options = {"target": target, "level": 0.0, "bounds": (0.2, 0.9)}
+        options = {"target": target, "level": 0.0, "trim": 0.0, "bounds": (0.2, 0.9)}
         region = torch.tensor([taught])
         terms = losses.apn_init_losses(region, self.response, 2, **options)
         assert terms.keys() == {"apn_init_2", "loss"}
@@ -180,22 +180,31 @@ class TestAPNInit:
         self, bounds: tuple[float, float], taught: tuple[float, ...]
     ) -> None:
         terms = losses.apn_init_losses(
-            torch.tensor([taught]), self.response, 1, target="component", level=0.0, bounds=bounds
+            torch.tensor([taught]), self.response, 1, target="component", level=0.0, trim=0.0, bounds=bounds
         )
         assert float(terms["loss"]) == pytest.approx(0.0, abs=1e-12)
+
+    def test_trim_is_handed_on(self) -> None:
+        region, sides = torch.zeros(1, 3), (0.05, 0.99)
+        options = {"target": "component", "level": 0.0, "bounds": sides}
+        plain, trimmed = (
+            losses.apn_init_losses(region, self.response, 1, trim=trim, **options)["loss"]
+            for trim in (0.0, 0.2)
+        )
+        assert plain != trimmed
 
     def test_level_is_handed_on(self) -> None:
         # mean 0.1979, maximum 2: above level 0.9 only the peak's cell is left
         region = torch.tensor([[17 / 12 - 1, 9 / 8 - 1, 1 / 8]])
         terms = losses.apn_init_losses(
-            region, self.response, 1, target="component", level=0.9, bounds=(0.05, 0.9)
+            region, self.response, 1, target="component", level=0.9, trim=0.0, bounds=(0.05, 0.9)
         )
         assert float(terms["loss"]) == pytest.approx(0.0, abs=1e-10)
 
     def test_loss_is_smooth_l1_and_its_gradient_leads_to_the_target(self) -> None:
         region = torch.tensor([[0.05, 0.275, 0.5]], requires_grad=True)  # off by 0.05, 0.4, 0
         loss = losses.apn_init_losses(
-            region, self.response, 1, target="component", level=0.0, bounds=(0.2, 0.9)
+            region, self.response, 1, target="component", level=0.0, trim=0.0, bounds=(0.2, 0.9)
         )["loss"]
         assert float(loss.detach()) == pytest.approx((0.5 * 0.05**2 / 0.1 + (0.4 - 0.05)) / 3, rel=1e-5)
         loss.backward()

@@ -1,7 +1,7 @@
-"""Show what boxes the response maps of a trained scale would teach the next APN, for choosing `response` and `level`.
+"""Show what boxes the response maps of a trained scale would teach the next APN, for choosing the keys of `apn_init`.
 
     python tools/teacher.py runs/mine/best.pt --scale 1
-    python tools/teacher.py runs/mine/best.pt --scale 2 --split val --levels 0,0.2,0.4
+    python tools/teacher.py runs/mine/best.pt --scale 2 --enlarge 2 --levels 0,0.2,0.4 --trims 0,0.01
 
 The boxes are measured on the validation photos (or, with --split train, on the training photos, which are more) against
 the true boxes and parts, where the dataset has them. The mean side needs none.
@@ -9,6 +9,7 @@ the true boxes and parts, where the dataset has them. The mean side needs none.
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,17 +33,23 @@ def main(
     levels: Annotated[str, typer.Option(help="Thresholds, from the map's mean (0) to its peak (1).")] = (
         "0,0.1,0.2,0.3,0.4,0.5,0.6"
     ),
+    trims: Annotated[
+        str, typer.Option(help="Shares of the response that the box leaves out a side.")
+    ] = "0,0.01",
+    enlarge: Annotated[
+        float, typer.Option(min=1.0, max=4.0, help="Read the map from a view so many times as large.")
+    ] = 1.0,
     data: Annotated[Path | None, typer.Option(help="The dataset's folder, if it has moved.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
-    """Print one row for each kind of response map and each level."""
+    """Print one row for each kind of response map, level and trim."""
     from racnn.data import eval_loader
     from racnn.engine.inference import data_of, load_trained
     from racnn.engine.precision import pick_device
     from racnn.ops.regions import clamp
     from racnn.ops.response import component_region
 
-    heights = _parse_levels(levels)
+    heights, shares = _parse("--levels", levels, below=1.0), _parse("--trims", trims, below=0.25)
     if split not in ("val", "train"):
         raise ConfigError(f"--split {split}: expected val or train; the test photos choose nothing")
     trained = load_trained(checkpoint, pick_device(device))
@@ -51,28 +58,27 @@ def main(
     found = data_of(trained, root=data)
     bounds = trained.model.bounds[scale - 1] if scale <= len(trained.model.bounds) else (0.0, 1.0)
     places, maps, boxes, points = _responses(
-        trained, eval_loader(found.splits[split], trained.config.data), scale, found.focus_parts
+        trained, eval_loader(found.splits[split], trained.config.data), scale, enlarge, found.focus_parts
     )
     print(f"{found.dataset}, {split}: {len(boxes)} photos; boxes read from the responses of scale {scale}")
-    print("response  level  mean side     IoU  coverage %  part hit %  centred %")
-    for response in RESPONSES:
-        for level in heights:
-            region = clamp(component_region(maps[response], level), *bounds)  # what the APN can propose
-            print(f"{response:8}  {level:5.2f}  {_columns(region, places, boxes, points)}")
+    print("response  level   trim  mean side     IoU  coverage %  part hit %  centred %")
+    for response, level, trim in itertools.product(RESPONSES, heights, shares):
+        region = clamp(component_region(maps[response], level, trim), *bounds)  # what the APN can propose
+        print(f"{response:8}  {level:5.2f}  {trim:5.3f}  {_columns(region, places, boxes, points)}")
 
 
-def _parse_levels(text: str) -> list[float]:
+def _parse(option: str, text: str, *, below: float) -> list[float]:
     try:
-        levels = [float(part) for part in text.split(",")]
+        numbers = [float(part) for part in text.split(",")]
     except ValueError:
-        raise ConfigError(f"--levels {text}: expected numbers such as 0,0.2,0.5") from None
-    if not all(0.0 <= level < 1.0 for level in levels):
-        raise ConfigError(f"--levels {text}: each must be at least 0 and below 1")
-    return levels
+        raise ConfigError(f"{option} {text}: expected numbers such as 0,0.2") from None
+    if not all(0.0 <= number < below for number in numbers):
+        raise ConfigError(f"{option} {text}: each must be at least 0 and below {below:g}")
+    return numbers
 
 
 def _responses(
-    trained: Trained, batches: object, scale: int, focus_parts: tuple[int, ...]
+    trained: Trained, batches: object, scale: int, enlarge: float, focus_parts: tuple[int, ...]
 ) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
     """Return the views' places [N, 3], the response maps by kind [N, h, w], boxes [N, 4] and telling points [N, 2]."""
     import torch
@@ -86,8 +92,9 @@ def _responses(
     rows: dict[str, list[Tensor]] = {key: [] for key in ("places", "sum", "cam", "boxes", "parts")}
     with torch.no_grad():
         for batch in batches:  # type: ignore[attr-defined]
-            output = model(batch["image"].to(device), scales=scale)
-            features, labels = output.features[-1], batch["label"].to(device)
+            images, labels = batch["image"].to(device), batch["label"].to(device)
+            output = model(images, scales=scale)
+            features = model.enlarged_features(images, output, scale=scale, factor=enlarge)
             rows["places"].append(output.places[-1].cpu())
             rows["sum"].append(response_map(features).cpu())
             rows["cam"].append(response_map(features, weight=weight, labels=labels).cpu())

@@ -156,7 +156,7 @@ class ModelConfig(_Section):
 
 KIND_OF_KEY = {
     **dict.fromkeys(("init_from", "head_lr_factor", "label_smoothing", "jitter"), "classification"),
-    **dict.fromkeys(("target", "response", "level"), "apn_init"),
+    **dict.fromkeys(("target", "response", "enlarge", "level", "trim"), "apn_init"),
     **dict.fromkeys(("margin", "gradient", "compare", "pairs", "spread"), "ranking"),
 }
 
@@ -196,8 +196,14 @@ class PhaseConfig(_Section):
     # apn_init only
     target: Literal["component", "peak"] = "component"
     response: Literal["sum", "cam"] = Field("sum", description="map to read the box from")
+    enlarge: float = Field(
+        1.0, ge=1.0, le=4.0, description="read the map from a view so many times as large as the scale's own"
+    )
     level: float = Field(
         0.0, ge=0.0, lt=1.0, description="component: threshold, from the map's mean (0) to its peak (1)"
+    )
+    trim: float = Field(
+        0.0, ge=0.0, lt=0.25, description="component: share of the response that the box leaves out a side"
     )
     # ranking only
     margin: float = Field(0.05, ge=0.0)
@@ -228,7 +234,8 @@ class PhaseConfig(_Section):
         if self.optimizer != "sgd":
             idle["momentum"] = f"sgd and does nothing with {self.optimizer}"
         if self.kind == "apn_init" and self.target != "component":
-            idle["level"] = f"target component and does nothing with {self.target}"
+            only = f"target component and does nothing with {self.target}"
+            idle |= {"level": only, "trim": only}
         if self.kind == "ranking" and self.gradient != "smoothed":
             only = f"gradient smoothed and does nothing with {self.gradient}"
             idle |= {"pairs": only, "spread": only}

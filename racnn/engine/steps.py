@@ -35,19 +35,19 @@ def apn_init_step(
     model: RACNN, batch: Batch, phase: Phase, class_weights: Tensor | None = None
 ) -> dict[str, Tensor]:
     """Return the loss of the phase's APNs against the boxes that their scales' response maps show."""
+    config = phase.config
     output = model(batch["image"], scales=max(phase.scales))
     terms: dict[str, Tensor] = {}
     for scale in phase.scales:
-        features = output.features[scale - 1]
-        weight = (
-            model.classifiers[scale - 1].get_parameter("weight") if phase.config.response == "cam" else None
-        )
+        features = model.enlarged_features(batch["image"], output, scale=scale, factor=config.enlarge)
+        weight = model.classifiers[scale - 1].get_parameter("weight") if config.response == "cam" else None
         terms |= losses.apn_init_losses(
-            model.apns[scale - 1](features.detach()),
+            model.apns[scale - 1](output.features[scale - 1].detach()),
             losses.response_map(features, weight=weight, labels=batch["label"]),
             scale,
-            target=phase.config.target,
-            level=phase.config.level,
+            target=config.target,
+            level=config.level,
+            trim=config.trim,
             bounds=model.bounds[scale - 1],
         )
     named = {name: value for name, value in terms.items() if name != "loss"}

@@ -191,6 +191,28 @@ class RACNN(nn.Module):
         _, view = self._look(source, scale, output.places[scale], output.views[scale], region)
         return self.classifiers[number](self._extract(number, view).float().mean(dim=(2, 3)))
 
+    @torch.no_grad()
+    def enlarged_features(self, images: Tensor, output: RACNNOutput, *, scale: int, factor: float) -> Tensor:
+        """Return what a scale's backbone makes of its view enlarged: a finer map of where it responds.
+
+        Args:
+            images: The images that ``output`` was made from.
+            output: Of a pass over at least ``scale`` scales.
+            scale: Counted from 1.
+            factor: Of the view's side; 1 returns the features of ``output``.
+
+        Returns:
+            [B, C, h, w], some ``factor`` times as many cells a side, detached.
+        """
+        if factor == 1.0:
+            return output.features[scale - 1].detach()
+        side = round(factor * self.view_sizes[scale - 1])
+        if self.zoom_from == "source" or scale == 1:
+            view = self._cut(self.normalise(images), output.places[scale - 1], side, masked=scale > 1)
+        else:
+            view = self._cut(output.views[scale - 2], output.regions[scale - 2], side)
+        return self._extract(scale - 1, view)
+
     def fuse(self, descriptors: Sequence[Tensor]) -> Tensor:
         """Return fused logits: each descriptor normalised on its own, concatenated, one linear layer (10)."""
         return self.fusion(torch.cat([F.normalize(d, dim=1) for d in descriptors], dim=1))

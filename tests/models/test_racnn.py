@@ -370,3 +370,37 @@ class TestGradients:
         assert _grad_sum(model.fusion) > 0
         others = [p for name, p in model.named_parameters() if not name.startswith("fusion.")]
         assert all(p.grad is None for p in others)
+
+
+class TestEnlargedFeatures:
+    def test_factor_one_is_what_the_scale_saw(self) -> None:
+        model, images = _model(), _images()
+        output = model(images)
+        for scale in (1, 2, 3):
+            same = model.enlarged_features(images, output, scale=scale, factor=1.0)
+            assert torch.equal(same, output.features[scale - 1])
+
+    @pytest.mark.parametrize("zoom_from", ["source", "parent"])
+    @pytest.mark.parametrize("scale", [1, 2, 3])
+    def test_they_are_those_of_a_network_with_larger_views(self, scale: int, zoom_from: str) -> None:
+        model, images = _model(zoom_from=zoom_from), _images()
+        output = model(images)
+        larger = model.enlarged_features(images, output, scale=scale, factor=1.5)
+        sides = list(VIEWS)
+        sides[scale - 1] = round(1.5 * sides[scale - 1])
+        model.view_sizes = tuple(sides)
+        for apn, region in zip(
+            model.apns, output.regions, strict=True
+        ):  # the same look, whatever it now sees
+            apn.register_forward_hook(lambda *_, region=region: region)
+        expected = model(images).features[scale - 1]
+        torch.testing.assert_close(larger, expected)
+        assert larger.shape[-1] == 1.5 * output.features[scale - 1].shape[-1]
+
+    def test_no_gradient_runs_through_them(self) -> None:
+        model, images = _model(), _images()
+        output = model(images)
+        assert not any(
+            model.enlarged_features(images, output, scale=2, factor=factor).requires_grad
+            for factor in (1.0, 2.0)
+        )

@@ -149,3 +149,41 @@ class TestPeakRegion:
         response = torch.zeros(2, 4, 10)
         response[0, 3, 1] = response[1, 0, 9] = 1.0
         torch.testing.assert_close(peak_region(response), torch.tensor([[-0.5, 0.5, 0.5], [0.5, -0.5, 0.5]]))
+
+
+class TestTrim:
+    def test_a_share_of_an_even_block_is_a_share_of_its_width(self) -> None:
+        # 10 columns and rows of equal mass: a tenth of it at each side is one cell
+        region = component_region(_map(20, 20, (slice(4, 14), slice(6, 16))), trim=0.1)
+        torch.testing.assert_close(to_boxes_xyxy(region, (20, 20)), torch.tensor([[7.0, 5, 15, 13]]))
+
+    def test_borders_lie_within_cells(self) -> None:
+        region = component_region(
+            _map(20, 20, (slice(4, 14), slice(6, 16))), trim=0.025
+        )  # a quarter of a cell
+        torch.testing.assert_close(
+            to_boxes_xyxy(region, (20, 20)), torch.tensor([[6.25, 4.25, 15.75, 13.75]])
+        )
+
+    def test_a_weak_tail_is_left_out_that_the_plain_rule_keeps(self) -> None:
+        response = _map(20, 20, (slice(6, 14), slice(2, 10)))
+        response[0, 9, 10:19] = 0.25  # a twig, 9 cells of 64.25 / 4, above the mean
+        plain, trimmed = component_region(response), component_region(response, trim=0.03)
+        torch.testing.assert_close(to_boxes_xyxy(plain, (20, 20))[0, [0, 2]], torch.tensor([2.0, 19.0]))
+        assert float(to_boxes_xyxy(trimmed, (20, 20))[0, 2]) < 12.0
+
+    @pytest.mark.parametrize("trim", [0.0, 0.1])
+    def test_constant_map_gives_the_whole_image(self, trim: float) -> None:
+        region = component_region(torch.full((2, 7, 9), 0.1), trim=trim)
+        torch.testing.assert_close(region, torch.tensor([[0.0, 0.0, 1.0]] * 2))
+
+    def test_mass_is_counted_from_the_threshold(self) -> None:
+        response = torch.rand(3, 9, 9, generator=torch.Generator().manual_seed(1))
+        together = component_region(response, 0.3, 0.05)
+        torch.testing.assert_close(component_region(5.0 * response + 2.0, 0.3, 0.05), together)
+
+    def test_a_vanishing_trim_is_the_plain_rule(self) -> None:
+        response = torch.rand(8, 7, 11, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(
+            component_region(response, trim=1e-6), component_region(response), atol=1e-3, rtol=0
+        )

@@ -22,25 +22,28 @@ def teacher():
 
 
 def table(teacher, capsys, checkpoint, **options):
-    """Return the rows by (response, level)."""
-    given = {"scale": 1, "split": "val", "levels": "0,0.5", "data": None, "device": "cpu"} | options
+    """Return the rows by (response, level, trim)."""
+    given = {"scale": 1, "split": "val", "levels": "0,0.5", "trims": "0,0.1", "enlarge": 1.0} | options
+    given |= {"data": None, "device": "cpu"}
     capsys.readouterr()
     teacher(checkpoint, **given)
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
-    return {(row[0], float(row[1])): [float(value) for value in row[2:]] for row in rows}
+    return {(row[0], float(row[1]), float(row[2])): [float(value) for value in row[3:]] for row in rows}
 
 
-@pytest.mark.parametrize("scale", [1, 2])
-def test_a_row_is_what_the_boxes_measure(scale, teacher, finished, capsys):
+@pytest.mark.parametrize(("scale", "enlarge", "trim"), [(1, 1.0, 0.0), (2, 1.0, 0.1), (2, 1.5, 0.0)])
+def test_a_row_is_what_the_boxes_measure(scale, enlarge, trim, teacher, finished, capsys):
     trained = load_trained(finished.folder / "best.pt", torch.device("cpu"))
     split = data_of(trained).splits["val"]
     (batch,) = list(eval_loader(split, trained.config.data))
     with torch.no_grad():
         output = trained.model(batch["image"], scales=scale)
-    region = component_region(output.features[-1].float().sum(dim=1), 0.5)
+        features = trained.model.enlarged_features(batch["image"], output, scale=scale, factor=enlarge)
+    region = component_region(features.float().sum(dim=1), 0.5, trim)
     region = clamp(region, *trained.model.bounds[scale - 1])
     expected = localisation(compose(output.places[-1], region), batch["box"])
-    side, iou, coverage, *_ = table(teacher, capsys, finished.folder / "best.pt", scale=scale)["sum", 0.5]
+    rows = table(teacher, capsys, finished.folder / "best.pt", scale=scale, enlarge=enlarge)
+    side, iou, coverage, *_ = rows["sum", 0.5, trim]
     assert side == pytest.approx(region[:, 2].mean().item(), abs=6e-4)
     assert iou == pytest.approx(expected["iou"], abs=6e-4)
     assert coverage == pytest.approx(100 * expected["coverage"], abs=0.06)
@@ -49,7 +52,7 @@ def test_a_row_is_what_the_boxes_measure(scale, teacher, finished, capsys):
 def test_higher_levels_give_smaller_boxes(teacher, finished, capsys):
     rows = table(teacher, capsys, finished.folder / "best.pt", levels="0,0.3,0.8", split="train")
     for response in ("sum", "cam"):
-        sides = [rows[response, level][0] for level in (0.0, 0.3, 0.8)]
+        sides = [rows[response, level, 0.0][0] for level in (0.0, 0.3, 0.8)]
         assert sides[0] > sides[1] > sides[2] >= 0.2 - 5e-4  # the bound of region 1
 
 
@@ -59,6 +62,7 @@ def test_higher_levels_give_smaller_boxes(teacher, finished, capsys):
         ({"split": "test"}, "--split test: expected val or train"),
         ({"levels": "low"}, "--levels low: expected numbers"),
         ({"levels": "0,1"}, "--levels 0,1: each must be at least 0 and below 1"),
+        ({"trims": "0,0.3"}, "--trims 0,0.3: each must be at least 0 and below 0.25"),
         ({"scale": 4}, "--scale 4: .* has 3 trained scale"),
     ],
 )
