@@ -5,7 +5,7 @@
     python tools/study.py STUDY.yaml --out studies/NAME --only recipe --split test  finalists, once, at the end
 
 A study names a configuration, changes for all (``set``), seeds and variants; a variant is a list of ``key=value``
-changes and may name another configuration:
+changes, and may name another configuration or end after so many entries of its schedule (``stages``):
 
     config: ../configs/cub10_vgg16_cpu.yaml
     set: [data.batch_size=8]
@@ -13,11 +13,12 @@ changes and may name another configuration:
     variants:
       recipe: {}
       peak: {set: [schedule.1.target=peak]}
+      two looks: {stages: 3}
       baseline: {config: ../configs/cub10_vgg16_cpu_one_scale.yaml}
 
 Every entry of a schedule is a stage with a folder of its own, named by a hash of all that leads to it: variants that
 agree up to there share it, and a study that was stopped goes on where it was. Rows are written to ``rows.csv`` and a
-table of means over seeds to ``table.md``.
+table of means over seeds to ``table.md``. Studies given the same ``--stages`` share their stages too.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from racnn.cli import run_with_messages
-from racnn.config import Config, dump_config, load_config, read_yaml
+from racnn.config import Config, dump_config, load_config, parse_config, read_yaml
 from racnn.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -71,18 +72,23 @@ class Study:
         config: The configuration of variants that name no other.
         changes: For all variants, ``key=value``.
         seeds: Of every variant.
-        variants: For each name its configuration and changes.
+        variants: For each name its configuration, its changes, and after how many entries of the schedule it ends.
     """
 
     config: Path
     changes: list[str] = field(default_factory=list)
     seeds: list[int] = field(default_factory=lambda: [0])
-    variants: dict[str, tuple[Path, list[str]]] = field(default_factory=dict)
+    variants: dict[str, tuple[Path, list[str], int | None]] = field(default_factory=dict)
 
     def resolve(self, name: str, seed: int, more: list[str]) -> Config:
         """Return the configuration of a variant and seed."""
-        path, changes = self.variants[name]
-        return load_config(path, [*self.changes, *changes, *more, f"run.seed={seed}"])
+        path, changes, stages = self.variants[name]
+        config = load_config(path, [*self.changes, *changes, *more, f"run.seed={seed}"])
+        if stages is not None and stages > len(config.schedule):
+            raise ConfigError(
+                f"variants.{name}: stages: {stages}, but the schedule of {path} has {len(config.schedule)} entries"
+            )
+        return config if stages is None else stages_of(config)[stages - 1]
 
 
 def read_study(path: Path) -> Study:
@@ -105,10 +111,13 @@ def read_study(path: Path) -> Study:
         variant = variant or {}
         where = f"{path}: variants.{name}"
         if not isinstance(variant, dict):
-            raise ConfigError(f"{where}: expected 'set' and 'config', got {variant!r}")
-        _refuse_unknown(variant, ("config", "set"), where)
+            raise ConfigError(f"{where}: expected 'set', 'config' and 'stages', got {variant!r}")
+        _refuse_unknown(variant, ("config", "set", "stages"), where)
         other = _config_path(variant, path, where) if "config" in variant else config
-        study.variants[str(name)] = (other, _changes(variant, where))
+        stages = variant.get("stages")
+        if stages is not None and (type(stages) is not int or stages < 1):
+            raise ConfigError(f"{where}: stages: expected a whole number from 1, got {stages!r}")
+        study.variants[str(name)] = (other, _changes(variant, where), stages)
     return study
 
 
@@ -149,14 +158,24 @@ def stages_of(config: Config) -> list[Config]:
 
 
 def key_of(config: Config) -> str:
-    """Return a short hash of everything in a configuration that changes the weights."""
-    values = dump_config(config)
+    """Return a short hash of everything in a configuration that changes the weights.
+
+    Of what differs from the defaults only: a key that a later version adds leaves the stages of a long study usable.
+    A default that a later version changes is seen by :func:`_refuse_other_defaults`.
+    """
+    values = _essence(config, exclude_defaults=True)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _essence(config: Config, **options: Any) -> dict[str, Any]:
+    """Return what of a configuration changes the weights, as plain types."""
+    values = config.model_dump(mode="json", **options)
     for section, keys in FREE.items():
         for name in keys:
-            values[section].pop(name)
-    if values["model"]["weights"] is not None:
-        values["model"]["weights"] = Path(values["model"]["weights"]).name  # wherever the file lies
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+            values.get(section, {}).pop(name, None)
+    if config.model.weights is not None:
+        values["model"]["weights"] = Path(config.model.weights).name  # wherever the file lies
+    return values
 
 
 def run_stages(config: Config, store: Path, device: torch.device) -> tuple[Path, float]:
@@ -169,6 +188,8 @@ def run_stages(config: Config, store: Path, device: torch.device) -> tuple[Path,
         folder = store / f"{number:02d}-{key_of(stage)}"
         stage = stage.model_copy(update={"run": stage.run.model_copy(update={"out": str(folder)})})
         state = _read_state(folder)
+        if (folder / "config.yaml").is_file():
+            _refuse_other_defaults(folder / "config.yaml", stage)
         if not state["done"]:
             if previous is not None and not (folder / "last.pt").exists():
                 _hand_over(previous, folder, stage)
@@ -184,6 +205,16 @@ def run_stages(config: Config, store: Path, device: torch.device) -> tuple[Path,
         previous = folder
     assert previous is not None
     return previous, seconds
+
+
+def _refuse_other_defaults(path: Path, stage: Config) -> None:
+    """Refuse a stage whose configuration has the same hash, but was trained when a default was another one."""
+    stored = _essence(parse_config(read_yaml(path), origin=str(path), stored=True))
+    changed = [name for name, value in _essence(stage).items() if value != stored[name]]
+    if changed:
+        raise ConfigError(
+            f"{path}: trained when a default of {', '.join(changed)} was another one; delete its folder to train it anew"
+        )
 
 
 def _read_state(folder: Path) -> dict[str, Any]:
@@ -287,13 +318,16 @@ def _is_current(row: dict[str, Any], plan: Study, changes: list[str]) -> bool:
 
 def main(
     study: Annotated[Path, typer.Argument(help="A YAML file of variants.")],
-    out: Annotated[Path, typer.Option(help="Folder of the stages, rows.csv and table.md.")],
+    out: Annotated[Path, typer.Option(help="Folder of rows.csv, table.md and, unless --stages, the stages.")],
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A change for all variants.")
     ] = None,
     only: Annotated[list[str] | None, typer.Option(help="Run only this variant; repeatable.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Run only this seed; repeatable.")] = None,
     split: Annotated[str, typer.Option(help="val chooses; test is for finalists, once, at the end.")] = "val",
+    stages: Annotated[
+        Path | None, typer.Option(help="Folder of the stages, where several studies share it.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Run variants x seeds and write their rows."""
@@ -313,7 +347,7 @@ def main(
     _refuse_twins({name: plan.resolve(name, 0, changes) for name in plan.variants})
     out.mkdir(parents=True, exist_ok=True)
     for (name, number), config in configs.items():
-        folder, seconds = run_stages(config, out / "stages", where)
+        folder, seconds = run_stages(config, stages or out / "stages", where)
         row = {
             "variant": name,
             "seed": str(number),

@@ -45,7 +45,14 @@ def study(tool, tiny_file, tmp_path):
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(plan, sort_keys=False), encoding="utf-8")
 
     def call(**options):
-        given = {"settings": None, "only": None, "seed": None, "split": "val", "device": "cpu"} | options
+        given = {
+            "settings": None,
+            "only": None,
+            "seed": None,
+            "split": "val",
+            "stages": None,
+            "device": "cpu",
+        } | options
         tool.main(tmp_path / "study.yaml", tmp_path / "out", **given)
         return tool.read_rows(tmp_path / "out" / "rows.csv")
 
@@ -127,13 +134,40 @@ def test_where_the_photos_and_weights_lie_does_not_change_the_hash(tool, tiny):
     assert tool.key_of(config) != tool.key_of(tiny("a", model__weights="x/vgg.pth", run__seed=1))
 
 
+def test_a_variant_may_end_after_some_entries_of_its_schedule(tool, study, tmp_path):
+    plan = yaml.safe_load((tmp_path / "study.yaml").read_text())
+    plan["variants"] = {"one look": {"stages": 1}}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(plan), encoding="utf-8")
+    (row,) = study()
+    assert "top1_scale_1" in row
+    assert [folder.name[:2] for folder in study.stages.iterdir()] == ["01"]
+    plan["variants"]["one look"]["stages"] = 3
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(plan), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"one look: stages: 3, but the schedule of .* has 2"):
+        study()
+
+
+def test_a_stage_trained_under_other_defaults_is_not_used(study):
+    study(only=["baseline"])
+    (folder,) = study.stages.iterdir()
+    values = yaml.safe_load((folder / "config.yaml").read_text())
+    del values["model"]["steepness"]  # a key that was not there yet: the default is meant
+    (folder / "config.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    study(only=["baseline"])
+    values["model"]["steepness"] = 7.0  # the default of then
+    (folder / "config.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    with pytest.raises(ConfigError, match="a default of model was another one"):
+        study(only=["baseline"])
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"variants": {"a": {"stages": 0}}}, "variants.a: stages: expected a whole number from 1"),
         ({"sets": []}, "unknown key 'sets'.*'set'"),
         ({"variants": {"a": {"config": "two.yaml", "seed": 1}}}, "variants.a: unknown key 'seed'"),
         ({"variants": {"a": {"set": "x=1"}}}, "variants.a: set: expected a list of key=value"),
-        ({"variants": {"a": "x=1"}}, "variants.a: expected 'set' and 'config'"),
+        ({"variants": {"a": "x=1"}}, "variants.a: expected 'set', 'config' and 'stages'"),
         ({"seeds": ["a"]}, "seeds: expected a list of whole numbers"),
         ({"seeds": 3}, "seeds: expected a list of whole numbers"),
         ({"seeds": [True]}, "seeds: expected a list of whole numbers"),
