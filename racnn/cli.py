@@ -94,6 +94,7 @@ def train(
     from racnn.metrics import format_report
 
     print(f"\nvalidation photos, {best}:\n{format_report(report)}")
+    _print_verdict(report, loaded)
     print(f"\nnext: racnn evaluate {best}")
 
 
@@ -107,6 +108,9 @@ def evaluate(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the report to this file too.")
     ] = None,
+    skip_damaged: Annotated[
+        bool, typer.Option("--skip-damaged", help="Leave out photos that cannot be read, and count them.")
+    ] = False,
     device: Device = "auto",
 ) -> None:
     """Measure a checkpoint on a split of its dataset."""
@@ -115,7 +119,7 @@ def evaluate(
     from racnn.engine.inference import evaluate_trained
     from racnn.metrics import format_report
 
-    report = evaluate_trained(_restore(checkpoint, device), split=split, root=data)
+    report = evaluate_trained(_restore(checkpoint, device), split=split, root=data, skip_damaged=skip_damaged)
 
     print(format_report(report))
     if json_file is not None:
@@ -162,7 +166,7 @@ def demo(
     from racnn.config import load_config
 
     loaded = load_config(_config_file("demo.yaml"), [*(settings or []), f"run.out={json.dumps(str(out))}"])
-    best, _ = _fit(loaded, device, resume=resume, overwrite=overwrite)
+    best, validation = _fit(loaded, device, resume=resume, overwrite=overwrite)
     from racnn.data import build_data
     from racnn.engine.inference import evaluate_trained
     from racnn.metrics import format_report
@@ -171,9 +175,13 @@ def demo(
     report = evaluate_trained(trained, split="test")
     _write_json(out / "evaluation.json", report)
     test = build_data(trained.config.data, seed=0).splits["test"]
-    drawings = ((Path(f"{record.name}.png"), test.catalog.load(record)) for record in test.records[:16])
+    drawings = (
+        (Path(f"{record.name}_{trained.class_names[record.label]}.png"), test.catalog.load(record))
+        for record in test.records[:16]
+    )
     _draw(trained, drawings, out / "pictures")
     print(f"\n{report['num_images']} held-out drawings:\n{format_report(report)}")
+    _print_verdict(validation, loaded)
     print(f"\nreport       {out / 'evaluation.json'}\npictures     {out / 'pictures'}\nnetwork      {best}")
     print(f"curves       tensorboard --logdir {out / 'tensorboard'}")
 
@@ -192,6 +200,14 @@ def _fit(config: Config, device: str, *, resume: bool, overwrite: bool) -> tuple
     from racnn.engine.trainer import fit
 
     return fit(config, device=pick_device(device), resume=resume, overwrite=overwrite)
+
+
+def _print_verdict(report: dict[str, Any], config: Config) -> None:
+    """Say what did not pay in a run, as its validation photos show it, and what to try."""
+    from racnn.engine.remarks import verdict
+
+    for line in verdict(report, config.model.region_bounds()):
+        print(f"\nnote: {line}")
 
 
 def _draw(trained: Trained, photos: Iterable[tuple[Path, np.ndarray]], out: Path) -> list[dict[str, Any]]:

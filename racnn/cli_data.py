@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Bring a dataset, look over it, check its photos.", no_args_is_help=True)
 
 NAMES = {"cub": "cub200", "dogs": "dogs", "cars": "cars", "folder": "folder", "manifest": "manifest"}
+KEYS = {**NAMES, "cub200": "cub200"}  # the name in a configuration will do too
 
 Root = Annotated[Path, typer.Option(help="The dataset's folder, or the file of a manifest.")]
 Dataset = Annotated[str, typer.Option(help=f"{', '.join(NAMES)}.")]
@@ -55,8 +56,9 @@ def info(root: Root, dataset: Dataset = "folder", classes: Classes = None) -> No
 
     catalog = _catalog(root, dataset, classes)
     print(format_survey(survey(catalog)))
-    if dataset in OFFICIAL and classes is None:
-        missing = differences(catalog, OFFICIAL[dataset])
+    official = OFFICIAL.get("cub" if catalog.dataset == "cub200" else catalog.dataset)
+    if official and classes is None:
+        missing = differences(catalog, official)
         print(f"official        {'; '.join(missing) if missing else 'complete'}")
 
 
@@ -97,8 +99,8 @@ def _catalog(root: Path, dataset: str, classes: str | None) -> Catalog:
     from racnn.config import load_config
     from racnn.data import DATASETS
 
-    if dataset not in NAMES:
+    if dataset not in KEYS:
         raise ConfigError(f"--dataset {dataset}: expected {', '.join(NAMES)}{did_you_mean(dataset, NAMES)}")
     settings = [f"data.classes='{classes}'"] if classes else []
     config = load_config(None, settings).data
-    return DATASETS[NAMES[dataset]](config.model_copy(update={"dataset": NAMES[dataset], "root": root}))
+    return DATASETS[KEYS[dataset]](config.model_copy(update={"dataset": KEYS[dataset], "root": root}))

@@ -128,8 +128,52 @@ def test_a_run_is_refused_twice_and_can_be_resumed(folder_run, racnn):
     assert_refused(racnn(*again), str(folder_run.folder), "--resume", "--overwrite")
     assert racnn(*again, "--resume").code == 0
     assert_refused(racnn(*again, "--set", "schedule.0.lr=0.5", "--resume"), "schedule.0.lr", "0.01", "0.5")
+    own = ("train", "--config", folder_run.folder / "config.yaml", "--out", folder_run.folder, "--resume")
+    assert " ".join(map(str, own[1:])) in racnn(*again, "--set", "schedule.0.lr=0.5", "--resume").err
+    assert racnn(*own).code == 0
     assert_refused(racnn(*again, "--resume", "--overwrite"), "--resume", "--overwrite", "exclude")
     assert racnn(*again, "--overwrite").code == 0
+
+
+def test_a_start_that_failed_leaves_the_folder_free(racnn, tiny_file, tmp_path):
+    root = write_folder_dataset(tmp_path / "birds")
+    whole = {path: path.read_bytes() for path in root.rglob("*.png")}
+    for path, content in whole.items():
+        path.write_bytes(content[:60])
+    changes = {"data__dataset": "folder", "data__root": str(root), "data__batch_size": 5}
+    schedule = [{"kind": "classification", "scales": [1], "epochs": 1, "lr": 0.01}]
+    config = tiny_file(tmp_path / "c.yaml", out=tmp_path / "run", schedule=schedule, **changes)
+    assert_refused(racnn("train", "--config", config), ".png", "data verify", "data.exclude")
+    for path, content in whole.items():
+        path.write_bytes(content)
+    assert racnn("train", "--config", config).code == 0
+
+
+def test_a_damaged_test_photo_is_named_and_can_be_left_out(folder_run, racnn, tmp_path):
+    best = folder_run.folder / "best.pt"
+    stored = load_checkpoint(best)
+    known = {*stored["train_names"], *stored["val_names"]}
+    test = sorted(
+        path for path in folder_run.root.rglob("*.png") if f"{path.parent.name}/{path.name}" not in known
+    )
+    test[0].write_bytes(test[0].read_bytes()[:60])
+    assert_refused(racnn("evaluate", best), str(test[0]), "--skip-damaged")
+    result = racnn("evaluate", best, "--skip-damaged", "--json", tmp_path / "report.json")
+    assert result.code == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["num_images"], report["num_skipped"]) == (len(test) - 1, 1)
+
+
+def test_a_run_says_in_the_end_which_look_does_not_pay(racnn, tiny_file, tmp_path):
+    schedule = [
+        {"kind": "classification", "scales": [1, 2], "epochs": 1, "lr": 1e-9}
+    ]  # an untrained second look
+    config = tiny_file(tmp_path / "c.yaml", out=tmp_path / "run", schedule=schedule)
+    result = racnn("train", "--config", config)
+    assert result.code == 0
+    report = load_checkpoint(tmp_path / "run" / "best.pt")["val_report"]
+    pays = [report[key]["scale_2"] > report[key]["scale_1"] for key in ("top1", "log_prob")]
+    assert ("note: scale_2 is not better than scale_1" in result.out) == (not any(pays))
 
 
 def test_other_classes_than_the_network_s_are_refused(folder_run, racnn, tmp_path):
@@ -296,6 +340,8 @@ def test_a_shortened_demo_ends_with_a_report_and_pictures(racnn, tmp_path):
     rows = json.loads((out / "pictures" / "regions.json").read_text())
     assert {path.name for path in (out / "pictures").glob("*.png")} == {row["picture"] for row in rows}
     assert len(rows) == 8
+    names = load_checkpoint(out / "best.pt")["class_names"]
+    assert all(any(row["picture"].endswith(f"_{name}.png") for name in names) for row in rows)
     for name in ("evaluation.json", "pictures", "best.pt", "tensorboard"):
         assert str(out / name) in result.out
         assert (out / name).exists()

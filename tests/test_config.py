@@ -195,6 +195,10 @@ def test_a_setting_that_cannot_be_applied_is_quoted(text, told):
             "schedule.0.round: unknown key (did you mean 'rounds'?)",
         ),
         (
+            {"schedule": [{"alternate": [PHASE], "epochs": 2}]},
+            "schedule.0.epochs: unknown key; this entry alternates: schedule.0.alternate.0.epochs and so on, and rounds",
+        ),
+        (
             {"schedule": [PHASE, {"alternate": [PHASE, {**PHASE, "epoch": 2}]}]},
             "schedule.1.alternate.1.epoch: unknown key (did you mean 'epochs'?)",
         ),

@@ -172,7 +172,14 @@ def _explain(item: Any) -> str:
     parts = [str(part) for part in _without_tag(item["loc"])]
     path = ".".join(parts) or "configuration"
     if item["type"] == "extra_forbidden":
-        return f"{path}: unknown key{did_you_mean(parts[-1], _known_keys(item['loc']))}"
+        hint = did_you_mean(parts[-1], _known_keys(item["loc"]))
+        if (
+            "alternation" in item["loc"]
+            and "phase" not in item["loc"]
+            and parts[-1] in PhaseConfig.model_fields
+        ):
+            hint = f"; this entry alternates: {'.'.join(parts[:-1])}.alternate.0.{parts[-1]} and so on, and rounds"
+        return f"{path}: unknown key{hint}"
     message = item["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     shown = (

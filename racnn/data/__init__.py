@@ -100,7 +100,13 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
         """
         epoch, index, *repeat = key
         record = self.records[index]
-        photo = self.catalog.load(record)
+        try:
+            photo = self.catalog.load(record)
+        except DataError as error:
+            raise DataError(
+                f"{error}; `racnn data verify` lists all such photos: leave them out with data.exclude or "
+                "data.on_error=skip (evaluate: --skip-damaged)"
+            ) from None
         box_xyxy, parts = self.catalog.annotate(record)
         image, box, located = self.transform(
             photo, box_xyxy, parts, mix_seed(self.seed, epoch, index, *repeat)

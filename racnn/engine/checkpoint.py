@@ -47,13 +47,21 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: Missing, damaged, not a checkpoint of this program, or of a newer format.
     """
+    if path.is_dir():
+        inside = ", ".join(str(path / name) for name in ("best.pt", "last.pt") if (path / name).is_file())
+        raise CheckpointError(
+            f"{path}: a folder; expected a checkpoint" + (f", such as {inside}" if inside else "")
+        )
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged or foreign file raises any of a dozen types
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: cannot be read as a checkpoint: {reason}") from None
+    except (
+        Exception
+    ):  # a damaged or foreign file raises any of a dozen types; torch's words advise to trust it
+        raise CheckpointError(
+            f"{path}: cannot be read as a checkpoint: damaged, or another kind of file"
+        ) from None
     needed = {"format", "model", "config", "class_names", "digest"}
     if not isinstance(content, dict) or not needed <= content.keys():
         raise CheckpointError(

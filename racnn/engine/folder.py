@@ -37,13 +37,14 @@ def open_folder(folder: Path, config: Config, *, resume: bool, overwrite: bool) 
         if not last.exists():
             raise CheckpointError(f"--resume: {folder} holds no last.pt to go on from")
         content = load_checkpoint(last)
-        _refuse_other_config(config, parse_config(content["config"], origin=str(last), stored=True))
+        _refuse_other_config(config, parse_config(content["config"], origin=str(last), stored=True), folder)
         return content
     present = [name for name in RUN_FILES if (folder / name).exists()]
     if present and not overwrite:
+        go_on = "go on with --resume, " if last.exists() else ""
         raise ConfigError(
             f"{folder} already holds a run ({', '.join(present)}): "
-            "go on with --resume, replace it with --overwrite, or choose another --out"
+            f"{go_on}replace it with --overwrite, or choose another --out"
         )
     return None
 
@@ -71,14 +72,18 @@ def clear_folder(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _refuse_other_config(asked: Config, stored: Config) -> None:
+def _refuse_other_config(asked: Config, stored: Config, folder: Path) -> None:
     left, right = _flat(dump_config(asked)), _flat(dump_config(stored))
     keys = sorted(
         k for k in left.keys() | right.keys() if left.get(k) != right.get(k) and not k.startswith(FREE_KEYS)
     )
     if keys:
         lines = [f"  {key}: {right.get(key)} in the run, {left.get(key)} now" for key in keys]
-        raise ConfigError("--resume: the configuration differs from the run's:\n" + "\n".join(lines))
+        raise ConfigError(
+            "--resume: the configuration differs from the run's:\n"
+            + "\n".join(lines)
+            + f"\nrepeat the run's own --set, or go on with --config {folder / 'config.yaml'} --out {folder} --resume"
+        )
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:

@@ -45,12 +45,17 @@ class Trained:
     fused: bool
 
 
-def load_trained(path: Path, device: torch.device) -> Trained:
+def load_trained(path: Path | str, device: torch.device | str = "cpu") -> Trained:
     """Build the network that a checkpoint describes and fill it.
+
+    Args:
+        path: Of ``best.pt`` or ``last.pt``.
+        device: Where to put the network.
 
     Raises:
         CheckpointError: The file is missing or damaged, or its weights do not fit its own configuration.
     """
+    path, device = Path(path), torch.device(device)
     content = load_checkpoint(path)
     config = parse_config(content["config"], origin=str(path), stored=True)
     model = build_model(config.model, num_classes=len(content["class_names"]), weights=False)
@@ -72,18 +77,22 @@ def load_trained(path: Path, device: torch.device) -> Trained:
     )
 
 
-def data_of(trained: Trained, *, root: Path | None = None) -> Data:
+def data_of(trained: Trained, *, root: Path | None = None, skip_damaged: bool = False) -> Data:
     """Return the dataset that a network was trained on, split as its run had it.
 
     Args:
         trained: From :func:`load_trained`.
         root: The dataset's folder, where it is no longer the one of the run.
+        skip_damaged: Read every photo beforehand and leave out the damaged ones, however many.
 
     Raises:
         DataError: The dataset is missing, or has other classes than the network.
     """
     config = trained.config
-    data_config = config.data if root is None else config.data.model_copy(update={"root": root})
+    changes: dict[str, Any] = {} if root is None else {"root": root}
+    if skip_damaged:
+        changes |= {"on_error": "skip", "most_skipped": 1.0}
+    data_config = config.data.model_copy(update=changes)
     data = build_data(data_config, seed=config.run.seed, val_names=trained.val_names)
     if data.class_names != trained.class_names:
         raise DataError(
@@ -93,18 +102,21 @@ def data_of(trained: Trained, *, root: Path | None = None) -> Data:
     return data
 
 
-def evaluate_trained(trained: Trained, *, split: str, root: Path | None = None) -> dict[str, Any]:
+def evaluate_trained(
+    trained: Trained, *, split: str, root: Path | None = None, skip_damaged: bool = False
+) -> dict[str, Any]:
     """Return the report on a split of the dataset that the network was trained on.
 
     Args:
         trained: From :func:`load_trained`.
         split: 'test', 'val' or 'train'; 'val' is exactly what the run held out.
         root: The dataset's folder, where it is no longer the one of the run.
+        skip_damaged: Leave out photos that cannot be read; their number is ``num_skipped`` of the report.
 
     Raises:
-        DataError: The dataset is missing, has other classes than the network, or has test photos it was trained on.
+        DataError: The dataset is missing, has a damaged photo, has other classes than the network, or has test photos it was trained on.
     """
-    data = data_of(trained, root=root)
+    data = data_of(trained, root=root, skip_damaged=skip_damaged)
     if split == "test":
         known = {*trained.train_names, *trained.val_names}
         leaked = sorted(known & {record.name for record in data.splits["test"].records})

@@ -1,15 +1,12 @@
-"""Small decisions of training, in plain numbers: the learning rate, which epoch is better, when to warn."""
+"""Small decisions of training, in plain numbers: the learning rate, and which epoch is better."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from racnn.engine.phases import Phase
-
-COLLAPSE_SHARE = 0.5  # of the regions at a bound, from which a warning is given
-IMBALANCE = 10  # photos of the largest class for one of the smallest, from which a warning is given
 
 
 def learning_rate(done: float, warmup: float) -> float:
@@ -48,32 +45,3 @@ def better(new: Mapping[str, float], old: Mapping[str, float], *, no_item_may_fa
     if no_item_may_fall and any(new[name] < old[name] for name in old):
         return False
     return sum(new.values()) > sum(old.values())
-
-
-def collapse_warning(
-    regions: Mapping[str, Mapping[str, float]], bounds: Sequence[tuple[float, float]]
-) -> list[str]:
-    """Return a line for each region that has run against a bound on most photos."""
-    lines = []
-    for (name, statistics), (low, high) in zip(regions.items(), bounds, strict=False):
-        if statistics["at_bound"] > COLLAPSE_SHARE:
-            grown = statistics["tl_mean"] > (low + high) / 2
-            lines.append(
-                f"{name} has {'grown' if grown else 'shrunk'} to its {'upper' if grown else 'lower'} bound on "
-                f"{100 * statistics['at_bound']:.0f} % of the photos (mean side {statistics['tl_mean']:.2f}, bounds "
-                f"{low} to {high}): attention has collapsed; try a smaller ranking learning rate, more apn_init "
-                "epochs, or other model.bounds"
-            )
-    return lines
-
-
-def imbalance_warning(counts: Sequence[int], class_names: Sequence[str], balance: str) -> str | None:
-    """Return a line where some class has many times the photos of another and nothing is done about it."""
-    few, many = min(counts), max(counts)
-    if balance != "none" or many <= IMBALANCE * few:
-        return None
-    rare, common = class_names[counts.index(few)], class_names[counts.index(many)]
-    return (
-        f"class '{common}' has {many} training photos and '{rare}' has {few}: rare classes will be neglected; "
-        "try data.balance=weights or data.balance=sampling"
-    )

@@ -29,13 +29,8 @@ from racnn.engine.pool import pool_weights
 from racnn.engine.precision import prepare
 from racnn.engine.progress import Progress
 from racnn.engine.recorder import Recorder
-from racnn.engine.schedule import (
-    better,
-    collapse_warning,
-    imbalance_warning,
-    learning_rate,
-    phase_items,
-)
+from racnn.engine.remarks import collapse_warning, imbalance_warning
+from racnn.engine.schedule import better, learning_rate, phase_items
 from racnn.engine.steps import STEPS, build_optimizer, train_only
 from racnn.losses import balanced_weights
 from racnn.models import build_model
@@ -76,6 +71,10 @@ def fit(
             raise SystemExit(128 + number) from None
         finally:
             run.recorder.close()
+            if not (
+                run.folder / "last.pt"
+            ).exists():  # a start that failed leaves nothing in the next one's way
+                clear_folder(run.folder)
     return run.folder / "best.pt", run.best_report()
 
 
@@ -115,6 +114,10 @@ class Run:
         self.recorder.text("config", f"```yaml\n{resolved}\n```")
         for name, reason in self.data.skipped.items():
             self.recorder.say(f"left out {name}: {reason}")
+        sizes = ", ".join(f"{len(photos)} {split}" for split, photos in self.data.splits.items())
+        self.recorder.say(
+            f"{self.data.dataset}: {len(self.data.class_names)} classes, photos: {sizes}; on {device}"
+        )
         if warning := imbalance_warning(counts, self.data.class_names, config.data.balance):
             self.recorder.say(f"warning: {warning}")
 

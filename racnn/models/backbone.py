@@ -216,8 +216,10 @@ def read_weights(backbone: Backbone, weights: str) -> dict[str, Tensor]:
 
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files raise a dozen types
-        raise WeightsError(f"model.weights: {path}: cannot be read as weights: {error}") from None
+    except Exception:  # damaged files raise a dozen types; torch's words advise to trust them
+        raise WeightsError(
+            f"model.weights: {path}: cannot be read as weights: damaged, or no .pth or .safetensors file"
+        ) from None
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]

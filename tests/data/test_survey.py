@@ -103,6 +103,12 @@ def test_an_unknown_dataset_is_named(root, racnn):
     assert "--dataset foldr: expected cub, dogs, cars, folder, manifest (did you mean 'folder'" in result.err
 
 
+def test_the_name_of_a_dataset_in_a_configuration_will_do_too(root, racnn):
+    said = [racnn("data", "info", "--root", root, "--dataset", name).err for name in ("cub", "cub200")]
+    assert said[0] == said[1]
+    assert "images.txt" in said[0]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_damaged_photos_can_be_skipped(workers, broken):
     config = DataConfig(

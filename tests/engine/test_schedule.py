@@ -1,4 +1,4 @@
-"""The small decisions of training: the learning rate, what is better, when attention has collapsed."""
+"""The small decisions of training: the learning rate, and what is better."""
 
 from itertools import pairwise
 
@@ -6,13 +6,7 @@ import pytest
 
 from racnn.config import PhaseConfig
 from racnn.engine.phases import Phase
-from racnn.engine.schedule import (
-    better,
-    collapse_warning,
-    imbalance_warning,
-    learning_rate,
-    phase_items,
-)
+from racnn.engine.schedule import better, learning_rate, phase_items
 
 SHARES = [i / 1000 for i in range(1000)]
 
@@ -73,42 +67,3 @@ LOG_PROB = {"scale_1": -1.0, "scale_2": -2.0, "scale_3": -3.0, "mean": -1.5, "fu
 def test_a_phase_is_judged_by_what_it_trains(kind, scales, items):
     phase = Phase(0, PhaseConfig(kind=kind, epochs=1, lr=0.1), scales)
     assert phase_items(phase, {"log_prob": LOG_PROB}, 0.25 if kind == "apn_init" else None) == items
-
-
-def statistics(at_bound, tl_mean):
-    return {"at_bound": at_bound, "tl_mean": tl_mean}
-
-
-def test_regions_away_from_their_bounds_give_no_warning():
-    assert (
-        collapse_warning(
-            {"region_1": statistics(0.5, 0.9), "region_2": statistics(0.0, 0.3)}, [(0.2, 0.95)] * 2
-        )
-        == []
-    )
-
-
-@pytest.mark.parametrize(("tl_mean", "told"), [(0.94, "grown to its upper"), (0.21, "shrunk to its lower")])
-def test_a_region_at_a_bound_on_most_photos_is_warned_of(tl_mean, told):
-    regions = {"region_1": statistics(0.0, 0.5), "region_2": statistics(0.75, tl_mean)}
-    (line,) = collapse_warning(regions, [(0.3, 0.8), (0.2, 0.95)])
-    assert line.startswith(f"region_2 has {told} bound on 75 % of the photos")
-    assert "0.2 to 0.95" in line
-
-
-@pytest.mark.parametrize(
-    ("counts", "balance", "warns"),
-    [
-        ([30, 3], "none", False),
-        ([31, 3], "none", True),
-        ([31, 3], "weights", False),
-        ([31, 3], "sampling", False),
-    ],
-)
-def test_imbalance_beyond_ten_to_one_is_told_unless_something_is_done(counts, balance, warns):
-    said = imbalance_warning(counts, ["wren", "auk"], balance)
-    assert (said is not None) == warns
-    if said:
-        assert "'wren' has 31" in said
-        assert "'auk' has 3" in said
-        assert "data.balance" in said

@@ -1,0 +1,100 @@
+"""What a user should be told about a run, in plain words: imbalance at its start, collapse on the way, a verdict at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+COLLAPSE_SHARE = 0.5  # of the regions at a bound, from which a warning is given
+IMBALANCE = 10  # photos of the largest class for one of the smallest, from which a warning is given
+WIDE = 0.85  # mean side of a region, as a share of its view's, from which zooming in hardly enlarges anything
+
+
+def verdict(report: Mapping[str, Any], bounds: Sequence[tuple[float, float]]) -> list[str]:
+    """Return what is wrong with a trained network and what to try, one line each; empty where every look pays.
+
+    A finer scale pays where its top-1 on the validation photos is above the coarser one's, or equal with a better mean
+    log-probability of the true class.
+
+    Args:
+        report: Of :func:`racnn.metrics.evaluation_report`, on photos that were held out from training.
+        bounds: Least and largest side of each region.
+    """
+    lines = collapse_warning(report["regions"], bounds)
+    scales = [name for name in report["top1"] if name in (f"scale_{s}" for s in range(1, len(bounds) + 2))]
+    for coarse, fine in pairwise(scales):
+        if _rank(report, fine) <= _rank(report, coarse):
+            region = f"region_{coarse[-1]}"
+            lines.append(
+                f"{_compare(report, fine, coarse)}: {_advice(region, report['regions'][region], fine)}"
+            )
+    if "fused" in report["top1"]:
+        best = max(scales, key=lambda name: _rank(report, name))
+        if report["top1"]["fused"] < report["top1"][best]:
+            lines.append(
+                f"{_compare(report, 'fused', best)}: a look that is much worse than the others drags the fused answer "
+                "down; leave out that scale (one entry less in model.view_sizes), or give fusion more validation photos "
+                "(data.val_fraction)"
+            )
+    return lines
+
+
+def _rank(report: Mapping[str, Any], answer: str) -> tuple[float, float]:
+    return report["top1"][answer], report["log_prob"][answer]
+
+
+def _compare(report: Mapping[str, Any], worse: str, better: str) -> str:
+    """Return who is not better than whom, with the numbers; and how few photos decide where few do."""
+    photos = report["num_images"]
+    (low, low_sure), (high, high_sure) = _rank(report, worse), _rank(report, better)
+    few = round(photos * (high - low))
+    noise = f", {few} photo{'' if few == 1 else 's'}" if few else ""
+    return (
+        f"{worse} is not better than {better} on the {photos} validation photos (top-1 {100 * low:.1f} against "
+        f"{100 * high:.1f} %{noise}; mean log-probability {low_sure:.2f} against {high_sure:.2f})"
+    )
+
+
+def _advice(region: str, statistics: Mapping[str, float], scale: str) -> str:
+    """Return what to try where a look did not pay, by what its region does."""
+    number = region[-1]
+    if statistics["tl_mean"] > WIDE:
+        return (
+            f"{region} keeps nearly the whole view (mean side {statistics['tl_mean']:.2f}), so there is little to gain; "
+            f"raise `level` in the apn_init phase of scales: [{number}] (tools/teacher.py shows what each level gives)"
+        )
+    return (
+        f"see with `racnn visualize` whether {region} holds what tells the classes apart. If it does, train {scale} "
+        f"longer, or from scale {number} with init_from: {number}; if it cuts that off, lower `level` in the apn_init "
+        f"phase of scales: [{number}], and if it is elsewhere, train scale {number} better first"
+    )
+
+
+def collapse_warning(
+    regions: Mapping[str, Mapping[str, float]], bounds: Sequence[tuple[float, float]]
+) -> list[str]:
+    """Return a line for each region that has run against a bound on most photos."""
+    lines = []
+    for (name, statistics), (low, high) in zip(regions.items(), bounds, strict=False):
+        if statistics["at_bound"] > COLLAPSE_SHARE:
+            grown = statistics["tl_mean"] > (low + high) / 2
+            lines.append(
+                f"{name} has {'grown' if grown else 'shrunk'} to its {'upper' if grown else 'lower'} bound on "
+                f"{100 * statistics['at_bound']:.0f} % of the photos (mean side {statistics['tl_mean']:.2f}, bounds "
+                f"{low} to {high}): attention has collapsed; try a smaller ranking learning rate, more apn_init "
+                "epochs, or other model.bounds"
+            )
+    return lines
+
+
+def imbalance_warning(counts: Sequence[int], class_names: Sequence[str], balance: str) -> str | None:
+    """Return a line where some class has many times the photos of another and nothing is done about it."""
+    few, many = min(counts), max(counts)
+    if balance != "none" or many <= IMBALANCE * few:
+        return None
+    rare, common = class_names[counts.index(few)], class_names[counts.index(many)]
+    return (
+        f"class '{common}' has {many} training photos and '{rare}' has {few}: rare classes will be neglected; "
+        "try data.balance=weights or data.balance=sampling"
+    )

@@ -1,0 +1,112 @@
+"""What a user is told about a run: collapse, imbalance, and a look that does not pay."""
+
+import pytest
+
+from racnn.engine.remarks import collapse_warning, imbalance_warning, verdict
+
+BOUNDS = [(0.2, 0.95), (0.3, 0.8)]
+
+
+def statistics(at_bound, tl_mean):
+    return {"at_bound": at_bound, "tl_mean": tl_mean}
+
+
+def test_regions_away_from_their_bounds_give_no_warning():
+    assert (
+        collapse_warning(
+            {"region_1": statistics(0.5, 0.9), "region_2": statistics(0.0, 0.3)}, [(0.2, 0.95)] * 2
+        )
+        == []
+    )
+
+
+@pytest.mark.parametrize(("tl_mean", "told"), [(0.94, "grown to its upper"), (0.21, "shrunk to its lower")])
+def test_a_region_at_a_bound_on_most_photos_is_warned_of(tl_mean, told):
+    regions = {"region_1": statistics(0.0, 0.5), "region_2": statistics(0.75, tl_mean)}
+    (line,) = collapse_warning(regions, [(0.3, 0.8), (0.2, 0.95)])
+    assert line.startswith(f"region_2 has {told} bound on 75 % of the photos")
+    assert "0.2 to 0.95" in line
+
+
+@pytest.mark.parametrize(
+    ("counts", "balance", "warns"),
+    [
+        ([30, 3], "none", False),
+        ([31, 3], "none", True),
+        ([31, 3], "weights", False),
+        ([31, 3], "sampling", False),
+    ],
+)
+def test_imbalance_beyond_ten_to_one_is_told_unless_something_is_done(counts, balance, warns):
+    said = imbalance_warning(counts, ["wren", "auk"], balance)
+    assert (said is not None) == warns
+    if said:
+        assert "'wren' has 31" in said
+        assert "'auk' has 3" in said
+        assert "data.balance" in said
+
+
+def report(top1, log_prob, sides=(0.6, 0.5), at_bound=(0.0, 0.0)):
+    names = ["scale_1", "scale_2", "scale_3", "fused"]
+    return {
+        "num_images": 50,
+        "top1": dict(zip(names, top1, strict=False)) | {"scale_1+2": 0.0, "mean": 0.0},
+        "log_prob": dict(zip(names, log_prob, strict=False)) | {"mean": -9.0},
+        "regions": {
+            f"region_{n}": statistics(b, s) for n, (s, b) in enumerate(zip(sides, at_bound, strict=True), 1)
+        },
+    }
+
+
+def test_a_run_in_which_every_look_pays_is_not_remarked_on():
+    assert verdict(report((0.80, 0.86, 0.88, 0.90), (-0.8, -0.6, -0.5, -0.4)), BOUNDS) == []
+
+
+def test_equal_accuracy_with_a_surer_finer_scale_pays():
+    assert verdict(report((0.80, 0.80, 0.80, 0.80), (-0.8, -0.6, -0.5, -0.9)), BOUNDS) == []
+
+
+def test_a_finer_scale_that_does_not_pay_is_named_with_the_numbers_and_what_to_try():
+    (line,) = verdict(report((0.80, 0.86, 0.82, 0.90), (-0.8, -0.6, -0.7, -0.4)), BOUNDS)
+    assert line.startswith("scale_3 is not better than scale_2 on the 50 validation photos")
+    assert "82.0 against 86.0 %, 2 photos" in line
+    assert "-0.70 against -0.60" in line
+    assert "init_from: 2" in line
+    assert "scales: [2]" in line
+
+
+def test_equal_accuracy_with_a_less_sure_finer_scale_does_not_pay():
+    (line,) = verdict(report((0.80, 0.80, 0.88, 0.90), (-0.6, -0.7, -0.5, -0.4)), BOUNDS)
+    assert line.startswith("scale_2 is not better than scale_1")
+    assert "photo;" not in line  # no photo decides: the log-probability does
+
+
+def test_a_region_that_keeps_the_whole_view_is_told_how_to_zoom():
+    (line,) = verdict(report((0.80, 0.78, 0.88, 0.90), (-0.6, -0.7, -0.5, -0.4), sides=(0.9, 0.5)), BOUNDS)
+    assert "region_1 keeps nearly the whole view (mean side 0.90)" in line
+    assert "raise `level`" in line
+
+
+def test_a_fused_answer_below_the_best_scale_is_told():
+    (line,) = verdict(report((0.80, 0.86, 0.90, 0.88), (-0.8, -0.6, -0.5, -0.4)), BOUNDS)
+    assert line.startswith("fused is not better than scale_3")
+    assert "1 photo;" in line
+
+
+def test_collapse_is_part_of_the_verdict():
+    lines = verdict(
+        report((0.80, 0.86, 0.90, 0.92), (-0.8, -0.6, -0.5, -0.4), sides=(0.6, 0.31), at_bound=(0.0, 0.9)),
+        BOUNDS,
+    )
+    assert len(lines) == 1
+    assert "region_2 has shrunk" in lines[0]
+
+
+def test_one_scale_alone_has_no_verdict():
+    one = {
+        "num_images": 5,
+        "top1": {"scale_1": 0.1, "mean": 0.1},
+        "log_prob": {"scale_1": -2.0},
+        "regions": {},
+    }
+    assert verdict(one, []) == []
