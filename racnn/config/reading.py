@@ -163,8 +163,8 @@ def _expand_schedule(values: dict[str, Any]) -> None:
         )
     model = values.get("model")
     sizes = model.get("view_sizes") if isinstance(model, dict) else None
-    num_scales = len(sizes) if isinstance(sizes, list) and sizes else len(ModelConfig().view_sizes)
-    values["schedule"] = SCHEDULES[schedule](num_scales)
+    sound = isinstance(sizes, list) and sizes and all(isinstance(size, int) for size in sizes)
+    values["schedule"] = SCHEDULES[schedule](sizes if sound else ModelConfig().view_sizes)
 
 
 def _explain(item: Any) -> str:

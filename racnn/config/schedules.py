@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+FINE_VIEW = 448  # pixels; VGG's map of such a view has 28 cells a side, fine enough to read a box from
 
-def recipe_schedule(num_scales: int) -> list[dict[str, Any]]:
+
+def recipe_schedule(view_sizes: Sequence[int]) -> list[dict[str, Any]]:
     """Return the default schedule: each scale taught well before the next, accept-if-better, fusion last."""
+    num_scales = len(view_sizes)
     schedule: list[dict[str, Any]] = [{"kind": "classification", "scales": [1], "epochs": 30, "lr": 0.005}]
     for scale in range(2, num_scales + 1):
-        # region 1 is the object, as MMAL-Net reads it; the next ones are the part that tells the class
-        sharper = {"response": "cam", "level": 0.2} if scale > 2 else {}
-        schedule.append(_apn_init_phase(scale - 1, epochs=6, **sharper))
+        # region 1 is the object, read from a fine map; the next ones are the part that tells the class
+        whole = {"enlarge": 2.0 if view_sizes[0] < FINE_VIEW else 1.0, "trim": 0.01}
+        part = {"response": "cam", "level": 0.2}
+        schedule.append(_apn_init_phase(scale - 1, epochs=6, **(whole if scale == 2 else part)))
         schedule.append(
             {"kind": "classification", "scales": [scale], "init_from": scale - 1, "epochs": 20, "lr": 0.003}
         )
@@ -23,8 +28,9 @@ def recipe_schedule(num_scales: int) -> list[dict[str, Any]]:
     return schedule
 
 
-def paper_schedule(num_scales: int) -> list[dict[str, Any]]:
+def paper_schedule(view_sizes: Sequence[int]) -> list[dict[str, Any]]:
     """Return the paper's schedule: all scales from the same weights, peak start, plain alternation."""
+    num_scales = len(view_sizes)
     together = {"kind": "classification", "epochs": 30, "lr": 0.01, "label_smoothing": 0.0}
     if num_scales == 1:
         return [together]

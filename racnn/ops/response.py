@@ -14,6 +14,8 @@ from torch import Tensor
 from racnn.ops.boxmask import pixel_centres
 from racnn.ops.regions import bounding_region, clamp
 
+ROUNDS = 16  # of spreading labels, between two looks at whether any still changes
+
 
 def peak_region(response: Tensor, half_side: float = 0.5) -> Tensor:
     """Return the paper's start: a square of fixed size centred on the highest response.
@@ -66,7 +68,8 @@ def largest_component(mask: Tensor) -> Tensor:
     """Return only the largest 8-connected component of each mask; all True where a mask is empty.
 
     Labels spread by max-pooling inside the mask. A path through n cells that never touches itself is shorter than
-    (2/3) n, so that many rounds suffice without asking the device whether anything still changed.
+    (2/3) n, so that many rounds suffice. Most masks need far fewer; whether anything still changed is asked of a CPU
+    only, for a GPU would have to wait for its own answer.
 
     Args:
         mask: [B, h, w] bool.
@@ -79,8 +82,14 @@ def largest_component(mask: Tensor) -> Tensor:
     start = torch.arange(1, cells + 1, device=mask.device, dtype=torch.float32).view(1, 1, height, width)
     inside = mask[:, None].float()
     labels = start * inside
-    for _ in range(2 * cells // 3 + 1):
-        labels = F.max_pool2d(labels, 3, stride=1, padding=1) * inside
+    left = 2 * cells // 3 + 1
+    while left > 0:
+        before = labels
+        for _ in range(min(left, ROUNDS)):
+            labels = F.max_pool2d(labels, 3, stride=1, padding=1) * inside
+        left -= ROUNDS
+        if labels.device.type == "cpu" and torch.equal(labels, before):
+            break
     flat = labels.flatten(1).long()  # [B, h*w]
     counts = torch.zeros(batch, cells + 1, device=mask.device, dtype=torch.long)
     counts.scatter_add_(1, flat, torch.ones_like(flat))
