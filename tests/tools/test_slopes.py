@@ -1,0 +1,71 @@
+"""The table of tools/slopes.py compares a derivative with what moves of the region do."""
+
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from racnn.data import eval_loader
+from racnn.engine.inference import data_of, load_trained
+from racnn.errors import ConfigError
+
+TOOL = Path(__file__).parents[2] / "tools" / "slopes.py"
+BOUNDS = (0.1, 0.9)
+
+
+@pytest.fixture(scope="module")
+def tool():
+    return SimpleNamespace(**runpy.run_path(str(TOOL)))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_the_slope_of_a_parabola_is_its_derivative_at_any_step(axis, tool):
+    region = torch.tensor([[0.1, -0.2, 0.4], [-0.1, 0.1, 0.3]])
+    for step in (0.01, 0.3):
+        slope = tool.slope(lambda place: (place**2).sum(dim=1), region, axis, step, BOUNDS)
+        torch.testing.assert_close(slope, 2.0 * region[:, axis], atol=1e-4, rtol=1e-4)
+
+
+def test_a_move_that_the_image_cuts_short_counts_as_far_as_it_went(tool):
+    region = torch.tensor(
+        [[0.45, 0.0, 0.5], [0.5, 0.0, 0.5], [0.0, 0.0, 0.5]]
+    )  # near the edge, at it, away from it
+    slope = tool.slope(lambda place: 3.0 * place[:, 0], region, 0, 0.4, BOUNDS)
+    torch.testing.assert_close(slope[[0, 2]], torch.tensor([3.0, 3.0]))
+    slope = tool.slope(lambda place: place[:, 0], torch.tensor([[0.0, 0.0, 0.9]]), 2, 0.4, (0.89, 0.9))
+    assert slope.isnan().all()
+
+
+def test_the_derivative_of_a_network_is_the_slope_of_small_steps(tool, finished):
+    trained = load_trained(finished.folder / "best.pt")
+    data = data_of(trained)
+    batches = eval_loader(data.splits["val"], trained.config.data)
+    exact, (small,) = tool.measure(trained, batches, 1, [1e-3])
+    inside = small.isfinite()
+    assert inside.float().mean() > 0.5
+    assert tool.correlation(exact[inside], small[inside]) > 0.95
+
+
+def test_there_is_a_row_for_every_coordinate_and_step(tool, finished, capsys):
+    tool.main(finished.folder / "best.pt", 1, "val", "0.1,0.02", 8, None, "cpu")
+    head, _, *rows = capsys.readouterr().out.splitlines()
+    assert "8 photos; log p of scale 2 as region 1 moves" in head
+    assert [row.split()[:2] for row in rows] == [[c, s] for c in ("tx", "ty", "tl") for s in ("0.02", "0.10")]
+    assert all(row.split()[-1] == "1.00" for row in rows[1::2])  # the largest step goes with itself
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"split": "test"}, "--split test: expected val or train"),
+        ({"steps": "0,1"}, "--steps 0,1: each must be above 0"),
+        ({"steps": "x"}, "--steps x: expected numbers"),
+        ({"region": 3}, r"--region 3: .* has 3 trained scale\(s\)"),
+    ],
+)
+def test_wrong_options_are_refused(options, said, tool, finished):
+    given = {"region": 1, "split": "val", "steps": "0.1", "limit": 8, "data": None, "device": "cpu"} | options
+    with pytest.raises(ConfigError, match=said):
+        tool.main(finished.folder / "best.pt", **given)

@@ -1,0 +1,149 @@
+"""Show whether the derivative of a finer scale's sureness in its region tells what a real move of the region does.
+
+    python tools/slopes.py runs/mine/best.pt --region 1
+
+For each photo: the exact derivative of log p(true class) at scale s + 1 in (tx, ty, tl) of region s, against its slope
+between two regions that lie ``step`` apart in one coordinate. Where the two do not correlate, a ranking phase with
+``gradient: exact`` follows noise, and ``gradient: smoothed`` is the one to use.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from racnn.cli import run_with_messages
+from racnn.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+    from racnn.engine.inference import Trained
+
+COORDINATES = ("tx", "ty", "tl")
+
+
+def main(
+    checkpoint: Annotated[Path, typer.Argument(help="best.pt or last.pt of a run.")],
+    region: Annotated[int, typer.Option(min=1, help="The region that is moved.")] = 1,
+    split: Annotated[str, typer.Option(help="val or train; the test photos choose nothing.")] = "val",
+    steps: Annotated[
+        str, typer.Option(help="Distances, as shares of the region's side.")
+    ] = "0.01,0.02,0.05,0.1,0.2",
+    limit: Annotated[int, typer.Option(min=2, help="Photos to measure.")] = 60,
+    data: Annotated[Path | None, typer.Option(help="The dataset's folder, if it has moved.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Print, for each step and coordinate, the slope's size and how it goes with the derivative and the largest step."""
+    import torch
+
+    from racnn.data import eval_loader
+    from racnn.engine.inference import data_of, load_trained
+    from racnn.engine.precision import pick_device
+
+    distances = parse_steps(steps)
+    if split not in ("val", "train"):
+        raise ConfigError(f"--split {split}: expected val or train; the test photos choose nothing")
+    trained = load_trained(checkpoint, pick_device(device))
+    if region >= trained.scales:
+        raise ConfigError(f"--region {region}: {checkpoint} has {trained.scales} trained scale(s)")
+    trained.model.compute_dtype = None  # full precision: the steps are small
+    found = data_of(trained, root=data)
+    photos = found.splits[split].without_augmentation()
+    photos.records = photos.records[:: max(1, len(photos) // limit)][:limit]  # of all classes
+    exact, slopes = measure(trained, eval_loader(photos, trained.config.data), region, distances)
+    print(
+        f"{found.dataset}, {split}: {len(exact)} photos; log p of scale {region + 1} as region {region} moves"
+    )
+    print("coordinate   step  slope rms  with the derivative (rms)  same sign %  with the largest step")
+    for axis, name in enumerate(COORDINATES):
+        inside = torch.stack(slopes)[:, :, axis].isfinite().all(dim=0)
+        derivative, largest = exact[inside, axis], slopes[-1][inside, axis]
+        for step, each in zip(distances, slopes, strict=True):
+            ours = each[inside, axis]
+            same = 100 * (ours.sign() == derivative.sign()).float().mean()
+            print(
+                f"{name:10}  {step:5.2f}  {rms(ours):9.2f}  {correlation(ours, derivative):12.2f} "
+                f"({rms(derivative):7.2f})  {same:15.0f}  {correlation(ours, largest):21.2f}"
+            )
+
+
+def parse_steps(text: str) -> list[float]:
+    """Return the steps in rising order."""
+    try:
+        steps = sorted(float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--steps {text}: expected numbers such as 0.02,0.1") from None
+    if not all(0.0 < step <= 1.0 for step in steps):
+        raise ConfigError(f"--steps {text}: each must be above 0 and at most 1")
+    return steps
+
+
+def measure(
+    trained: Trained, batches: object, number: int, steps: Sequence[float]
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the derivative [N, 3] and the slope at each step [N, 3] of log p of scale ``number + 1``.
+
+    A step is in units of the region's side, slopes are per unit of the frame of the region's view. Regions stay inside
+    the view and their bounds; a slope is NaN where that leaves less than half of the move.
+    """
+    import torch
+
+    from racnn.losses import sureness
+
+    model = trained.model
+    model.requires_grad_(False)
+    device = next(model.parameters()).device
+    exact: list[Tensor] = []
+    slopes: list[list[Tensor]] = [[] for _ in steps]
+    for batch in batches:  # type: ignore[attr-defined]
+        images, labels = batch["image"].to(device), batch["label"].to(device)
+        output = model(images, scales=number)
+        proposal = model.apns[number - 1](output.features[-1])
+
+        def log_prob(region: Tensor) -> Tensor:
+            return sureness(model.logits_at(images, output, region, number=number), labels, "log_prob")  # noqa: B023
+
+        place = proposal.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(log_prob(place).sum(), place)
+        exact.append(gradient.cpu())
+        with torch.no_grad():
+            for step, rows in zip(steps, slopes, strict=True):
+                moves = [slope(log_prob, proposal, axis, step, model.bounds[number - 1]) for axis in range(3)]
+                rows.append(torch.stack(moves, dim=1).cpu())
+    return torch.cat(exact), [torch.cat(rows) for rows in slopes]
+
+
+def slope(
+    score: Callable[[Tensor], Tensor], region: Tensor, axis: int, step: float, bounds: tuple[float, float]
+) -> Tensor:
+    """Return the slope [B] of a score between two regions ``step`` sides apart in one coordinate."""
+    import torch
+
+    from racnn.ops.regions import clamp
+
+    half = torch.zeros_like(region)
+    half[:, axis] = step * region[:, 2]  # tl is half the side
+    ahead, behind = clamp(region + half, *bounds), clamp(region - half, *bounds)
+    moved = (ahead - behind)[:, axis]
+    return torch.where(moved >= half[:, axis], (score(ahead) - score(behind)) / moved, torch.nan)
+
+
+def rms(values: Tensor) -> float:
+    """Return the root mean square."""
+    return float(values.square().mean().sqrt())
+
+
+def correlation(left: Tensor, right: Tensor) -> float:
+    """Return Pearson's correlation."""
+    import torch
+
+    return float(torch.corrcoef(torch.stack([left, right]))[0, 1])
+
+
+if __name__ == "__main__":
+    run_with_messages(lambda: typer.run(main))
