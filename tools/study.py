@@ -43,7 +43,7 @@ from racnn.errors import ConfigError, did_you_mean
 if TYPE_CHECKING:
     import torch
 
-FREE = {"run": ("out", "save_every", "log_every", "num_preview"), "data": ("root", "num_workers")}
+FREE = {"run": ("out", "save_every", "log_every", "num_preview"), "data": ("root", "num_workers", "cache")}
 STATE = "stage.json"
 OWN = ("run.seed", "run.out")  # given by the study itself
 FIRST_COLUMNS = ("variant", "seed", "split", "config", "seconds")

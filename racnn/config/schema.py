@@ -74,6 +74,9 @@ class DataConfig(_Section):
         "fail", description="skip: read every photo beforehand and leave out the damaged ones"
     )
     most_skipped: Fraction = Field(0.01, description="skip: larger share of damaged photos is an error")
+    cache: Path | None = Field(
+        None, description="folder for decoded, resized training photos, written once before training"
+    )
     source_size: int = Field(448, ge=16)
     resize: Literal["squash", "crop"] = "squash"
     val_fraction: float = Field(0.1, gt=0.0, lt=1.0)

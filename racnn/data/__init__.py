@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from racnn.config import DataConfig
+from racnn.data.cache import AT_ONCE, PhotoCache, open_cache
 from racnn.data.cars import cars
 from racnn.data.catalog import Catalog, Record, hold_out, read_exclusions, without
 from racnn.data.cub import cub200
@@ -28,7 +29,7 @@ from racnn.data.dogs import dogs
 from racnn.data.drawn import synthetic_catalog
 from racnn.data.folders import folder
 from racnn.data.manifest import manifest
-from racnn.data.photos import read_photo
+from racnn.data.photos import read_photo, read_reduced
 from racnn.data.survey import find_damaged
 from racnn.data.transforms import SourceTransform
 from racnn.errors import ConfigError, DataError, did_you_mean
@@ -80,6 +81,7 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
         self.records = list(records)
         self.config = config
         self.seed = seed
+        self.cache: PhotoCache | None = None
         self.transform = SourceTransform(
             config.source_size, config.resize, config.augment if augment else None
         )
@@ -100,17 +102,10 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
         """
         epoch, index, *repeat = key
         record = self.records[index]
-        try:
-            photo = self.catalog.load(record)
-        except DataError as error:
-            raise DataError(
-                f"{error}; `racnn data verify` lists all such photos: leave them out with data.exclude or "
-                "data.on_error=skip (evaluate: --skip-damaged)"
-            ) from None
+        resized, size = self._resized(index) if self.cache is None else self.cache[index]
         box_xyxy, parts = self.catalog.annotate(record)
-        image, box, located = self.transform(
-            photo, box_xyxy, parts, mix_seed(self.seed, epoch, index, *repeat)
-        )
+        seed = mix_seed(self.seed, epoch, index, *repeat)
+        image, box, located = self.transform.finish(resized, size, box_xyxy, parts, seed)
         return {
             "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
             "label": torch.tensor(record.label),
@@ -119,9 +114,43 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
             "parts": torch.from_numpy(located),
         }
 
+    def _resized(self, index: int) -> tuple[np.ndarray, tuple[int, int]]:
+        """Return a photo resized to what the square is cut from, and its own (height, width)."""
+        record = self.records[index]
+        if record.path is None:
+            photo = self.catalog.load(record)
+            size = (photo.shape[0], photo.shape[1])
+        else:
+            try:
+                photo, size = read_reduced(record.path, self.transform.resized_shape)
+            except DataError as error:
+                raise DataError(
+                    f"{error}; `racnn data verify` lists all such photos: leave them out with data.exclude or "
+                    "data.on_error=skip (evaluate: --skip-damaged)"
+                ) from None
+        return self.transform.shrink(photo, size), size
+
+    def use_cache(self, say: Callable[[str], None]) -> None:
+        """Read photos from ``config.cache`` from now on; write it first where it is not there yet.
+
+        Raises:
+            ConfigError: The photos are drawn, not read.
+            DataError: A photo cannot be read, or the disk has not enough room.
+        """
+        paths = [record.path for record in self.records if record.path is not None]
+        if self.config.cache is None or len(paths) < len(self.records):
+            raise ConfigError(
+                f"data.cache: the photos of '{self.catalog.dataset}' are drawn and need no cache"
+            )
+        workers = min(self.config.num_workers, len(paths) // AT_ONCE)
+        self.cache = open_cache(self.config.cache, paths, self.transform, workers=workers, say=say)
+
     def without_augmentation(self) -> PhotoDataset:
         """Return the same photos without random changes."""
-        return PhotoDataset(self.catalog, self.records, self.config, seed=self.seed)
+        plain = PhotoDataset(self.catalog, self.records, self.config, seed=self.seed)
+        if plain.transform.resize_to == self.transform.resize_to:
+            plain.cache = self.cache
+        return plain
 
 
 @dataclass(frozen=True)

@@ -69,14 +69,34 @@ class SourceTransform:
             The source, uint8 [S, S, 3]; the box, float32 [4], NaN where there is none; the parts, float32 [P, 3],
             of which invisible ones are (0, 0, 0).
         """
+        size = (image.shape[0], image.shape[1])
+        return self.finish(self.shrink(image, size), size, box_xyxy, parts, seed)
+
+    def shrink(self, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """Do what does not depend on the seed: resize a photo to what the square is cut from.
+
+        Args:
+            image: The upright photo, uint8, maybe decoded smaller than it is.
+            size: The photo's own height and width.
+        """
+        return _resize(image, *self.resized_shape(*size))
+
+    def finish(
+        self,
+        image: np.ndarray,
+        size: tuple[int, int],
+        box_xyxy: Box | None,
+        parts: Sequence[Sequence[float]] | np.ndarray,
+        seed: int,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Do the rest: what a call returns, from a photo that :meth:`shrink` has resized and its own size."""
         parts = np.asarray(parts, np.float64).reshape(-1, 3)
         box = (np.nan,) * 4 if box_xyxy is None else box_xyxy
         # All four corners: the sides of the box stay upright, but a flip swaps left and right.
         corners = np.array([[x, y] for x in box[0::2] for y in box[1::2]])
         points = np.concatenate([corners, parts[:, :2]])
 
-        height, width = image.shape[:2]
-        image = _resize(image, *self._resized_shape(height, width))
+        height, width = size
         points = points * (image.shape[1] / width, image.shape[0] / height)
         if self.random_changes is None:
             image, points = _centre_crop(image, points, self.source_size)
@@ -92,13 +112,14 @@ class SourceTransform:
     def to_photo(self, box_xyxy: Sequence[float], photo_size: tuple[int, int]) -> list[float]:
         """Return a box in pixels of the source, made without augmentation, in pixels of the photo of size (h, w)."""
         height, width = photo_size
-        resized_h, resized_w = self._resized_shape(height, width)
+        resized_h, resized_w = self.resized_shape(height, width)
         top, left = (resized_h - self.source_size) // 2, (resized_w - self.source_size) // 2
         x0, y0, x1, y1 = box_xyxy
         x_scale, y_scale = width / resized_w, height / resized_h
         return [(x0 + left) * x_scale, (y0 + top) * y_scale, (x1 + left) * x_scale, (y1 + top) * y_scale]
 
-    def _resized_shape(self, height: int, width: int) -> tuple[int, int]:
+    def resized_shape(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width that a photo is resized to before the square is cut from it."""
         if self.resize == "squash":
             return self.resize_to, self.resize_to
         scale = self.resize_to / min(height, width)

@@ -21,6 +21,7 @@ FREE_KEYS = (
     "run.num_preview",
     "data.root",
     "data.num_workers",
+    "data.cache",
     "model.weights",
 )
 

@@ -118,6 +118,9 @@ class Run:
         self.recorder.say(
             f"{self.data.dataset}: {len(self.data.class_names)} classes, photos: {sizes}; on {device}"
         )
+        if config.data.cache is not None:
+            for split in self.data.splits.keys() - {"test"}:
+                self.data.splits[split].use_cache(self.recorder.say)
         if warning := imbalance_warning(counts, self.data.class_names, config.data.balance):
             self.recorder.say(f"warning: {warning}")
 

@@ -1,7 +1,5 @@
 """What the data sets read from disk, and how they say that something is wrong with it."""
 
-import struct
-import zlib
 from collections import Counter
 
 import numpy as np
@@ -13,7 +11,6 @@ from racnn.data.catalog import Record, hold_out
 from racnn.data.cub import cub200
 from racnn.data.drawn import synthetic_catalog
 from racnn.data.folders import folder
-from racnn.data.photos import read_photo
 from racnn.errors import DataError
 
 
@@ -299,115 +296,6 @@ def test_synthetic_classes_leave_out_the_other_species():
     catalog = synthetic_catalog(config)
     assert len(catalog.class_names) == 2
     assert [(r.name[-2:], r.label) for r in catalog.train[:3]] == [("02", 0), ("03", 1), ("10", 0)]
-
-
-# --- photos
-
-
-def upright(stored, orientation):
-    """The eight meanings of the EXIF tag, in numpy."""
-    turned = stored.swapaxes(0, 1) if orientation >= 5 else stored
-    flip_rows = orientation in (3, 4, 7, 8)
-    flip_columns = orientation in (2, 3, 6, 7)
-    return turned[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_photo_is_turned_upright(tmp_path, orientation):
-    y, x = np.mgrid[0:24, 0:40]
-    stored = np.stack([x * 6, y * 10, (x > 20) * (y > 8) * 200], -1).astype(np.uint8)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
-    assert np.array_equal(read_photo(tmp_path / "a.png"), upright(stored, orientation))
-    Image.fromarray(stored).save(tmp_path / "a.jpg", exif=exif, quality=98, subsampling=0)
-    photo = read_photo(tmp_path / "a.jpg").astype(int)
-    assert np.abs(photo - upright(stored, orientation)).mean() < 3
-
-
-@pytest.mark.parametrize("mode", ["L", "1", "LA", "P", "RGBA", "RGB"])
-def test_photo_of_any_mode_becomes_its_rgb(tmp_path, mode):
-    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 4), dtype=np.uint8)
-    photo = Image.fromarray(pixels).convert(mode)
-    photo.save(tmp_path / "a.png")
-    expected = np.array(photo.convert("RGBA"))[..., :3]
-    assert np.array_equal(read_photo(tmp_path / "a.png"), expected)
-    if mode == "RGBA":
-        assert np.array_equal(expected, pixels[..., :3])
-
-
-@pytest.mark.filterwarnings("error")
-def test_palette_with_transparency_keeps_its_colours(tmp_path):
-    photo = Image.new("P", (2, 1))
-    photo.putpalette([10, 20, 30, 40, 50, 60])
-    photo.putpixel((1, 0), 1)
-    photo.save(tmp_path / "a.png", transparency=b"\x00\x80")
-    assert read_photo(tmp_path / "a.png").tolist() == [[[10, 20, 30], [40, 50, 60]]]
-
-
-def test_cmyk_jpeg_becomes_rgb(tmp_path):
-    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "a.jpg")
-    red = read_photo(tmp_path / "a.jpg").reshape(-1, 3).mean(0)
-    assert red[0] > 200
-    assert red[1:].max() < 60
-
-
-def test_16_bit_grey_is_scaled_not_clipped(tmp_path):
-    levels = np.array([[0, 257, 32768, 65535]], np.uint16)
-    Image.fromarray(levels).save(tmp_path / "a.png")
-    assert read_photo(tmp_path / "a.png")[..., 0].tolist() == [[0, 1, 128, 255]]
-
-
-def png_header(width, height):
-    def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", size)
-        + chunk(b"IDAT", zlib.compress(b"\0" * 100))
-        + chunk(b"IEND", b"")
-    )
-
-
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize(
-    "damage",
-    [
-        "truncated.jpg",
-        "truncated.png",
-        "junk.jpg",
-        "empty.jpg",
-        "huge.png",
-        "large.png",
-        "missing.jpg",
-        "folder.jpg",
-    ],
-)
-def test_damaged_photo_is_named(tmp_path, damage):
-    path = tmp_path / damage
-    kind = path.stem
-    if kind == "truncated":
-        write_photo(path, size=(200, 100))
-        path.write_bytes(path.read_bytes()[:4000])
-    elif kind in ("junk", "empty"):
-        path.write_bytes(b"this is no photo" * 50 if kind == "junk" else b"")
-    elif kind in ("huge", "large"):
-        path.write_bytes(png_header(20000, 20000) if kind == "huge" else png_header(10000, 10000))
-    elif kind == "folder":
-        path.mkdir()
-    with pytest.raises(DataError) as caught:
-        read_photo(path)
-    assert str(path) in str(caught.value)
-    if kind in ("huge", "large"):  # refused before decoding, which would fail in another way
-        assert "pixels" in str(caught.value)
-
-
-@pytest.mark.parametrize("size", [(1, 1), (300, 1)])
-def test_tiny_photo_is_read(tmp_path, size):
-    write_photo(tmp_path / "a.png", size=size)
-    assert read_photo(tmp_path / "a.png").shape == (size[1], size[0], 3)
 
 
 @pytest.mark.parametrize("name", ["training", "testing", "test", "validation"])

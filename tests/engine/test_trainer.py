@@ -533,6 +533,7 @@ def test_what_does_not_touch_the_numbers_may_differ(old_run, short, tmp_path):
     moved = tmp_path / "moved"
     shutil.move(old_run, moved)
     free = {"run__save_every": 7, "run__log_every": 3, "run__num_preview": 1, "data__num_workers": 1}
+    free |= {"data__root": str(tmp_path)}  # drawn photos have none
     fit(short(moved, **free), device=CPU, resume=True)
     assert load_config(moved / "config.yaml").run.save_every == 7
 
