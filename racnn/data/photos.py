@@ -52,7 +52,8 @@ def read_reduced(
                 height, width = (SPARE * side for side in needed(*size))
                 turned = size != (photo.height, photo.width)
                 photo.draft(None, (height, width) if turned else (width, height))  # type: ignore[arg-type]
-            return np.array(_to_rgb(ImageOps.exif_transpose(photo))), size
+            ImageOps.exif_transpose(photo, in_place=True)
+            return np.array(_to_rgb(photo)), size
     except FileNotFoundError:
         raise DataError(f"{path}: no such photo") from None
     except Exception as error:  # decoders of damaged files raise nearly anything
@@ -83,7 +84,7 @@ def _to_rgb(photo: Image.Image) -> Image.Image:
         photo = Image.fromarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8))
     elif photo.mode in ("P", "PA"):  # a palette may hold transparency
         photo = photo.convert("RGBA")
-    return photo.convert("RGB")
+    return photo if photo.mode == "RGB" else photo.convert("RGB")
 
 
 def find_photos(places: Iterable[Path]) -> list[Path]:
