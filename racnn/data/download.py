@@ -10,6 +10,7 @@ import tarfile
 import tempfile
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -20,6 +21,7 @@ from racnn import __version__
 from racnn.errors import DataError
 
 CHUNK = 1 << 20  # bytes
+UNFINISHED = ".unpacking-"  # begins the names of folders that archives are unpacked into
 TIMEOUT = 30  # seconds without a byte
 
 
@@ -161,14 +163,26 @@ def _is_page(path: Path) -> bool:
         return file.read(256).lstrip().lower().startswith((b"<!doctype html", b"<html"))
 
 
-def unpack(path: Path, folder: Path) -> list[Path]:
+def unpack(
+    path: Path,
+    folder: Path,
+    *,
+    replace: Collection[str] = (),
+    claim: Callable[[list[str]], None] = lambda names: None,
+) -> list[Path]:
     """Unpack a tar archive so that all of it appears in the folder, or nothing.
+
+    Args:
+        path: Of the archive.
+        folder: Where to.
+        replace: Entries of the folder that an earlier call had claimed and may not have finished.
+        claim: Told the names that are about to appear, so that a later call may replace them if this one is killed.
 
     Raises:
         DataError: The archive is damaged, holds a link, device or a name that leaves the folder, or what it holds is
             there already.
     """
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".unpacking-") as temporary:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=UNFINISHED) as temporary:
         inside = Path(temporary)
         try:
             with tarfile.open(path) as archive:
@@ -179,13 +193,29 @@ def unpack(path: Path, folder: Path) -> list[Path]:
             raise DataError(f"{path}: cannot be unpacked: {error}") from None
         arrived = sorted(inside.iterdir())
         for entry in arrived:
-            if (folder / entry.name).exists():
+            if (folder / entry.name).exists() and entry.name not in replace:
                 raise DataError(
                     f"{folder / entry.name}: is there already; move it away, or choose another --root"
                 )
+        claim([entry.name for entry in arrived])
         for entry in arrived:
+            remove(folder / entry.name)
             os.rename(entry, folder / entry.name)
     return [folder / entry.name for entry in arrived]
+
+
+def remove(path: Path) -> None:
+    """Delete a file or folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what a call of :func:`unpack` that was killed left half unpacked."""
+    for left in folder.glob(f"{UNFINISHED}*"):
+        remove(left)
 
 
 def _refuse_unsafe(member: tarfile.TarInfo, path: Path) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from racnn.config import DataConfig
 from racnn.data import DATASETS
 from racnn.data.catalog import Catalog
-from racnn.data.download import Archive, check_archive, fetch, place, unpack
+from racnn.data.download import Archive, check_archive, fetch, place, sweep, unpack
 from racnn.errors import DataError, did_you_mean
 
 DOGS_PAGE = "https://vision.stanford.edu/aditya86/ImageNetDogs"
@@ -138,7 +140,10 @@ def prepare(
     official, root = OFFICIAL[name], root.expanduser()
     by_name = _recognise(given, official)
     root.mkdir(parents=True, exist_ok=True)
+    sweep(root)
     done = _read_marker(root)
+    if not done and (complete := _complete_by_hand(official, root)):
+        return complete
     for archive in official.archives:
         if done.get(archive.name) == archive.sha256:
             continue
@@ -149,19 +154,54 @@ def prepare(
             path = own
         else:
             url = f"{mirror.rstrip('/')}/{archive.name}" if mirror else None
-            path = fetch(archive, root, url=url)
+            try:
+                path = fetch(archive, root, url=url)
+            except DataError as error:
+                needed = [
+                    a for a in official.archives if done.get(a.name) != a.sha256 and a.name not in by_name
+                ]
+                raise DataError(f"{error}\n{_still_needed(needed)}") from None
         if archive.name.endswith((".tar", ".tgz")):
-            unpack(path, root)
-            if own is None and not was_there and not keep:
-                path.unlink()
+            claimed = done.get(archive.name, [])
+            unpack(path, root, replace=claimed, claim=partial(_claim, root, done, archive.name))
         else:
             place(path, root)
         done[archive.name] = archive.sha256
         _write_marker(root, done)
-    catalog = DATASETS[official.dataset](DataConfig(dataset=official.dataset, root=root))
+        if own is None and not was_there and not keep and archive.name.endswith((".tar", ".tgz")):
+            path.unlink()
+    catalog = _read(official, root)
     if problems := differences(catalog, official):
-        raise DataError(f"{root}: incomplete: {'; '.join(problems)}")
+        raise DataError(
+            f"{root}: incomplete: {'; '.join(problems)}; to unpack it anew delete {root / MARKER} and what was unpacked"
+        )
     return catalog
+
+
+def _read(official: Official, root: Path) -> Catalog:
+    return DATASETS[official.dataset](DataConfig(dataset=official.dataset, root=root))
+
+
+def _complete_by_hand(official: Official, root: Path) -> Catalog | None:
+    """Return the catalog of a data set that was unpacked by hand, if it is complete."""
+    try:
+        catalog = _read(official, root)
+    except DataError:
+        return None
+    return None if differences(catalog, official) else catalog
+
+
+def _still_needed(archives: Sequence[Archive]) -> str:
+    lines = [f"  {archive.name} ({archive.size / 1e6:.1f} MB, from {archive.url})" for archive in archives]
+    return "still needed, by hand with --from FILE, or all from a folder with --mirror URL:\n" + "\n".join(
+        lines
+    )
+
+
+def _claim(root: Path, done: dict[str, Any], archive: str, names: list[str]) -> None:
+    """Note what an archive is about to unpack, in the place where its hash will stand when it has."""
+    done[archive] = names
+    _write_marker(root, done)
 
 
 def differences(catalog: Catalog, official: Official) -> list[str]:
@@ -186,8 +226,8 @@ def _recognise(given: Sequence[Path], official: Official) -> dict[str, Path]:
     return {path.name: path for path in given}
 
 
-def _read_marker(root: Path) -> dict[str, str]:
-    """Return the hash of every archive that was unpacked into a folder."""
+def _read_marker(root: Path) -> dict[str, Any]:
+    """Return the hash of every archive that was unpacked into a folder; of one that may not have been, its entries."""
     path = root / MARKER
     if not path.is_file():
         return {}
@@ -200,7 +240,7 @@ def _read_marker(root: Path) -> dict[str, str]:
     return done
 
 
-def _write_marker(root: Path, done: dict[str, str]) -> None:
+def _write_marker(root: Path, done: dict[str, Any]) -> None:
     temporary = root / f"{MARKER}.tmp"
     temporary.write_text(json.dumps(done, indent=2) + "\n", encoding="utf-8")
     temporary.replace(root / MARKER)

@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import json
+import os
 import tarfile
 import threading
 from dataclasses import replace
@@ -142,6 +143,8 @@ def test_a_missing_archive_is_named_and_the_others_are_kept(small, racnn):
     assert result.code == 2
     assert "answers 404" in result.err
     assert f"fetch {last} by hand and pass it with --from" in result.err
+    assert "still needed, by hand with --from FILE, or all from a folder with --mirror URL:" in result.err
+    assert [line.split()[0] for line in result.err.splitlines()[2:]] == [last]
     (small.served / "away").rename(small.served / last)
     assert prepared(racnn, small).code == 0
 
@@ -165,11 +168,63 @@ def test_a_stop_between_archives_loses_nothing(small, racnn, monkeypatch):
     assert seen.count(small.official.archives[0].name) == 1
 
 
+@pytest.mark.parametrize("moment", ["before the first entry", "after the first entry", "before the marker"])
+def test_a_kill_while_an_archive_is_put_in_place_loses_nothing(moment, small, racnn, monkeypatch):
+    """Killed, not stopped: nothing is cleared away."""
+    plain_rename, plain_marker, calls = os.rename, module._write_marker, []
+
+    def rename(source, target):
+        if moment == "before the first entry":
+            raise KeyboardInterrupt
+        plain_rename(source, target)
+        if moment == "after the first entry":
+            raise KeyboardInterrupt
+
+    def write_marker(root, done):
+        calls.append(dict(done))
+        if moment == "before the marker" and len(calls) == 2:  # the first is the claim
+            raise KeyboardInterrupt
+        plain_marker(root, done)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_write_marker", write_marker)
+        patch.setattr("racnn.data.download.os.rename", rename)
+        with pytest.raises(KeyboardInterrupt):
+            module.prepare(small.name, small.root, mirror=small.url)
+    (small.root / ".unpacking-left").mkdir()
+    again = prepared(racnn, small)
+    assert again.code == 0, again.err
+    assert not list(small.root.glob(".unpacking-*"))
+    done = json.loads((small.root / MARKER).read_text())
+    assert done == {archive.name: archive.sha256 for archive in small.official.archives}
+
+
+def test_what_a_user_put_there_is_not_replaced(small, racnn):
+    first = next(iter(LAYOUT[small.name].values()))[0]
+    small.root.mkdir()
+    (small.root / first).write_text("mine")
+    result = prepared(racnn, small)
+    assert result.code == 2
+    assert f"{first}: is there already" in result.err
+    assert (small.root / first).read_text() == "mine"
+
+
+def test_a_data_set_that_was_unpacked_by_hand_is_not_fetched(small, racnn):
+    small.root.mkdir()
+    WRITERS[small.name](small.root)
+    for path in small.served.iterdir():
+        path.unlink()
+    result = prepared(racnn, small)
+    assert result.code == 0, result.err
+    assert "complete: 15 training" in result.out
+
+
 def test_an_incomplete_data_set_says_what_is_missing(small, racnn, monkeypatch):
     monkeypatch.setitem(module.OFFICIAL, small.name, replace(small.official, train=5994, classes=200))
     result = prepared(racnn, small)
     assert result.code == 2
     assert "incomplete: 3 of 200 classes; 15 of 5994 training photos" in result.err
+    assert str(small.root / MARKER) in result.err
 
 
 @pytest.mark.parametrize(
