@@ -51,7 +51,7 @@ def read_reduced(
             if needed is not None and photo.format == "JPEG":
                 height, width = (SPARE * side for side in needed(*size))
                 turned = size != (photo.height, photo.width)
-                photo.draft(None, (height, width) if turned else (width, height))  # type: ignore[arg-type]
+                photo.draft(None, (height, width) if turned else (width, height))
             ImageOps.exif_transpose(photo, in_place=True)
             return np.array(_to_rgb(photo)), size
     except FileNotFoundError:
