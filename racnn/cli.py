@@ -122,6 +122,8 @@ def evaluate(
     report = evaluate_trained(_restore(checkpoint, device), split=split, root=data, skip_damaged=skip_damaged)
 
     print(format_report(report))
+    if report["num_skipped"]:
+        print(f"\n{report['num_skipped']} damaged photos of the data set were left out")
     if json_file is not None:
         _write_json(json_file, report)
         print(f"\nwritten to {json_file}")
@@ -206,7 +208,7 @@ def _print_verdict(report: dict[str, Any], config: Config) -> None:
     """Say what did not pay in a run, as its validation photos show it, and what to try."""
     from racnn.engine.remarks import verdict
 
-    for line in verdict(report, config.model.region_bounds()):
+    for line in verdict(report, config):
         print(f"\nnote: {line}")
 
 

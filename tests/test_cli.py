@@ -162,18 +162,32 @@ def test_a_damaged_test_photo_is_named_and_can_be_left_out(folder_run, racnn, tm
     assert result.code == 0
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["num_images"], report["num_skipped"]) == (len(test) - 1, 1)
+    assert "1 damaged photos of the data set were left out" in result.out
+    held_out = folder_run.root / stored["val_names"][0]
+    held_out.write_bytes(held_out.read_bytes()[:60])
+    assert_refused(racnn("evaluate", best, "--split", "val"), str(held_out), "--skip-damaged")
+    for split, num in (("val", len(stored["val_names"]) - 1), ("test", len(test) - 1)):
+        result = racnn(
+            "evaluate", best, "--split", split, "--skip-damaged", "--json", tmp_path / "report.json"
+        )
+        assert result.code == 0, result.err
+        assert json.loads((tmp_path / "report.json").read_text())["num_images"] == num
 
 
-def test_a_run_says_in_the_end_which_look_does_not_pay(racnn, tiny_file, tmp_path):
-    schedule = [
-        {"kind": "classification", "scales": [1, 2], "epochs": 1, "lr": 1e-9}
-    ]  # an untrained second look
-    config = tiny_file(tmp_path / "c.yaml", out=tmp_path / "run", schedule=schedule)
-    result = racnn("train", "--config", config)
+def test_a_run_ends_with_its_verdict(racnn, tiny_file, tmp_path, monkeypatch):
+    from racnn.engine import remarks
+
+    seen = []
+    monkeypatch.setattr(remarks, "verdict", lambda *given: seen.append(given) or ["look at this"])
+    schedule = [{"kind": "classification", "scales": [1], "epochs": 1, "lr": 0.01}]
+    result = racnn(
+        "train", "--config", tiny_file(tmp_path / "c.yaml", out=tmp_path / "run", schedule=schedule)
+    )
     assert result.code == 0
-    report = load_checkpoint(tmp_path / "run" / "best.pt")["val_report"]
-    pays = [report[key]["scale_2"] > report[key]["scale_1"] for key in ("top1", "log_prob")]
-    assert ("note: scale_2 is not better than scale_1" in result.out) == (not any(pays))
+    assert "note: look at this" in result.out
+    ((report, config),) = seen
+    assert report == load_checkpoint(tmp_path / "run" / "best.pt")["val_report"]
+    assert config.run.out == str(tmp_path / "run")
 
 
 def test_other_classes_than_the_network_s_are_refused(folder_run, racnn, tmp_path):

@@ -86,7 +86,7 @@ def test_a_named_schedule_fits_any_number_of_scales(name, num_scales):
     assert (phases[-1].kind == "fusion") == (num_scales > 1)
 
 
-@pytest.mark.parametrize(("side", "enlarge"), [(224, 2.0), (448, 1.0)])
+@pytest.mark.parametrize(("side", "enlarge"), [(224, 2.0), (224.0, 2.0), (448, 1.0)])
 def test_the_recipe_reads_the_object_from_a_fine_map(side, enlarge):
     config = load_config(None, [f"model.view_sizes=[{side}, 224, 224]"])
     first, second = (phase for phase in config.phases() if phase.kind == "apn_init")

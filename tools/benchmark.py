@@ -121,12 +121,13 @@ def data(
     import torch
 
     from racnn.config import DataConfig
+    from racnn.data.photos import find_photos
 
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "photos"
-        paths = write_photos(place, photos) if root is None else sorted(root.rglob("*.jpg"))[:photos]
+        paths = write_photos(place, photos) if root is None else find_photos([root])[:photos]
         config = DataConfig(dataset="folder", num_workers=0, cache=Path(folder) / "cache")
         from_files, from_cache = (sample_reader(paths, config, cached=cached) for cached in (False, True))
         figures = compare(

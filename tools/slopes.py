@@ -54,7 +54,8 @@ def main(
     trained.model.compute_dtype = None  # full precision: the steps are small
     found = data_of(trained, root=data)
     photos = found.splits[split].without_augmentation()
-    photos.records = photos.records[:: max(1, len(photos) // limit)][:limit]  # of all classes
+    number = min(limit, len(photos))
+    photos.records = [photos.records[i * len(photos) // number] for i in range(number)]  # of all classes
     exact, slopes = measure(trained, eval_loader(photos, trained.config.data), region, distances)
     print(
         f"{found.dataset}, {split}: {len(exact)} photos; log p of scale {region + 1} as region {region} moves"
@@ -62,6 +63,9 @@ def main(
     print("coordinate   step  slope rms  with the derivative (rms)  same sign %  with the largest step")
     for axis, name in enumerate(COORDINATES):
         inside = torch.stack(slopes)[:, :, axis].isfinite().all(dim=0)
+        if inside.sum() < 3:
+            print(f"{name:10}  {inside.sum()} photos have room to move: at the bounds, or at the edge")
+            continue
         derivative, largest = exact[inside, axis], slopes[-1][inside, axis]
         for step, each in zip(distances, slopes, strict=True):
             ours = each[inside, axis]
@@ -89,7 +93,7 @@ def measure(
     """Return the derivative [N, 3] and the slope at each step [N, 3] of log p of scale ``number + 1``.
 
     A step is in units of the region's side, slopes are per unit of the frame of the region's view. Regions stay inside
-    the view and their bounds; a slope is NaN where that leaves less than half of the move.
+    the view and their bounds; a slope is NaN where that leaves less than half of the move, or moves the centre too.
     """
     import torch
 
@@ -129,8 +133,10 @@ def slope(
     half = torch.zeros_like(region)
     half[:, axis] = step * region[:, 2]  # tl is half the side
     ahead, behind = clamp(region + half, *bounds), clamp(region - half, *bounds)
-    moved = (ahead - behind)[:, axis]
-    return torch.where(moved >= half[:, axis], (score(ahead) - score(behind)) / moved, torch.nan)
+    moved = ahead - behind
+    own = moved[:, axis]
+    alone = moved.abs().sum(dim=1) <= own + 1e-6  # a side that grows at the edge would push the centre too
+    return torch.where(alone & (own >= half[:, axis]), (score(ahead) - score(behind)) / own, torch.nan)
 
 
 def rms(values: Tensor) -> float:

@@ -23,13 +23,16 @@ table of means over seeds to ``table.md``. Studies given the same ``--stages`` s
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import statistics
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -44,6 +47,10 @@ if TYPE_CHECKING:
     import torch
 
 FREE = {"run": ("out", "save_every", "log_every", "num_preview"), "data": ("root", "num_workers", "cache")}
+OWN_PHOTOS = (
+    "folder",
+    "manifest",
+)  # data sets that are whatever lies in data.root; the others are the same anywhere
 STATE = "stage.json"
 OWN = ("run.seed", "run.out")  # given by the study itself
 FIRST_COLUMNS = ("variant", "seed", "split", "config", "seconds")
@@ -175,6 +182,10 @@ def _essence(config: Config, **options: Any) -> dict[str, Any]:
             values.get(section, {}).pop(name, None)
     if config.model.weights is not None:
         values["model"]["weights"] = Path(config.model.weights).name  # wherever the file lies
+    if config.data.dataset in OWN_PHOTOS and config.data.root is not None:
+        values["data"]["root"] = str(
+            config.data.root.expanduser().resolve()
+        )  # the data set is what lies there
     return values
 
 
@@ -187,24 +198,34 @@ def run_stages(config: Config, store: Path, device: torch.device) -> tuple[Path,
     for number, stage in enumerate(stages_of(config), start=1):
         folder = store / f"{number:02d}-{key_of(stage)}"
         stage = stage.model_copy(update={"run": stage.run.model_copy(update={"out": str(folder)})})
-        state = _read_state(folder)
-        if (folder / "config.yaml").is_file():
-            _refuse_other_defaults(folder / "config.yaml", stage)
-        if not state["done"]:
-            if previous is not None and not (folder / "last.pt").exists():
-                _hand_over(previous, folder, stage)
-            resume = (folder / "last.pt").exists()
-            start = time.monotonic()
-            try:
-                fit(stage, device=device, resume=resume, overwrite=not resume)
-                state["done"] = True
-            finally:
-                state["seconds"] += time.monotonic() - start
-                (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder):
+            state = _read_state(folder)
+            if (folder / "config.yaml").is_file():
+                _refuse_other_defaults(folder / "config.yaml", stage)
+            if not state["done"]:
+                if previous is not None and not (folder / "last.pt").exists():
+                    _hand_over(previous, folder, stage)
+                resume = (folder / "last.pt").exists()
+                start = time.monotonic()
+                try:
+                    fit(stage, device=device, resume=resume, overwrite=not resume)
+                    state["done"] = True
+                finally:
+                    state["seconds"] += time.monotonic() - start
+                    (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
         seconds += state["seconds"]
         previous = folder
     assert previous is not None
     return previous, seconds
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other study trains a stage; it may be finished then."""
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _refuse_other_defaults(path: Path, stage: Config) -> None:
@@ -229,7 +250,6 @@ def _hand_over(previous: Path, folder: Path, stage: Config) -> None:
     """Begin a stage from the end of the one before: its checkpoint under the longer schedule, its log, its best."""
     from racnn.engine.checkpoint import load_checkpoint, save_checkpoint
 
-    folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(previous / "metrics.jsonl", folder / "metrics.jsonl")
     best = folder / "best.pt"
     best.unlink(missing_ok=True)
@@ -239,10 +259,13 @@ def _hand_over(previous: Path, folder: Path, stage: Config) -> None:
 
 
 def measure(folder: Path, split: str, root: Path | None, device: torch.device) -> dict[str, float]:
-    """Return the figures of a finished run on a split, by column."""
+    """Return the figures of a finished run on a split, by column.
+
+    Of ``last.pt``: ``best.pt`` is an earlier stage's where the last one made things worse, which a study must show.
+    """
     from racnn.engine.inference import evaluate_trained, load_trained
 
-    report = evaluate_trained(load_trained(folder / "best.pt", device), split=split, root=root)
+    report = evaluate_trained(load_trained(folder / "last.pt", device), split=split, root=root)
     figures = {f"top1_{key}": value for key, value in report["top1"].items()}
     figures |= {f"log_prob_{key}": value for key, value in report["log_prob"].items()}
     for region, values in report["localisation"].items():

@@ -163,7 +163,7 @@ def _expand_schedule(values: dict[str, Any]) -> None:
         )
     model = values.get("model")
     sizes = model.get("view_sizes") if isinstance(model, dict) else None
-    if not isinstance(sizes, list) or not sizes or not all(isinstance(size, int) for size in sizes):
+    if not isinstance(sizes, list) or not sizes or not all(isinstance(size, int | float) for size in sizes):
         sizes = ModelConfig().view_sizes  # a mistake, if there is one, is told of by itself
     values["schedule"] = SCHEDULES[schedule](sizes)
 

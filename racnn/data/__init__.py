@@ -21,9 +21,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from racnn.config import DataConfig
-from racnn.data.cache import AT_ONCE, PhotoCache, open_cache
+from racnn.data.cache import PhotoCache, open_cache
 from racnn.data.cars import cars
-from racnn.data.catalog import Catalog, Record, hold_out, read_exclusions, without
+from racnn.data.catalog import Catalog, Record, hold_out, read_exclusions, read_record, without
 from racnn.data.cub import cub200
 from racnn.data.dogs import dogs
 from racnn.data.drawn import synthetic_catalog
@@ -117,7 +117,7 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
     def _resized(self, index: int) -> tuple[np.ndarray, tuple[int, int]]:
         """Return a photo resized to what the square is cut from, and its own (height, width)."""
         record = self.records[index]
-        if record.path is None:
+        if record.path is None or self.catalog.load is not read_record:
             photo = self.catalog.load(record)
             size = (photo.shape[0], photo.shape[1])
         else:
@@ -138,11 +138,12 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
             DataError: A photo cannot be read, or the disk has not enough room.
         """
         paths = [record.path for record in self.records if record.path is not None]
-        if self.config.cache is None or len(paths) < len(self.records):
+        assert self.config.cache is not None
+        if len(paths) < len(self.records) or self.catalog.load is not read_record:
             raise ConfigError(
                 f"data.cache: the photos of '{self.catalog.dataset}' are drawn and need no cache"
             )
-        workers = min(self.config.num_workers, len(paths) // AT_ONCE)
+        workers = self.config.num_workers
         self.cache = open_cache(self.config.cache, paths, self.transform, workers=workers, say=say)
 
     def without_augmentation(self) -> PhotoDataset:
@@ -200,6 +201,8 @@ def build_data(config: DataConfig, *, seed: int, val_names: Sequence[str] | None
     if config.on_error == "skip":
         skipped = find_damaged(catalog, config)
         catalog = without(catalog, skipped)
+    if val_names is not None:
+        val_names = [name for name in val_names if name not in skipped]
     train, val = _split(catalog, config, val_names)
     taught = {"train": train}
     if config.held_out_fraction:

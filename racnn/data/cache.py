@@ -8,21 +8,23 @@ complete: of two programs that write the same cache at once, the second finds it
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import multiprocessing
 import os
+import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import PIL
+from tqdm import tqdm
 
 from racnn.data.photos import photo_size, read_reduced
 from racnn.data.transforms import SourceTransform
@@ -30,8 +32,9 @@ from racnn.errors import DataError
 
 FORMAT = 1
 PIXELS, INDEX = "pixels.u8", "index.json"
-AT_ONCE = 16  # photos given to a process together
-STALE = 24 * 3600  # seconds after which an unfinished cache was abandoned
+BLOCK = 16  # photos a thread is given before the finished ones are written
+UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.[0-9a-f]{8}\.tmp")
+STALE = 24 * 3600  # seconds without a byte after which an unfinished cache was abandoned
 
 
 class PhotoCache:
@@ -51,6 +54,11 @@ class PhotoCache:
 
     def __len__(self) -> int:
         return len(self._shapes)
+
+    @property
+    def num_bytes(self) -> int:
+        """Return the size of the pixels' file."""
+        return self._starts[-1]
 
     def __getitem__(self, position: int) -> tuple[np.ndarray, tuple[int, int]]:
         """Return a resized photo, uint8 [h, w, 3], not to be written to, and the photo's own (height, width)."""
@@ -80,7 +88,7 @@ def open_cache(
         root: Folder of all caches.
         paths: Of the photos.
         transform: Its resizing, not its random changes, shapes the pixels.
-        workers: Processes that read photos; 0 reads in this one.
+        workers: Threads that read photos; 0 is 1.
         say: Told the size before anything is written.
 
     Raises:
@@ -88,7 +96,9 @@ def open_cache(
     """
     root = root.expanduser()
     folder = root / _key(paths, transform)
-    if not (folder / INDEX).is_file():
+    finished = _finished(folder)
+    if finished is None:
+        shutil.rmtree(folder, ignore_errors=True)  # damaged, if it is there
         sizes = [photo_size(path) for path in paths]
         shapes = [transform.resized_shape(*size) for size in sizes]
         root.mkdir(parents=True, exist_ok=True)
@@ -98,7 +108,16 @@ def open_cache(
         if needed > free:
             raise DataError(f"data.cache: {root}: {_gigabytes(needed)} needed, {_gigabytes(free)} free")
         _write(folder, paths, shapes, sizes, transform, workers)
-    return PhotoCache(folder)
+    return finished or PhotoCache(folder)
+
+
+def _finished(folder: Path) -> PhotoCache | None:
+    """Return the cache in a folder; None where there is none, or one that was cut short."""
+    try:
+        found = PhotoCache(folder)
+        return found if (folder / PIXELS).stat().st_size == found.num_bytes else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _key(paths: Sequence[Path], transform: SourceTransform) -> str:
@@ -131,47 +150,45 @@ def _write(
     unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
     unfinished.mkdir()
     try:
-        with (unfinished / PIXELS).open("wb") as file:
-            for image in _resized(paths, transform, workers):
-                file.write(image.data)
+        with (unfinished / PIXELS).open("wb") as pixels:
+            images = _resized(paths, transform, workers)
+            for image in tqdm(images, desc="data.cache", total=len(paths), unit="photo", disable=None):
+                pixels.write(image.data)
+            pixels.flush()
+            os.fsync(pixels.fileno())
+        with (unfinished / INDEX).open("w", encoding="utf-8") as file:
+            json.dump({"shapes": shapes, "sizes": sizes}, file)
             file.flush()
             os.fsync(file.fileno())
-        index = {"shapes": shapes, "sizes": sizes, "names": [path.name for path in paths]}
-        (unfinished / INDEX).write_text(json.dumps(index), encoding="utf-8")
         try:
             unfinished.rename(folder)
         except OSError:
-            if not (folder / INDEX).is_file():  # no other program was faster: a real error
+            if _finished(folder) is None:  # no other program was faster: a real error
                 raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _resized(paths: Sequence[Path], transform: SourceTransform, workers: int) -> Iterable[np.ndarray]:
-    """Yield the photos in order, as many at a time as there are workers."""
-    plain = SourceTransform(transform.resize_to, transform.resize)  # resizes alike and travels light
-    jobs = [(path, plain) for path in paths]
-    if workers == 0:
-        yield from map(_resize_one, jobs)
-        return
-    context = multiprocessing.get_context("spawn")  # threads of torch and OpenCV do not survive a fork
-    block = 4 * workers * AT_ONCE  # so that finished photos do not pile up in memory
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        for start in range(0, len(jobs), block):
-            yield from pool.map(_resize_one, jobs[start : start + block], chunksize=AT_ONCE)
+def _resized(paths: Sequence[Path], transform: SourceTransform, workers: int) -> Iterator[np.ndarray]:
+    """Yield the photos in order, a few ahead; decoding and resizing leave the interpreter to other threads."""
 
+    def resize(path: Path) -> np.ndarray:
+        image, size = read_reduced(path, transform.resized_shape)
+        return np.ascontiguousarray(transform.shrink(image, size))
 
-def _resize_one(job: tuple[Path, SourceTransform]) -> np.ndarray:
-    path, transform = job
-    image, size = read_reduced(path, transform.resized_shape)
-    return np.ascontiguousarray(transform.shrink(image, size))
+    ahead = max(1, workers)
+    with ThreadPoolExecutor(ahead) as pool:
+        for start in range(0, len(paths), BLOCK * ahead):  # so that finished photos do not pile up in memory
+            yield from pool.map(resize, paths[start : start + BLOCK * ahead])
 
 
 def _sweep(root: Path) -> None:
     """Delete what a program that was killed left unfinished."""
-    for left in root.glob(".*.tmp"):
-        if time.time() - left.stat().st_mtime > STALE:
-            shutil.rmtree(left, ignore_errors=True)
+    for left in root.iterdir():
+        if UNFINISHED.fullmatch(left.name):
+            with contextlib.suppress(FileNotFoundError):  # its writer has just finished
+                if time.time() - (left / PIXELS).stat().st_mtime > STALE:
+                    shutil.rmtree(left, ignore_errors=True)
 
 
 def _num_bytes(shape: Sequence[int]) -> int:

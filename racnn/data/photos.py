@@ -31,7 +31,8 @@ def read_reduced(
 
     libjpeg decodes at 1/2, 1/4 or 1/8 of the size for a fraction of the time. What is left is at least ``SPARE`` times
     as large as needed, so that the averaging that follows hides how it was made: the source that comes of it differs by
-    less than one grey level on average.
+    less than one grey level on average. A factor that does not divide both sides is not used: libjpeg rounds up, and a
+    last column that is only partly there would shift all others.
 
     Args:
         path: Of the photo.
@@ -49,15 +50,25 @@ def read_reduced(
                 )
             size = _upright_size(photo)
             if needed is not None and photo.format == "JPEG":
-                height, width = (SPARE * side for side in needed(*size))
-                turned = size != (photo.height, photo.width)
-                photo.draft(None, (height, width) if turned else (width, height))
+                factor = _draft_factor(size, needed(*size))
+                photo.draft(None, (photo.width // factor, photo.height // factor))
             ImageOps.exif_transpose(photo, in_place=True)
             return np.array(_to_rgb(photo)), size
     except FileNotFoundError:
         raise DataError(f"{path}: no such photo") from None
     except Exception as error:  # decoders of damaged files raise nearly anything
         raise DataError(f"{path}: cannot be read as a photo: {error or type(error).__name__}") from None
+
+
+def _draft_factor(size: tuple[int, int], needed: tuple[int, int]) -> int:
+    """Return by how much a JPEG of a size may be decoded smaller: 8, 4, 2 or 1."""
+    for factor in (8, 4, 2):
+        if all(
+            has % factor == 0 and has // factor >= SPARE * need
+            for has, need in zip(size, needed, strict=True)
+        ):
+            return factor
+    return 1
 
 
 def photo_size(path: Path) -> tuple[int, int]:

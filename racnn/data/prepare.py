@@ -142,7 +142,9 @@ def prepare(
     root.mkdir(parents=True, exist_ok=True)
     sweep(root)
     done = _read_marker(root)
-    if not done and (complete := _complete_by_hand(official, root)):
+    if not any(archive.name in done for archive in official.archives) and (
+        complete := _complete_by_hand(official, root)
+    ):
         return complete
     for archive in official.archives:
         if done.get(archive.name) == archive.sha256:

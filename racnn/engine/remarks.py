@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from racnn.config import Config
+
 COLLAPSE_SHARE = 0.5  # of the regions at a bound, from which a warning is given
 IMBALANCE = 10  # photos of the largest class for one of the smallest, from which a warning is given
 WIDE = 0.85  # mean side of a region, as a share of its view's, from which zooming in hardly enlarges anything
 
 
-def verdict(report: Mapping[str, Any], bounds: Sequence[tuple[float, float]]) -> list[str]:
+def verdict(report: Mapping[str, Any], config: Config) -> list[str]:
     """Return what is wrong with a trained network and what to try, one line each; empty where every look pays.
 
     A finer scale pays where its top-1 on the validation photos is above the coarser one's, or equal with a better mean
@@ -19,16 +21,14 @@ def verdict(report: Mapping[str, Any], bounds: Sequence[tuple[float, float]]) ->
 
     Args:
         report: Of :func:`racnn.metrics.evaluation_report`, on photos that were held out from training.
-        bounds: Least and largest side of each region.
+        config: Of the run.
     """
+    bounds = config.model.region_bounds()
     lines = collapse_warning(report["regions"], bounds)
-    scales = [name for name in report["top1"] if name in (f"scale_{s}" for s in range(1, len(bounds) + 2))]
-    for coarse, fine in pairwise(scales):
-        if _rank(report, fine) <= _rank(report, coarse):
-            region = f"region_{coarse[-1]}"
-            lines.append(
-                f"{_compare(report, fine, coarse)}: {_advice(region, report['regions'][region], fine)}"
-            )
+    scales = [f"scale_{s}" for s in range(1, len(bounds) + 2) if f"scale_{s}" in report["top1"]]
+    for number, (coarse, fine) in enumerate(pairwise(scales), start=1):
+        if report["top1"][coarse] < 1.0 and _rank(report, fine) <= _rank(report, coarse):
+            lines.append(f"{_compare(report, fine, coarse)}: {_advice(number, report['regions'], config)}")
     if "fused" in report["top1"]:
         best = max(scales, key=lambda name: _rank(report, name))
         if report["top1"]["fused"] < report["top1"][best]:
@@ -52,22 +52,34 @@ def _compare(report: Mapping[str, Any], worse: str, better: str) -> str:
     noise = f", {few} photo{'' if few == 1 else 's'}" if few else ""
     return (
         f"{worse} is not better than {better} on the {photos} validation photos (top-1 {100 * low:.1f} against "
-        f"{100 * high:.1f} %{noise}; mean log-probability {low_sure:.2f} against {high_sure:.2f})"
+        f"{100 * high:.1f} %{noise}; mean log-probability {low_sure:.3f} against {high_sure:.3f})"
     )
 
 
-def _advice(region: str, statistics: Mapping[str, float], scale: str) -> str:
-    """Return what to try where a look did not pay, by what its region does."""
-    number = region[-1]
-    if statistics["tl_mean"] > WIDE:
+def _advice(number: int, regions: Mapping[str, Mapping[str, float]], config: Config) -> str:
+    """Return what to try where a look did not pay, by what its region does and how it was taught."""
+    region, side = f"region_{number}", regions[f"region_{number}"]
+    taught = [p for p in config.phases() if p.kind == "apn_init" and number in (p.scales or (number,))]
+    where = f"the apn_init phase of scales: [{number}]"
+    if not taught:
+        return f"{region} was never taught; add an apn_init phase of scales: [{number}]"
+    if taught[-1].target == "peak":
         return (
-            f"{region} keeps nearly the whole view (mean side {statistics['tl_mean']:.2f}), so there is little to gain; "
-            f"raise `level` in the apn_init phase of scales: [{number}] (tools/teacher.py shows what each level gives)"
+            f"{region} has a fixed size; with target: component in {where} it is read from the response map"
         )
+    if side["at_bound"] > COLLAPSE_SHARE:
+        return f"{region} has collapsed, see above"
+    if side["tl_mean"] > WIDE:
+        return (
+            f"{region} keeps nearly the whole view (mean side {side['tl_mean']:.2f}), so there is little to gain; raise "
+            f"`level` or `trim` in {where} (tools/teacher.py shows what each gives)"
+        )
+    trained = [p for p in config.phases() if p.kind == "classification" and number + 1 in p.scales]
+    start = "" if any(p.init_from for p in trained) else f", from scale {number} (init_from: {number})"
     return (
-        f"see with `racnn visualize` whether {region} holds what tells the classes apart. If it does, train {scale} "
-        f"longer, or from scale {number} with init_from: {number}; if it cuts that off, lower `level` in the apn_init "
-        f"phase of scales: [{number}], and if it is elsewhere, train scale {number} better first"
+        f"see with `racnn visualize` whether {region} holds what tells the classes apart. If it does, train scale_{number + 1} "
+        f"longer{start}; if it cuts that off, lower `level` in {where}, and if it is elsewhere, train scale {number} "
+        "better first"
     )
 
 

@@ -71,10 +71,8 @@ def fit(
             raise SystemExit(128 + number) from None
         finally:
             run.recorder.close()
-            if not (
-                run.folder / "last.pt"
-            ).exists():  # a start that failed leaves nothing in the next one's way
-                clear_folder(run.folder)
+            if not run.progress.step and not (run.folder / "last.pt").exists():
+                clear_folder(run.folder)  # a start that failed leaves nothing in the way of the next
     return run.folder / "best.pt", run.best_report()
 
 
@@ -102,9 +100,22 @@ class Run:
             self.progress = Progress(**content["progress"])
             self._optimizer_state = content["optimizer"]
         prepare(self.model, config, device)
+        self.model.check_enlargements(
+            {
+                scale: phase.enlarge
+                for phase in config.phases()
+                if phase.kind == "apn_init"
+                for scale in phase.scales
+            }
+        )
         counts = self.data.class_counts()
         balanced = config.data.balance == "weights"
         self.class_weights = balanced_weights(counts).to(device) if balanced else None
+        if (
+            config.data.cache is not None
+        ):  # before an earlier run is deleted: a photo may be damaged, a disk full
+            for split in self.data.splits.keys() - {"test"}:
+                self.data.splits[split].use_cache(print)
         self.folder.mkdir(parents=True, exist_ok=True)
         if content is None:
             clear_folder(self.folder)
@@ -118,9 +129,6 @@ class Run:
         self.recorder.say(
             f"{self.data.dataset}: {len(self.data.class_names)} classes, photos: {sizes}; on {device}"
         )
-        if config.data.cache is not None:
-            for split in self.data.splits.keys() - {"test"}:
-                self.data.splits[split].use_cache(self.recorder.say)
         if warning := imbalance_warning(counts, self.data.class_names, config.data.balance):
             self.recorder.say(f"warning: {warning}")
 

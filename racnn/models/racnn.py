@@ -14,7 +14,7 @@ Convention
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from racnn.config import DEFAULT_BOUNDS
+from racnn.errors import ConfigError
 from racnn.models.apn import CompactAPN, PaperAPN
 from racnn.models.backbone import Backbone, build_backbone
 from racnn.ops.boxmask import frame_steepness
@@ -206,12 +207,39 @@ class RACNN(nn.Module):
         """
         if factor == 1.0:
             return output.features[scale - 1].detach()
-        side = round(factor * self.view_sizes[scale - 1])
+        side = self._enlarged_side(scale, factor)
         if self.zoom_from == "source" or scale == 1:
             view = self._cut(self.normalise(images), output.places[scale - 1], side, masked=scale > 1)
         else:
             view = self._cut(output.views[scale - 2], output.regions[scale - 2], side)
         return self._extract(scale - 1, view)
+
+    @torch.no_grad()
+    def check_enlargements(self, factors: Mapping[int, float]) -> None:
+        """Refuse at once what :meth:`enlarged_features` could not do after hours of training.
+
+        Args:
+            factors: By scale, counted from 1.
+
+        Raises:
+            ConfigError: A backbone takes only views of one size, as many transformers do.
+        """
+        for scale, factor in factors.items():
+            if factor > 1.0:
+                side = self._enlarged_side(scale, factor)
+                try:
+                    self._extract(scale - 1, self.mean.new_zeros(1, 3, side, side))
+                except (RuntimeError, AssertionError, ValueError) as error:
+                    reason = (str(error).splitlines() or [type(error).__name__])[0]
+                    raise ConfigError(
+                        f"schedule: the apn_init phase of scales: [{scale}] has enlarge: {factor:g}, but the backbone takes "
+                        f"no view of {side} px ({reason}); set enlarge to 1 there"
+                    ) from None
+
+    def _enlarged_side(self, scale: int, factor: float) -> int:
+        """Return the side in whole cells of the feature map; a part of one would shift the map."""
+        stride = self.backbone(scale).stride
+        return max(1, round(factor * self.view_sizes[scale - 1] / stride)) * stride
 
     def fuse(self, descriptors: Sequence[Tensor]) -> Tensor:
         """Return fused logits: each descriptor normalised on its own, concatenated, one linear layer (10)."""

@@ -52,7 +52,8 @@ def component_region(response: Tensor, level: float = 0.0, trim: float = 0.0) ->
     """
     response = response.float()
     mean = response.mean(dim=(1, 2), keepdim=True)
-    threshold = mean + level * (response.amax(dim=(1, 2), keepdim=True) - mean)
+    peak = response.amax(dim=(1, 2), keepdim=True)
+    threshold = mean + level * (peak - mean)
     component = largest_component(response > threshold)
     box = torch.cat([_extent(component.any(dim=1)), _extent(component.any(dim=2))], dim=1)  # x0, x1, y0, y1
     if trim > 0.0:
@@ -60,7 +61,10 @@ def component_region(response: Tensor, level: float = 0.0, trim: float = 0.0) ->
         trimmed = torch.cat(
             [_trimmed_extent(mass.sum(dim=1), trim), _trimmed_extent(mass.sum(dim=2), trim)], dim=1
         )
-        box = torch.where(mass.sum(dim=(1, 2))[:, None] > 0.0, trimmed, box)  # a constant map has no mass
+        flat = (peak - mean <= 1e-5 * peak.abs())[
+            :, :, 0
+        ]  # constant but for rounding: there is nothing to trim
+        box = torch.where(flat, box, trimmed)
     return bounding_region(box[:, [0, 2, 1, 3]])
 
 

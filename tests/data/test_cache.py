@@ -1,6 +1,5 @@
 """A cache changes nothing but the time: the same pixels, never stale, never half written, for any number of writers."""
 
-import json
 import os
 import pickle
 import shutil
@@ -167,14 +166,45 @@ def test_two_programs_may_write_the_same_cache(tmp_path, paths, monkeypatch):
 
 def test_what_was_left_unfinished_is_not_read_and_swept_in_time(tmp_path, paths):
     finished = opened(tmp_path, paths).folder
-    old, new = (tmp_path / "cache" / f".{name}.tmp" for name in ("old.1", "new.2"))
-    for left in (old, new):
+    names = [f".{finished.name}.{'0' * 8}.tmp", f".{finished.name}.{'1' * 8}.tmp", ".precious.tmp"]
+    old, new, precious = (tmp_path / "cache" / name for name in names)
+    for left in (old, new, precious):
         shutil.copytree(finished, left)
     shutil.rmtree(finished)
     long_ago = time.time() - cache.STALE - 60
-    os.utime(old, (long_ago, long_ago))
+    for left in (old, precious):
+        os.utime(left / "pixels.u8", (long_ago, long_ago))
     opened(tmp_path, paths)
-    assert folders(tmp_path) == sorted([new.name, finished.name])
+    assert folders(tmp_path) == sorted([new.name, precious.name, finished.name])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / INDEX).write_text(""),
+        lambda folder: (folder / INDEX).write_text("[]"),
+        lambda folder: (folder / INDEX).unlink(),
+        lambda folder: (folder / "pixels.u8").write_bytes(b"short"),
+        lambda folder: (folder / "pixels.u8").unlink(),
+    ],
+)
+def test_a_cache_that_was_cut_short_is_written_anew(damage, tmp_path, paths):
+    store = opened(tmp_path, paths)
+    pixels = store[3][0].copy()
+    damage(store.folder)
+    assert np.array_equal(opened(tmp_path, paths)[3][0], pixels)
+
+
+def test_a_cache_that_cannot_be_written_costs_no_earlier_run(tmp_path, paths, short):
+    photos = {"data__dataset": "folder", "data__root": str(tmp_path / "birds"), "data__batch_size": 4}
+    fit(short(tmp_path / "run", **photos), device=torch.device("cpu"))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+    for path in paths:
+        path.write_bytes(path.read_bytes()[:60])
+    cached = short(tmp_path / "run", **photos, data__cache=str(tmp_path / "cache"))
+    with pytest.raises(DataError):
+        fit(cached, device=torch.device("cpu"), overwrite=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()} == before
 
 
 def test_a_process_that_gets_a_copy_maps_the_file_itself(tmp_path, paths):
@@ -185,7 +215,6 @@ def test_a_process_that_gets_a_copy_maps_the_file_itself(tmp_path, paths):
     assert np.array_equal(pickle.loads(blob)[2][0], pixels)
     with pytest.raises(ValueError, match="read-only"):
         pixels[0] = 0
-    assert len(json.loads((store.folder / INDEX).read_text())["names"]) == 12
 
 
 def test_a_run_with_a_cache_ends_with_the_same_weights(tmp_path, paths, short, capsys):

@@ -2,9 +2,17 @@
 
 import pytest
 
+from racnn.config import load_config, parse_config
 from racnn.engine.remarks import collapse_warning, imbalance_warning, verdict
 
 BOUNDS = [(0.2, 0.95), (0.3, 0.8)]
+RECIPE = load_config(None)
+
+
+def with_peak():
+    first = {"kind": "classification", "epochs": 1, "lr": 0.1}
+    taught = {"kind": "apn_init", "scales": [1], "epochs": 1, "lr": 0.1, "target": "peak"}
+    return parse_config({"schedule": [first, taught]}, origin="test")
 
 
 def statistics(at_bound, tl_mean):
@@ -59,36 +67,56 @@ def report(top1, log_prob, sides=(0.6, 0.5), at_bound=(0.0, 0.0)):
 
 
 def test_a_run_in_which_every_look_pays_is_not_remarked_on():
-    assert verdict(report((0.80, 0.86, 0.88, 0.90), (-0.8, -0.6, -0.5, -0.4)), BOUNDS) == []
+    assert verdict(report((0.80, 0.86, 0.88, 0.90), (-0.8, -0.6, -0.5, -0.4)), RECIPE) == []
 
 
 def test_equal_accuracy_with_a_surer_finer_scale_pays():
-    assert verdict(report((0.80, 0.80, 0.80, 0.80), (-0.8, -0.6, -0.5, -0.9)), BOUNDS) == []
+    assert verdict(report((0.80, 0.80, 0.80, 0.80), (-0.8, -0.6, -0.5, -0.9)), RECIPE) == []
 
 
 def test_a_finer_scale_that_does_not_pay_is_named_with_the_numbers_and_what_to_try():
-    (line,) = verdict(report((0.80, 0.86, 0.82, 0.90), (-0.8, -0.6, -0.7, -0.4)), BOUNDS)
+    (line,) = verdict(report((0.80, 0.86, 0.82, 0.90), (-0.8, -0.6, -0.7, -0.4)), RECIPE)
     assert line.startswith("scale_3 is not better than scale_2 on the 50 validation photos")
     assert "82.0 against 86.0 %, 2 photos" in line
-    assert "-0.70 against -0.60" in line
-    assert "init_from: 2" in line
+    assert "-0.700 against -0.600" in line
     assert "scales: [2]" in line
+    assert "init_from" not in line  # the recipe has it already
+
+
+@pytest.mark.parametrize(
+    ("config", "advice"),
+    [
+        (with_peak(), "with target: component in the apn_init phase of scales: [1]"),
+        (
+            parse_config({"schedule": [{"kind": "classification", "epochs": 1, "lr": 0.1}]}, origin="test"),
+            "never taught",
+        ),
+    ],
+)
+def test_the_advice_fits_the_schedule(config, advice):
+    (line,) = verdict(report((0.80, 0.78, 0.88, 0.90), (-0.6, -0.7, -0.5, -0.4)), config)
+    assert advice in line
+    assert "`level`" not in line
+
+
+def test_nothing_can_be_better_than_all_right():
+    assert verdict(report((1.0, 1.0, 1.0, 1.0), (-0.01, -0.02, -0.03, -0.01)), RECIPE) == []
 
 
 def test_equal_accuracy_with_a_less_sure_finer_scale_does_not_pay():
-    (line,) = verdict(report((0.80, 0.80, 0.88, 0.90), (-0.6, -0.7, -0.5, -0.4)), BOUNDS)
+    (line,) = verdict(report((0.80, 0.80, 0.88, 0.90), (-0.6, -0.7, -0.5, -0.4)), RECIPE)
     assert line.startswith("scale_2 is not better than scale_1")
     assert "photo;" not in line  # no photo decides: the log-probability does
 
 
 def test_a_region_that_keeps_the_whole_view_is_told_how_to_zoom():
-    (line,) = verdict(report((0.80, 0.78, 0.88, 0.90), (-0.6, -0.7, -0.5, -0.4), sides=(0.9, 0.5)), BOUNDS)
+    (line,) = verdict(report((0.80, 0.78, 0.88, 0.90), (-0.6, -0.7, -0.5, -0.4), sides=(0.9, 0.5)), RECIPE)
     assert "region_1 keeps nearly the whole view (mean side 0.90)" in line
     assert "raise `level`" in line
 
 
 def test_a_fused_answer_below_the_best_scale_is_told():
-    (line,) = verdict(report((0.80, 0.86, 0.90, 0.88), (-0.8, -0.6, -0.5, -0.4)), BOUNDS)
+    (line,) = verdict(report((0.80, 0.86, 0.90, 0.88), (-0.8, -0.6, -0.5, -0.4)), RECIPE)
     assert line.startswith("fused is not better than scale_3")
     assert "1 photo;" in line
 
@@ -96,10 +124,17 @@ def test_a_fused_answer_below_the_best_scale_is_told():
 def test_collapse_is_part_of_the_verdict():
     lines = verdict(
         report((0.80, 0.86, 0.90, 0.92), (-0.8, -0.6, -0.5, -0.4), sides=(0.6, 0.31), at_bound=(0.0, 0.9)),
-        BOUNDS,
+        RECIPE,
     )
     assert len(lines) == 1
     assert "region_2 has shrunk" in lines[0]
+
+
+def test_a_collapsed_look_that_does_not_pay_has_one_piece_of_advice():
+    top1, log_prob = (0.80, 0.78, 0.88, 0.90), (-0.6, -0.7, -0.5, -0.4)
+    collapsed, useless = verdict(report(top1, log_prob, sides=(0.94, 0.5), at_bound=(0.9, 0.0)), RECIPE)
+    assert "region_1 has grown" in collapsed
+    assert useless.endswith("region_1 has collapsed, see above")
 
 
 def test_one_scale_alone_has_no_verdict():
@@ -109,4 +144,4 @@ def test_one_scale_alone_has_no_verdict():
         "log_prob": {"scale_1": -2.0},
         "regions": {},
     }
-    assert verdict(one, []) == []
+    assert verdict(one, RECIPE) == []

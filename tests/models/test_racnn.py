@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from racnn import RACNN, RACNNOutput
+from racnn.errors import ConfigError
 from racnn.losses import classification_losses, ranking_losses
 from racnn.models.apn import PaperAPN
 from racnn.ops.boxmask import frame_steepness
@@ -404,3 +405,25 @@ class TestEnlargedFeatures:
             model.enlarged_features(images, output, scale=2, factor=factor).requires_grad
             for factor in (1.0, 2.0)
         )
+
+    @pytest.mark.parametrize("factor", [1.05, 1.3, 2.0])
+    def test_the_enlarged_view_is_whole_cells(self, factor: float) -> None:
+        model, images = _model(), _images()
+        seen: list[Tensor] = []
+        model.backbones[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        features = model.enlarged_features(images, model(images), scale=1, factor=factor)
+        assert seen[-1].shape[-1] == 4 * features.shape[-1]
+        assert abs(seen[-1].shape[-1] - factor * VIEWS[0]) <= 2
+
+    def test_a_backbone_of_one_size_is_refused_before_it_is_trained(self) -> None:
+        model = _model()
+
+        def only_small(_: nn.Module, given: tuple[Tensor]) -> None:
+            assert given[0].shape[-1] == VIEWS[0], "wrong size"
+
+        model.backbones[0].register_forward_pre_hook(only_small)
+        model.check_enlargements({1: 1.0, 2: 2.0})
+        with pytest.raises(
+            ConfigError, match=r"scales: \[1\] has enlarge: 2, .* no view of 64 px .*set enlarge to 1"
+        ):
+            model.check_enlargements({1: 2.0})

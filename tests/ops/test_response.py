@@ -174,8 +174,11 @@ class TestTrim:
 
     @pytest.mark.parametrize("trim", [0.0, 0.1])
     def test_constant_map_gives_the_whole_image(self, trim: float) -> None:
-        region = component_region(torch.full((2, 7, 9), 0.1), trim=trim)
-        torch.testing.assert_close(region, torch.tensor([[0.0, 0.0, 1.0]] * 2))
+        constants = torch.rand(400, generator=torch.Generator().manual_seed(0))[:, None, None].expand(
+            -1, 14, 14
+        )
+        region = component_region(constants, trim=trim)
+        torch.testing.assert_close(region, torch.tensor([[0.0, 0.0, 1.0]]).expand(400, -1))
 
     def test_mass_is_counted_from_the_threshold(self) -> None:
         response = torch.rand(3, 9, 9, generator=torch.Generator().manual_seed(1))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from racnn.config import DataConfig
+from racnn.errors import DataError
 
 TOOL = Path(__file__).parents[2] / "tools" / "benchmark.py"
 
@@ -46,7 +47,12 @@ def test_all_take_turns_and_the_middle_of_the_rounds_counts(tool, clock):
     assert figure.ratio == 2.0
 
 
-def test_the_pipelines_do_the_same_work_and_the_figures_are_written(tool, tmp_path, capsys):
+def test_a_folder_without_photos_is_refused(tool, tmp_path):
+    with pytest.raises(DataError, match="no photos in this folder"):
+        tool.data(photos=8, root=tmp_path, rounds=3, json_file=None)
+
+
+def test_the_figures_are_printed_and_written(tool, tmp_path, capsys):
     tool.data(photos=8, root=None, rounds=3, json_file=tmp_path / "deep" / "data.json")
     figures = json.loads((tmp_path / "deep" / "data.json").read_text())
     assert [figure["name"] for figure in figures] == ["data, from files", "data, from the cache"]

@@ -36,6 +36,8 @@ def test_a_move_that_the_image_cuts_short_counts_as_far_as_it_went(tool):
     torch.testing.assert_close(slope[[0, 2]], torch.tensor([3.0, 3.0]))
     slope = tool.slope(lambda place: place[:, 0], torch.tensor([[0.0, 0.0, 0.9]]), 2, 0.4, (0.89, 0.9))
     assert slope.isnan().all()
+    pushed = tool.slope(lambda place: place[:, 0], torch.tensor([[0.6, 0.0, 0.4]]), 2, 0.4, BOUNDS)
+    assert pushed.isnan().all()  # growing would move the centre: that is no slope of tl
 
 
 def test_the_derivative_of_a_network_is_the_slope_of_small_steps(tool, finished):

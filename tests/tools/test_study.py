@@ -1,6 +1,7 @@
 """A study trains what is new, shares what is the same, and tells what came out."""
 
 import runpy
+import shutil
 import statistics
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,9 +10,11 @@ import pytest
 import torch
 import yaml
 
+from racnn.config import load_config
 from racnn.engine import trainer
 from racnn.engine.checkpoint import digest, load_checkpoint
-from racnn.errors import ConfigError
+from racnn.engine.inference import evaluate_trained, load_trained
+from racnn.errors import ConfigError, DataError
 
 TOOL = Path(__file__).parents[2] / "tools" / "study.py"
 ONE_SCALE = [{"kind": "classification", "scales": [1], "epochs": 1, "lr": 0.01}]
@@ -83,6 +86,40 @@ def test_variants_that_begin_alike_share_their_stages(study):
         "02",
         "02",
     ]  # the shared one, the baseline's, and one each for the two targets
+
+
+def test_a_last_stage_that_does_harm_is_measured_as_it_is(tool, tiny, tmp_path):
+    harmful = {
+        "kind": "ranking",
+        "scales": [1],
+        "epochs": 1,
+        "lr": 0.3,
+        "gradient": "energy",
+        "optimizer": "adamw",
+    }
+    second = {**ONE_SCALE[0], "scales": [2]}
+    config = tiny("unused", schedule=[*TWO_STAGES, second, harmful], data__synthetic__num_train=32)
+    folder, _ = tool.run_stages(config, tmp_path, torch.device("cpu"))
+    (before,) = tmp_path.glob("03-*")
+    shutil.copyfile(
+        before / "last.pt", folder / "best.pt"
+    )  # as the trainer leaves it where nothing was better
+    sides = [
+        evaluate_trained(load_trained(place / "last.pt"), split="val")["regions"]["region_1"]["tl_mean"]
+        for place in (before, folder)
+    ]
+    assert sides[0] != sides[1]
+    assert tool.measure(folder, "val", None, torch.device("cpu"))["region_1_tl_mean"] == sides[1]
+
+
+def test_folders_of_other_photos_share_no_stages(tool, tiny):
+    keys = {tool.key_of(tiny("a", data__dataset="folder", data__root=root)) for root in ("here", "there")}
+    assert len(keys) == 2
+
+
+def test_the_mistake_of_a_first_stage_is_told(tool, tiny, tmp_path):
+    with pytest.raises(DataError, match=r"data\.root"):
+        tool.run_stages(tiny("unused", data__dataset="folder"), tmp_path, torch.device("cpu"))
 
 
 def test_nothing_is_trained_twice(study, monkeypatch):
@@ -221,7 +258,6 @@ def test_time_before_a_stop_counts(tool, tiny, tmp_path, monkeypatch):
     def stopped_once(stage, **_options):
         calls.append(stage)
         if len(calls) == 1:
-            Path(stage.run.out).mkdir(parents=True)
             raise KeyboardInterrupt
 
     monkeypatch.setattr(trainer, "fit", stopped_once)
@@ -238,3 +274,13 @@ def test_held_out_photos_can_be_studied(tool, tiny, tmp_path):
     folder, _ = tool.run_stages(config, tmp_path, torch.device("cpu"))
     assert folder.name.startswith("04-")
     assert "ranking" in (folder / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("path", sorted((TOOL.parent / "studies").glob("*.yaml")), ids=lambda path: path.name)
+def test_the_studies_that_come_with_it_can_be_read(path, tool):
+    if "variants" not in yaml.safe_load(path.read_text()):
+        load_config(path)  # what a study varies
+        return
+    study = tool.read_study(path)
+    configs = {name: study.resolve(name, seed, []) for name in study.variants for seed in study.seeds}
+    assert len({tool.key_of(config) for config in configs.values()}) == len(study.variants)
