@@ -6,6 +6,7 @@ import math
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,9 @@ def damaged(records: Sequence[Record], *, workers: int) -> Iterator[tuple[Record
     Args:
         records: With paths.
         workers: Processes; 0 reads in this one.
+
+    Raises:
+        DataError: A process was killed.
     """
     paths = [record.path for record in records if record.path is not None]
     assert len(paths) == len(records), "drawn photos need no check"
@@ -99,8 +103,14 @@ def damaged(records: Sequence[Record], *, workers: int) -> Iterator[tuple[Record
         yield from zip(records, map(_reason, paths), strict=True)
         return
     context = multiprocessing.get_context("spawn")  # threads of torch and OpenCV do not survive a fork
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        yield from zip(records, pool.map(_reason, paths, chunksize=AT_ONCE), strict=True)
+    try:
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            yield from zip(records, pool.map(_reason, paths, chunksize=AT_ONCE), strict=True)
+    except BrokenProcessPool:
+        raise DataError(
+            "a process that reads photos was killed, perhaps for want of memory; read them in this one "
+            "(--workers 0, or data.num_workers=0) to see which photo it was"
+        ) from None
 
 
 def find_damaged(catalog: Catalog, config: DataConfig) -> dict[str, str]:

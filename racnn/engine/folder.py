@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +51,25 @@ def open_folder(folder: Path, config: Config, *, resume: bool, overwrite: bool) 
     return None
 
 
-def refuse_other_photos(train_names: Sequence[str], data: Data) -> None:
-    """Refuse to resume on other training photos than those the run began with.
+def refuse_other_photos(content: Mapping[str, Any], data: Data) -> None:
+    """Refuse to resume on other classes or training photos than those the run began with.
+
+    Args:
+        content: Of the checkpoint.
+        data: As it is now.
 
     Raises:
-        DataError: Photos were added or removed.
+        DataError: Classes were renamed, reordered, added or removed; or photos were.
     """
-    changed = set(data.training_names()) ^ set(train_names)
+    names, known = data.class_names, content["class_names"]
+    if names != known:
+        pairs = itertools.zip_longest(names, known, fillvalue="none")
+        position, (now, then) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+        raise DataError(
+            f"--resume: the classes are no longer those the run began with: class {position + 1} is '{now}', was '{then}'; "
+            "restore them, or begin a new run"
+        )
+    changed = set(data.training_names()) ^ set(content["train_names"])
     if changed:
         raise DataError(
             f"--resume: {len(changed)} training photos were added or removed since the run began, for example "

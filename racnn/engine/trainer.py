@@ -95,7 +95,7 @@ class Run:
         self.progress = Progress()
         self._optimizer_state: dict[str, Any] | None = None
         if content:
-            refuse_other_photos(content["train_names"], self.data)
+            refuse_other_photos(content, self.data)
             self.model.load_state_dict(content["model"])
             self.progress = Progress(**content["progress"])
             self._optimizer_state = content["optimizer"]

@@ -1,5 +1,7 @@
 """info counts and measures, verify finds every damaged photo, and what it lists can be left out."""
 
+from concurrent.futures.process import BrokenProcessPool
+
 import numpy as np
 import pytest
 from layouts import write_photo
@@ -7,6 +9,7 @@ from PIL import Image
 
 from racnn.config import DataConfig
 from racnn.data import build_data
+from racnn.data import survey as survey_module
 from racnn.data.catalog import read_exclusions
 from racnn.data.folders import folder
 from racnn.data.survey import damaged, format_survey, survey
@@ -61,6 +64,18 @@ def test_every_damaged_photo_is_found(workers, broken):
     found = {r.name: reason for r, reason in damaged(catalog.train + catalog.test, workers=workers) if reason}
     assert set(found) == {"auk/0.png", "auk/3.png", "wren/1.png"}
     assert all("cannot be read as a photo" in reason for reason in found.values())
+
+
+def test_a_process_that_is_killed_is_told(root, racnn, monkeypatch):
+    class Killed(survey_module.ProcessPoolExecutor):
+        def map(self, *_, **__):
+            raise BrokenProcessPool
+
+    monkeypatch.setattr(survey_module, "ProcessPoolExecutor", Killed)
+    result = racnn("data", "verify", "--root", root, "--workers", 1)
+    assert result.code == 2
+    assert "was killed" in result.err
+    assert "--workers 0" in result.err
 
 
 def test_what_verify_lists_can_be_left_out(broken, racnn, tmp_path):

@@ -349,10 +349,16 @@ def test_a_run_with_held_out_photos_goes_on_exactly(tiny, tmp_path, monkeypatch)
 
 def test_held_out_photos_count_as_photos_of_the_run(tiny, tmp_path):
     data = build_data(tiny(tmp_path, schedule=HELD_OUT, data__held_out_fraction=0.3).data, seed=0)
-    refuse_other_photos(data.training_names(), data)
+    stored = {"class_names": list(data.class_names), "train_names": data.training_names()}
+    refuse_other_photos(stored, data)
     lost = data.splits["held_out"].records[0].name
     with pytest.raises(DataError, match=f"1 training photos were added or removed.*{lost}"):
-        refuse_other_photos([name for name in data.training_names() if name != lost], data)
+        refuse_other_photos(stored | {"train_names": [n for n in data.training_names() if n != lost]}, data)
+    first, second, *rest = data.class_names
+    with pytest.raises(DataError, match=f"class 1 is '{first}', was '{second}'"):
+        refuse_other_photos(stored | {"class_names": [second, first, *rest]}, data)
+    with pytest.raises(DataError, match=f"class {len(rest) + 3} is 'none', was 'new'"):
+        refuse_other_photos(stored | {"class_names": [first, second, *rest, "new"]}, data)
 
 
 def test_fusion_starts_from_what_the_validation_photos_say(finished, tmp_path, monkeypatch):
