@@ -100,20 +100,14 @@ class Run:
             self.progress = Progress(**content["progress"])
             self._optimizer_state = content["optimizer"]
         prepare(self.model, config, device)
-        self.model.check_enlargements(
-            {
-                scale: phase.enlarge
-                for phase in config.phases()
-                if phase.kind == "apn_init"
-                for scale in phase.scales
-            }
-        )
+        taught = [phase for phase in config.phases() if phase.kind == "apn_init"]
+        every = range(1, config.model.num_scales)
+        self.model.check_enlargements((s, phase.enlarge) for phase in taught for s in phase.scales or every)
         counts = self.data.class_counts()
         balanced = config.data.balance == "weights"
         self.class_weights = balanced_weights(counts).to(device) if balanced else None
-        if (
-            config.data.cache is not None
-        ):  # before an earlier run is deleted: a photo may be damaged, a disk full
+        if config.data.cache is not None:
+            # before an earlier run is deleted: a photo may be damaged, a disk full
             for split in self.data.splits.keys() - {"test"}:
                 self.data.splits[split].use_cache(print)
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ Convention
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -215,16 +215,18 @@ class RACNN(nn.Module):
         return self._extract(scale - 1, view)
 
     @torch.no_grad()
-    def check_enlargements(self, factors: Mapping[int, float]) -> None:
-        """Refuse at once what :meth:`enlarged_features` could not do after hours of training.
+    def check_enlargements(self, factors: Iterable[tuple[int, float]]) -> None:
+        """Refuse at once what :meth:`enlarged_features` could not do after hours of training. Changes nothing.
 
         Args:
-            factors: By scale, counted from 1.
+            factors: Pairs of a scale, counted from 1, and its factor.
 
         Raises:
             ConfigError: A backbone takes only views of one size, as many transformers do.
         """
-        for scale, factor in factors.items():
+        training = self.training
+        self.eval()  # or batch norm would learn from what is tried
+        for scale, factor in factors:
             if factor > 1.0:
                 side = self._enlarged_side(scale, factor)
                 try:
@@ -235,6 +237,7 @@ class RACNN(nn.Module):
                         f"schedule: the apn_init phase of scales: [{scale}] has enlarge: {factor:g}, but the backbone takes "
                         f"no view of {side} px ({reason}); set enlarge to 1 there"
                     ) from None
+        self.train(training)
 
     def _enlarged_side(self, scale: int, factor: float) -> int:
         """Return the side in whole cells of the feature map; a part of one would shift the map."""

@@ -61,9 +61,8 @@ def component_region(response: Tensor, level: float = 0.0, trim: float = 0.0) ->
         trimmed = torch.cat(
             [_trimmed_extent(mass.sum(dim=1), trim), _trimmed_extent(mass.sum(dim=2), trim)], dim=1
         )
-        flat = (peak - mean <= 1e-5 * peak.abs())[
-            :, :, 0
-        ]  # constant but for rounding: there is nothing to trim
+        # constant but for rounding: there is nothing to trim
+        flat = (peak - mean <= 1e-5 * peak.abs())[:, :, 0]
         box = torch.where(flat, box, trimmed)
     return bounding_region(box[:, [0, 2, 1, 3]])
 

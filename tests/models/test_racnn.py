@@ -422,8 +422,16 @@ class TestEnlargedFeatures:
             assert given[0].shape[-1] == VIEWS[0], "wrong size"
 
         model.backbones[0].register_forward_pre_hook(only_small)
-        model.check_enlargements({1: 1.0, 2: 2.0})
+        model.check_enlargements([(1, 1.0), (2, 2.0)])
         with pytest.raises(
             ConfigError, match=r"scales: \[1\] has enlarge: 2, .* no view of 64 px .*set enlarge to 1"
         ):
-            model.check_enlargements({1: 2.0})
+            model.check_enlargements([(1, 2.0)])
+
+    def test_trying_a_view_changes_nothing(self) -> None:
+        model = _model().train()  # the tiny backbone has batch norm
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        model.check_enlargements([(1, 2.0), (2, 1.5)])
+        assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+        assert model.training
+        assert all(module.training for module in model.modules())
