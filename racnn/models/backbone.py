@@ -28,6 +28,7 @@ class Backbone(nn.Module):
         mean: Per channel, of images in [0, 1]; the view is ``(image - mean) / std``.
         std: Per channel.
         source: torchvision's name, for ``weights='imagenet'``; None where there is no such file.
+        left_out: Names of the original network's layers that the trunk has no use for; files may hold them.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Backbone(nn.Module):
         mean: tuple[float, ...] = IMAGENET_MEAN,
         std: tuple[float, ...] = IMAGENET_STD,
         source: str | None = None,
+        left_out: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         self.features = trunk  # torchvision's name, so that its files fit as they are
@@ -47,6 +49,7 @@ class Backbone(nn.Module):
         self.mean = mean
         self.std = std
         self.source = source
+        self.left_out = ("classifier", "fc", "head", *left_out)
         self.frozen_layers = 0
 
     def freeze(self, stages: int) -> None:
@@ -119,24 +122,57 @@ BACKBONES: dict[str, Callable[[], Backbone]] = {
 }
 
 
-class _LastFeatures(nn.Module):
-    """A timm feature extractor that returns its one feature map, channels first, instead of a list."""
+class _TimmTrunk(nn.Module):
+    """A timm network up to the map that it would pool, channels first; what only comes after the pooling is left out.
 
-    def __init__(self, extractor: nn.Module, *, channels_come_last: bool) -> None:
+    Attributes:
+        left_out: Names of the layers that were left out.
+        channels: Of the map.
+        stride: Pixels per cell of the map.
+
+    Raises:
+        ConfigError: The network yields no map.
+    """
+
+    def __init__(self, name: str, network: Any) -> None:
         super().__init__()
-        self.extractor = extractor
-        self.channels_come_last = channels_come_last
+        self.network = network
+        self.channels_come_last = str(getattr(network, "output_fmt", "NCHW")).endswith("NHWC")
+        called: set[nn.Module] = set()
+        hooks = [
+            layer.register_forward_pre_hook(lambda layer, _inputs: called.add(layer))
+            for layer in network.modules()
+        ]
+        side = network.default_cfg["input_size"][-1]
+        was_training = network.training
+        with torch.no_grad():
+            features = self.eval()(torch.zeros(1, 3, side, side))
+        self.train(was_training)
+        for hook in hooks:
+            hook.remove()
+        if features.ndim != 4:
+            raise ConfigError(
+                f"model.backbone: timm/{name} cannot be used as a backbone: it has no map of features, "
+                f"but an output of shape {list(features.shape)}"
+            )
+        self.channels = features.shape[1]
+        self.stride = side // features.shape[2]
+        self.left_out = tuple(
+            child for child, layer in network.named_children() if called.isdisjoint(layer.modules())
+        )
+        for child in self.left_out:
+            setattr(network, child, nn.Identity())
 
     def forward(self, view: Tensor) -> Tensor:
-        features: Tensor = self.extractor(view)[-1]
+        features: Tensor = self.network.forward_features(view)
         return features.permute(0, 3, 1, 2).contiguous() if self.channels_come_last else features
 
 
 def timm_backbone(name: str, *, pretrained: bool = False) -> Backbone:
-    """Return any timm network by name, cut after its last feature map.
+    """Return any timm network by name, cut before its pooling.
 
     Raises:
-        ConfigError: timm is not installed, or knows no such network, or it yields no feature maps.
+        ConfigError: timm is not installed, or knows no such network, or it yields no feature map.
         WeightsError: The pretrained weights cannot be downloaded.
     """
     import_torchvision()  # timm imports it too
@@ -151,7 +187,7 @@ def timm_backbone(name: str, *, pretrained: bool = False) -> Backbone:
             f"model.backbone: timm has no network '{name}'{did_you_mean(name, timm.list_models())}"
         )
     try:
-        extractor: Any = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=(-1,))
+        network: Any = timm.create_model(name, pretrained=pretrained, num_classes=0)
     except RuntimeError as error:
         raise ConfigError(f"model.backbone: timm/{name} cannot be used as a backbone: {error}") from None
     except OSError as error:
@@ -159,14 +195,15 @@ def timm_backbone(name: str, *, pretrained: bool = False) -> Backbone:
             f"model.weights: could not download the weights of timm/{name} ({error}); "
             "fetch the file by hand and give its path as model.weights"
         ) from None
-    last = extractor.feature_info.get_dicts()[-1]
-    settings = extractor.default_cfg
+    trunk = _TimmTrunk(name, network)
+    settings = network.default_cfg
     return Backbone(
-        _LastFeatures(extractor, channels_come_last=extractor.output_fmt.value == "NHWC"),
-        channels=last["num_chs"],
-        stride=last["reduction"],
+        trunk,
+        channels=trunk.channels,
+        stride=trunk.stride,
         mean=tuple(settings["mean"]),
         std=tuple(settings["std"]),
+        left_out=trunk.left_out,
     )
 
 
@@ -248,7 +285,7 @@ def _imagenet_weights(backbone: Backbone) -> dict[str, Tensor]:
 
 
 def load_trunk(backbone: Backbone, state: Mapping[str, Tensor], *, origin: str) -> None:
-    """Copy weights into the trunk; a file without fully connected layers is fine, and theirs are passed over.
+    """Copy weights into the trunk; the layers after the trunk may be there, and are passed over.
 
     Names may be torchvision's (``features.0.weight``) or those of the trunk itself.
 
@@ -257,11 +294,11 @@ def load_trunk(backbone: Backbone, state: Mapping[str, Tensor], *, origin: str) 
     """
     own = backbone.features.state_dict()
     found = {
-        key.removeprefix("features.").removeprefix("extractor."): value
+        key.removeprefix("features.").removeprefix("network."): value
         for key, value in state.items()
-        if not key.startswith(("classifier.", "fc.", "head."))
+        if key.split(".")[0] not in backbone.left_out
     }
-    target = {key.removeprefix("extractor."): key for key in own}
+    target = {key.removeprefix("network."): key for key in own}
     wanted = {key for key in target if not key.endswith("num_batches_tracked")}
     problems = []
     if missing := sorted(wanted - found.keys()):

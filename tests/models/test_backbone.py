@@ -117,17 +117,38 @@ class TestContract:
 
 
 class TestTimm:
-    def test_timm_backbone_keeps_its_contract_and_loads_its_own_file(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("name", "channels"),
+        [("resnet18", 512), ("tf_efficientnet_lite0", 1280), ("mobilenetv3_small_050", 288)],
+    )
+    def test_timm_backbone_keeps_its_contract_and_loads_its_own_file(
+        self, name: str, channels: int, tmp_path: Path
+    ) -> None:
         timm = pytest.importorskip("timm")
-        backbone = build_backbone("timm/resnet18")
-        assert (backbone.channels, backbone.stride) == (512, 32)
+        backbone = build_backbone(f"timm/{name}")
+        assert (backbone.channels, backbone.stride) == (channels, 32)
         assert_contract(backbone)
-        state = timm.create_model("resnet18", pretrained=False).state_dict()
-        assert "fc.weight" in state
-        torch.save(state, tmp_path / "resnet18.pth")
-        load_trunk(backbone, read_weights(backbone, str(tmp_path / "resnet18.pth")), origin="a file")
-        loaded = backbone.features.state_dict()
-        assert torch.equal(loaded["extractor.layer4.1.conv2.weight"], state["layer4.1.conv2.weight"])
+        network = timm.create_model(name, pretrained=False)
+        torch.save(network.state_dict(), tmp_path / "network.pth")
+        load_trunk(backbone, read_weights(backbone, str(tmp_path / "network.pth")), origin="a file")
+        view = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            expected = network.eval().forward_features(view)
+        torch.testing.assert_close(backbone.eval()(view), expected)
+
+    def test_timm_backbone_has_no_weights_that_it_does_not_use(self) -> None:
+        pytest.importorskip("timm")
+        backbone = build_backbone(
+            "timm/mobilenetv3_small_050"
+        )  # its last convolution comes after the pooling
+        assert "conv_head" in backbone.left_out
+        backbone(torch.rand(2, 3, 64, 64)).sum().backward()
+        assert [name for name, value in backbone.named_parameters() if value.grad is None] == []
+
+    def test_timm_network_without_a_map_is_refused(self) -> None:
+        pytest.importorskip("timm")
+        with pytest.raises(ConfigError, match=r"timm/vit_tiny_patch16_224 cannot be .*no map of features"):
+            build_backbone("timm/vit_tiny_patch16_224")
 
     def test_unknown_timm_name_is_refused_with_the_nearest(self) -> None:
         pytest.importorskip("timm")
