@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from racnn.ops.regions import clamp
-from racnn.ops.response import component_region, peak_region
 
 
 def classification_losses(
@@ -98,35 +97,20 @@ def response_map(features: Tensor, *, weight: Tensor | None = None, labels: Tens
 
 
 def apn_init_losses(
-    region: Tensor,
-    response: Tensor,
-    number: int,
-    *,
-    target: str,
-    level: float,
-    trim: float,
-    bounds: tuple[float, float],
+    region: Tensor, taught: Tensor, number: int, *, bounds: tuple[float, float]
 ) -> dict[str, Tensor]:
-    """Return the loss that teaches an APN the box which a response map shows.
-
-    The paper regresses a square of half the side centred on the peak (``peak``). ``component`` reads size and place
-    from the largest connected part of the map, clamped to what the APN can propose.
+    """Return the loss that teaches an APN a region: smooth L1 in the frame.
 
     Args:
         region: [B, 3] proposed.
-        response: [B, h, w] of the same view.
+        taught: [B, 3]; it is clamped to what the APN can propose.
         number: Of the region, counted from 1, for the name.
-        target: 'component' or 'peak'.
-        level: Of the threshold for 'component', see :func:`racnn.ops.response.component_region`.
-        trim: For 'component', likewise.
         bounds: Least and largest side.
 
     Returns:
-        ``apn_init_s``, smooth L1 in the frame, and the same as ``loss``.
+        ``apn_init_s`` and the same as ``loss``.
     """
-    taught = peak_region(response) if target == "peak" else component_region(response, level, trim)
-    taught = clamp(taught, *bounds)
-    loss = F.smooth_l1_loss(region, taught, beta=0.1)
+    loss = F.smooth_l1_loss(region, clamp(taught, *bounds), beta=0.1)
     return {f"apn_init_{number}": loss, "loss": loss}
 
 

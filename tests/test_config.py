@@ -299,9 +299,9 @@ def test_an_infinite_number_is_refused(kind, key):
     ],
 )
 def test_a_key_of_another_kind_of_phase_is_refused(kind, key, value, owner):
-    (line,) = [
-        text for text in mistakes({"schedule": [{**PHASE, "kind": kind, key: value}]}) if f"'{key}'" in text
-    ]
+    scales = [1] if kind == "apn_init" else []
+    lines = mistakes({"schedule": [{**PHASE, "kind": kind, "scales": scales, key: value}]})
+    (line,) = [text for text in lines if f"'{key}'" in text]
     assert line.startswith("schedule.0: ")
     assert owner in line
     assert kind in line
@@ -311,7 +311,7 @@ def test_a_key_of_another_kind_of_phase_is_refused(kind, key, value, owner):
     ("changes", "key", "owner"),
     [
         ({"optimizer": "adamw", "momentum": 0.5}, "momentum", "sgd"),
-        ({"kind": "apn_init", "target": "peak", "level": 0.5}, "level", "component"),
+        ({"kind": "apn_init", "scales": [1], "target": "peak", "level": 0.5}, "level", "component"),
         ({"scales": [1], "jitter": 0.5}, "jitter", "finer scales"),
         ({"scales": [2], "init_from": 2}, "init_from", "itself"),
     ],
@@ -324,7 +324,8 @@ def test_a_key_that_would_do_nothing_is_refused(changes, key, owner):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"optimizer": "adamw"}, {"kind": "apn_init", "target": "peak"}, {"scales": [1]}]
+    "changes",
+    [{"optimizer": "adamw"}, {"kind": "apn_init", "scales": [1], "target": "peak"}, {"scales": [1]}],
 )
 def test_a_dumped_phase_can_be_read_again(changes):
     config = parse_config({"schedule": [{**PHASE, **changes}]}, origin="test")
@@ -349,6 +350,13 @@ def test_a_phase_of_a_scale_that_the_model_lacks_is_refused(kind, changes, scale
     (line,) = mistakes({"schedule": [{**PHASE, "kind": kind, **changes}]})
     assert f"{kind} phase names scale {scale}" in line
     assert "3 scales" in line
+
+
+@pytest.mark.parametrize("scales", [[], [1, 2]])
+def test_an_apn_init_phase_that_teaches_more_than_one_region_is_refused(scales):
+    (line,) = mistakes({"schedule": [{**PHASE, "kind": "apn_init", "scales": scales}]})
+    assert "teaches one region" in line
+    assert "scales: [1]" in line
 
 
 def test_a_phase_of_regions_is_refused_where_there_is_one_scale():
@@ -490,7 +498,7 @@ def test_held_out_photos_can_be_given_to_ranking():
     [
         {**PHASE, "scales": [1], "jitter": 0.0},
         {**PHASE, "optimizer": "adamw", "momentum": 0.8},
-        {**PHASE, "kind": "apn_init", "target": "peak", "level": 0.5},
+        {**PHASE, "kind": "apn_init", "scales": [1], "target": "peak", "level": 0.5},
     ],
 )
 def test_a_stored_configuration_may_hold_keys_that_do_nothing(phase):

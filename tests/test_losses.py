@@ -155,57 +155,29 @@ class TestResponseMap:
 
 
 class TestAPNInit:
-    response = torch.zeros(1, 8, 12)
-    response[0, 2:5, 3:9] = 1.0  # the region (0, -0.125, 0.5)
-    response[0, 4, 8] = 2.0  # the peak: x = 17 / 12 - 1, y = 9 / 8 - 1
-
-    @pytest.mark.parametrize(
-        ("target", "taught"), [("component", (0.0, -0.125, 0.5)), ("peak", (5 / 12, 0.125, 0.5))]
-    )
-    def test_loss_is_zero_at_its_target_alone(self, target: str, taught: tuple[float, ...]) -> None:
-        options = {"target": target, "level": 0.0, "trim": 0.0, "bounds": (0.2, 0.9)}
+    @pytest.mark.parametrize("taught", [(0.0, -0.125, 0.5), (0.3, 0.1, 0.6)])
+    def test_loss_is_zero_at_its_target_alone(self, taught: tuple[float, ...]) -> None:
         region = torch.tensor([taught])
-        terms = losses.apn_init_losses(region, self.response, 2, **options)
+        terms = losses.apn_init_losses(region, region.clone(), 2, bounds=(0.2, 0.9))
         assert terms.keys() == {"apn_init_2", "loss"}
         assert float(terms["loss"]) == pytest.approx(0.0, abs=1e-12)
         for i in range(3):
             away = region.clone()
             away[0, i] += 0.03
-            assert losses.apn_init_losses(away, self.response, 2, **options)["loss"] > 1e-4
+            assert losses.apn_init_losses(away, region, 2, bounds=(0.2, 0.9))["loss"] > 1e-4
 
-    @pytest.mark.parametrize(
-        ("bounds", "taught"), [((0.6, 0.9), (0.0, -0.125, 0.6)), ((0.2, 0.4), (0.0, -0.125, 0.4))]
-    )
+    @pytest.mark.parametrize(("bounds", "side"), [((0.6, 0.9), 0.6), ((0.2, 0.4), 0.4)])
     def test_target_is_clamped_to_what_the_apn_can_propose(
-        self, bounds: tuple[float, float], taught: tuple[float, ...]
+        self, bounds: tuple[float, float], side: float
     ) -> None:
-        terms = losses.apn_init_losses(
-            torch.tensor([taught]), self.response, 1, target="component", level=0.0, trim=0.0, bounds=bounds
-        )
-        assert float(terms["loss"]) == pytest.approx(0.0, abs=1e-12)
-
-    def test_trim_is_handed_on(self) -> None:
-        region, sides = torch.zeros(1, 3), (0.05, 0.99)
-        options = {"target": "component", "level": 0.0, "bounds": sides}
-        plain, trimmed = (
-            losses.apn_init_losses(region, self.response, 1, trim=trim, **options)["loss"]
-            for trim in (0.0, 0.2)
-        )
-        assert plain != trimmed
-
-    def test_level_is_handed_on(self) -> None:
-        # mean 0.1979, maximum 2: above level 0.9 only the peak's cell is left
-        region = torch.tensor([[17 / 12 - 1, 9 / 8 - 1, 1 / 8]])
-        terms = losses.apn_init_losses(
-            region, self.response, 1, target="component", level=0.9, trim=0.0, bounds=(0.05, 0.9)
-        )
-        assert float(terms["loss"]) == pytest.approx(0.0, abs=1e-10)
+        taught, reachable = torch.tensor([[0.0, -0.125, 0.5]]), torch.tensor([[0.0, -0.125, side]])
+        loss = losses.apn_init_losses(reachable, taught, 1, bounds=bounds)["loss"]
+        assert float(loss) == pytest.approx(0.0, abs=1e-12)
 
     def test_loss_is_smooth_l1_and_its_gradient_leads_to_the_target(self) -> None:
+        taught = torch.tensor([[0.0, -0.125, 0.5]])
         region = torch.tensor([[0.05, 0.275, 0.5]], requires_grad=True)  # off by 0.05, 0.4, 0
-        loss = losses.apn_init_losses(
-            region, self.response, 1, target="component", level=0.0, trim=0.0, bounds=(0.2, 0.9)
-        )["loss"]
+        loss = losses.apn_init_losses(region, taught, 1, bounds=(0.2, 0.9))["loss"]
         assert float(loss.detach()) == pytest.approx((0.5 * 0.05**2 / 0.1 + (0.4 - 0.05)) / 3, rel=1e-5)
         loss.backward()
         assert region.grad is not None

@@ -306,6 +306,11 @@ class Config(_Section):
                         f"schedule: a {phase.kind} phase names scale {scale}, "
                         f"but model.view_sizes has {self.model.num_scales} scales"
                     )
+            if phase.kind == "apn_init" and len(phase.scales) != 1 and limit > 1:
+                raise ValueError(
+                    "schedule: an apn_init phase teaches one region, that of a trained scale; "
+                    f"name it, such as scales: [1], instead of {list(phase.scales)}"
+                )
         return self
 
     def phases(self) -> list[PhaseConfig]:

@@ -66,6 +66,10 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
         config: Size and shape of the source, and the random changes.
         seed: Of the random changes.
         augment: Whether there are any.
+
+    Attributes:
+        lessons: None, or a box a photo, [N, 4] xyxy in the frame of the source without random changes, for a network
+            to learn. They follow the random changes.
     """
 
     def __init__(
@@ -82,6 +86,8 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
         self.config = config
         self.seed = seed
         self.cache: PhotoCache | None = None
+        self.lessons: np.ndarray | None = None
+        self.plain_transform = SourceTransform(config.source_size, config.resize)
         self.transform = SourceTransform(
             config.source_size, config.resize, config.augment if augment else None
         )
@@ -94,8 +100,8 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
 
         Returns:
             ``image`` uint8 [3, S, S]; ``label`` and ``index`` (the position) int64 []; ``box`` float32 [4], xyxy in the
-            source's frame, NaN where unknown; ``parts`` float32 [P, 3], (x, y, visible) in the source's frame. A box
-            or part that a crop cuts off lies beyond [-1, 1].
+            source's frame, NaN where unknown; ``parts`` float32 [P, 3], (x, y, visible) in the source's frame; with
+            ``lessons`` also ``lesson`` float32 [4], likewise. A box or part that a crop cuts off lies beyond [-1, 1].
 
         Raises:
             DataError: The photo cannot be read.
@@ -105,14 +111,29 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
         resized, size = self._resized(index) if self.cache is None else self.cache[index]
         box_xyxy, parts = self.catalog.annotate(record)
         seed = mix_seed(self.seed, epoch, index, *repeat)
-        image, box, located = self.transform.finish(resized, size, box_xyxy, parts, seed)
-        return {
+        points = np.asarray(parts, np.float64).reshape(-1, 3)
+        if self.lessons is not None:
+            points = np.concatenate([points, self._lesson_corners(index, size)])
+        image, box, located = self.transform.finish(resized, size, box_xyxy, points, seed)
+        sample = {
             "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
             "label": torch.tensor(record.label),
             "index": torch.tensor(index),
             "box": torch.from_numpy(box),
             "parts": torch.from_numpy(located),
         }
+        if self.lessons is not None:
+            corners = located[-2:, :2]  # a flip swaps left and right
+            sample["lesson"] = torch.from_numpy(np.concatenate([corners.min(0), corners.max(0)]))
+            sample["parts"] = torch.from_numpy(located[:-2])
+        return sample
+
+    def _lesson_corners(self, index: int, size: tuple[int, int]) -> np.ndarray:
+        """Return the two corners of a photo's lesson as points (x, y, 1) in the pixels of the photo."""
+        assert self.lessons is not None
+        in_source = (self.lessons[index].astype(np.float64) + 1.0) / 2.0 * self.config.source_size
+        x0, y0, x1, y1 = self.plain_transform.to_photo(in_source.tolist(), size)
+        return np.array([(x0, y0, 1.0), (x1, y1, 1.0)])
 
     def _resized(self, index: int) -> tuple[np.ndarray, tuple[int, int]]:
         """Return a photo resized to what the square is cut from, and its own (height, width)."""
@@ -151,6 +172,7 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
         plain = PhotoDataset(self.catalog, self.records, self.config, seed=self.seed)
         if plain.transform.resize_to == self.transform.resize_to:
             plain.cache = self.cache
+        plain.lessons = self.lessons
         return plain
 
 

@@ -39,9 +39,14 @@ class Recorder:
         self._bar = tqdm(total=total, initial=done, desc=title, unit="step", leave=False, disable=None)
 
     def advance_bar(self, losses: Mapping[str, float]) -> None:
-        """Count one step."""
+        """Count one step and show its loss."""
         if self._bar is not None:
             self._bar.set_postfix({"loss": f"{losses['loss']:.3f}"}, refresh=False)
+            self._bar.update()
+
+    def tick(self) -> None:
+        """Count one batch of what is no training."""
+        if self._bar is not None:
             self._bar.update()
 
     def close_bar(self) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from racnn import losses
+from racnn.engine.lessons import taught_region
 from racnn.engine.phases import Phase
 from racnn.engine.ranking import Batch, ranking_step
 from racnn.models import RACNN
@@ -34,24 +35,12 @@ def classification_step(
 def apn_init_step(
     model: RACNN, batch: Batch, phase: Phase, class_weights: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Return the loss of the phase's APNs against the boxes that their scales' response maps show."""
-    config = phase.config
-    output = model(batch["image"], scales=max(phase.scales))
-    terms: dict[str, Tensor] = {}
-    for scale in phase.scales:
-        features = model.enlarged_features(batch["image"], output, scale=scale, factor=config.enlarge)
-        weight = model.classifiers[scale - 1].get_parameter("weight") if config.response == "cam" else None
-        terms |= losses.apn_init_losses(
-            model.apns[scale - 1](output.features[scale - 1].detach()),
-            losses.response_map(features, weight=weight, labels=batch["label"]),
-            scale,
-            target=config.target,
-            level=config.level,
-            trim=config.trim,
-            bounds=model.bounds[scale - 1],
-        )
-    named = {name: value for name, value in terms.items() if name != "loss"}
-    return named | {"loss": torch.stack(list(named.values())).sum()}
+    """Return the loss of the phase's APN against the batch's ``lesson``, see :mod:`racnn.engine.lessons`."""
+    (scale,) = phase.scales
+    output = model(batch["image"], scales=scale)
+    region = model.apns[scale - 1](output.features[-1].detach())
+    taught = taught_region(batch["lesson"], output.places[-1], phase.config.target)
+    return losses.apn_init_losses(region, taught, scale, bounds=model.bounds[scale - 1])
 
 
 def fusion_step(

@@ -23,6 +23,7 @@ from racnn.data import build_data, eval_loader, mix_seed, train_loader
 from racnn.engine.checkpoint import load_checkpoint, save_checkpoint
 from racnn.engine.folder import clear_folder, open_folder, refuse_other_photos
 from racnn.engine.interrupt import Interrupt, Stop
+from racnn.engine.lessons import read_boxes
 from racnn.engine.loop import Predictions, predict, report, to_device, train_one_epoch
 from racnn.engine.phases import Phase, upcoming
 from racnn.engine.pool import pool_weights
@@ -151,6 +152,8 @@ class Run:
         if self._optimizer_state is not None:
             optimizer.load_state_dict(self._optimizer_state)
             self._optimizer_state = None
+        if config.kind == "apn_init":
+            self._read_lessons(phase)
         batches = len(self._loader(phase, 0))
         self.recorder.start_bar(
             phase.name, config.epochs * batches, progress.epoch * batches + progress.batch
@@ -159,6 +162,8 @@ class Run:
             self._run_epoch(phase, optimizer, batches)
             self._finish_epoch(phase, optimizer)
         self.recorder.close_bar()
+        for photos in self.data.splits.values():
+            photos.lessons = None
         return self._end(phase)
 
     def _begin(self, phase: Phase) -> None:
@@ -184,6 +189,26 @@ class Run:
             progress.start = self._validate(phase)
             progress.best = progress.start
             progress.best_weights = self._weights(phase)
+
+    def _read_lessons(self, phase: Phase) -> None:
+        """Give the photos the boxes that the phase teaches. A phase that is taken up again reads the same ones."""
+        (scale,) = phase.scales
+
+        def after_batch() -> None:
+            self.recorder.tick()
+            if self.interrupt.signal:
+                if not (self.folder / "last.pt").exists():
+                    self._save_last(None)
+                raise Stop
+
+        for split in (phase.config.photos, "val"):
+            photos = self.data.splits[split]
+            batches = eval_loader(photos, self.config.data)
+            self.recorder.start_bar(f"{phase.name}: reading boxes, {split}", len(batches), 0)
+            photos.lessons = read_boxes(
+                self.model, batches, scale, phase.config, device=self.device, after_batch=after_batch
+            ).numpy()
+            self.recorder.close_bar()
 
     def _run_epoch(self, phase: Phase, optimizer: torch.optim.Optimizer, batches: int) -> None:
         progress = self.progress

@@ -27,15 +27,26 @@ def peak_region(response: Tensor, half_side: float = 0.5) -> Tensor:
     Returns:
         [B, 3], moved inside the image where it would stick out.
     """
+    point = peak_point(response)
+    return clamp(torch.cat([point, torch.full_like(point[:, :1], half_side)], dim=1))
+
+
+def peak_point(response: Tensor) -> Tensor:
+    """Return the centre (x, y) of the cell with the highest response, [B, 2] from [B, h, w]."""
     _batch, height, width = response.shape
     place = response.flatten(1).argmax(dim=1)
     x = pixel_centres(width, device=response.device)[place % width]
     y = pixel_centres(height, device=response.device)[place // width]
-    return clamp(torch.stack([x, y, torch.full_like(x, half_side)], dim=1))
+    return torch.stack([x, y], dim=1)
 
 
 def component_region(response: Tensor, level: float = 0.0, trim: float = 0.0) -> Tensor:
-    """Return the bounding square of the largest connected part of the map above a threshold.
+    """Return the bounding square of :func:`component_box`, [B, 3] regions inside the image."""
+    return bounding_region(component_box(response, level, trim))
+
+
+def component_box(response: Tensor, level: float = 0.0, trim: float = 0.0) -> Tensor:
+    """Return the box around the largest connected part of the map above a threshold.
 
     The rule of the object localisation in MMAL-Net and of the crop in WS-DAN, here batched and without leaving the
     device, and with ``trim``, which is ours: a leg, a twig or a shadow that hangs on the object by a few weak cells
@@ -48,7 +59,7 @@ def component_region(response: Tensor, level: float = 0.0, trim: float = 0.0) ->
             four sides; below 0.5. The borders then lie within cells. 0 is the two papers' rule.
 
     Returns:
-        [B, 3] regions inside the image; the whole image where the map is constant.
+        [B, 4] as (x0, y0, x1, y1) in the frame; the whole image where the map is constant.
     """
     response = response.float()
     mean = response.mean(dim=(1, 2), keepdim=True)
@@ -64,7 +75,7 @@ def component_region(response: Tensor, level: float = 0.0, trim: float = 0.0) ->
         # constant but for rounding: there is nothing to trim
         flat = (peak - mean <= 1e-5 * peak.abs())[:, :, 0]
         box = torch.where(flat, box, trimmed)
-    return bounding_region(box[:, [0, 2, 1, 3]])
+    return box[:, [0, 2, 1, 3]]
 
 
 def largest_component(mask: Tensor) -> Tensor:

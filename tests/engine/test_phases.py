@@ -56,7 +56,9 @@ def test_an_alternation_goes_on_while_a_round_changes_something(outcomes, order)
 
 
 def test_a_phase_outside_an_alternation_runs_once_whether_or_not_it_changed_anything():
-    config = config_of(phase("classification"), phase("apn_init"), phase("ranking"), phase("fusion"))
+    config = config_of(
+        phase("classification"), phase("apn_init", scales=[1]), phase("ranking"), phase("fusion")
+    )
     assert kinds(run(config, [True] * 4)) == kinds(run(config, [False] * 4)) == "carf"
 
 
@@ -76,11 +78,16 @@ def test_upcoming_replays_the_walk(outcomes):
 
 @pytest.mark.parametrize(
     ("kind", "scales"),
-    [("classification", (1, 2, 3)), ("apn_init", (1, 2)), ("ranking", (1, 2)), ("fusion", ())],
+    [("classification", (1, 2, 3)), ("ranking", (1, 2)), ("fusion", ())],
 )
 def test_a_phase_without_scales_trains_all_there_are(kind, scales):
     (resolved,) = run(config_of(phase(kind)), [])
     assert resolved.scales == scales
+
+
+def test_the_only_apn_needs_no_name():
+    (resolved,) = run(config_of(phase("apn_init"), num_scales=2), [])
+    assert resolved.scales == (1,)
 
 
 @pytest.mark.parametrize("kind", ["classification", "apn_init", "ranking"])
@@ -90,10 +97,10 @@ def test_a_phase_with_scales_keeps_them(kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "count"), [("classification", 2), ("apn_init", 2), ("ranking", 3), ("fusion", 4)]
+    ("kind", "scales", "count"),
+    [("classification", [1, 2], 2), ("apn_init", [2], 2), ("ranking", [1, 2], 3), ("fusion", [], 4)],
 )
-def test_a_step_runs_no_more_scales_than_it_needs(kind, count):
-    scales = [] if kind == "fusion" else [1, 2]
+def test_a_step_runs_no_more_scales_than_it_needs(kind, scales, count):
     (resolved,) = run(config_of(phase(kind, scales=scales), num_scales=4), [])
     assert resolved.scales_to_run(4) == count
 

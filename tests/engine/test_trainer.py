@@ -589,3 +589,56 @@ def test_an_imbalanced_folder_is_told(tmp_path, capsys):
     }
     fit(parse_config(values, origin="test"), device=CPU)
     assert "warning: class 'auk' has 32 training photos and 'wren' has 2" in "".join(capsys.readouterr())
+
+
+# --- reading the boxes that an apn_init phase teaches -------------------------------------------------------------------
+
+
+def test_a_run_can_be_stopped_while_it_reads_boxes(tiny, finished, tmp_path, monkeypatch):
+    from racnn.engine.recorder import Recorder
+
+    ticks = []
+
+    def stop_at_the_third(recorder):
+        ticks.append(0)
+        if len(ticks) == 3:
+            terminate()
+
+    config = tiny(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(Recorder, "tick", stop_at_the_third)
+        with pytest.raises(SystemExit) as caught:
+            fit(config, device=CPU)
+    assert caught.value.code == 143
+    assert load_checkpoint(tmp_path / "run" / "last.pt")["progress"]["outcomes"] == [True]
+    fit(config, device=CPU, resume=True)
+    assert without_config(tmp_path / "run" / "last.pt") == without_config(finished.folder / "last.pt")
+
+
+def test_a_run_that_starts_with_reading_boxes_can_be_stopped_there_too(tiny, tmp_path, monkeypatch):
+    from racnn.engine.recorder import Recorder
+
+    phase = {"kind": "apn_init", "scales": [1], "epochs": 1, "lr": 0.01}
+    config = tiny(tmp_path / "run", schedule=[phase])
+    with monkeypatch.context() as patch:
+        patch.setattr(Recorder, "tick", lambda _: terminate())
+        with pytest.raises(SystemExit):
+            fit(config, device=CPU)
+    _, report = fit(config, device=CPU, resume=True)
+    assert set(report["top1"])
+
+
+def test_photos_carry_lessons_only_while_they_are_taught(tiny, tmp_path):
+    run = Run(tiny(tmp_path / "run"), device=CPU, resume=False, overwrite=False)
+    seen, plain = {}, run._run_epoch
+
+    def look(phase, *more):
+        seen[phase.name] = {split: run.data.splits[split].lessons is not None for split in ("train", "val")}
+        plain(phase, *more)
+
+    run._run_epoch = look
+    run.train()
+    run.recorder.close()
+    assert seen
+    for name, carried in seen.items():
+        assert set(carried.values()) == {"apn_init" in name}, name

@@ -1,0 +1,83 @@
+"""What an ``apn_init`` phase teaches: a box a photo, read once from the response of the scale that looks at it.
+
+The scale is frozen while its APN learns, so that a box is read only once, from the whole photo without random changes,
+and then follows the photo's changes like an annotation. That affords a response map of a much enlarged view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from racnn.config import PhaseConfig
+from racnn.losses import response_map
+from racnn.models import RACNN
+from racnn.ops.regions import bounding_region, clamp
+from racnn.ops.response import component_box, peak_point
+
+PEAK_HALF_SIDE = 0.5  # of the view: the paper's square of half the side
+
+
+@torch.no_grad()
+def read_boxes(
+    model: RACNN,
+    batches: Iterable[dict[str, Tensor]],
+    scale: int,
+    config: PhaseConfig,
+    *,
+    device: torch.device,
+    after_batch: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """Return the box that a scale's response shows of each photo.
+
+    Args:
+        model: Put into evaluation mode.
+        batches: Of photos without random changes, from :func:`racnn.data.eval_loader`.
+        scale: Whose response is read, counted from 1.
+        config: The phase, which says how.
+        device: Where the network is.
+        after_batch: Called after each batch; it may raise to stop.
+
+    Returns:
+        [N, 4] float32 on the CPU, (x0, y0, x1, y1) in the frame of the source; with ``target: peak`` a point, whose
+        two corners are the same.
+    """
+    model.eval()
+    weight = model.classifiers[scale - 1].get_parameter("weight") if config.response == "cam" else None
+    boxes: list[Tensor] = []
+    for batch in batches:
+        # an enlarged view takes the place of so many plain ones in memory
+        few = max(1, int(len(batch["label"]) / config.enlarge**2))
+        for images, labels in zip(batch["image"].split(few), batch["label"].split(few), strict=True):
+            images, labels = images.to(device), labels.to(device)
+            output = model(images, scales=scale)
+            features = model.enlarged_features(images, output, scale=scale, factor=config.enlarge)
+            response = response_map(features, weight=weight, labels=labels)
+            if config.target == "peak":
+                box = peak_point(response).repeat(1, 2)
+            else:
+                box = component_box(response, config.level, config.trim)
+            place = output.places[scale - 1]
+            boxes.append((place[:, :2].repeat(1, 2) + place[:, 2:] * box).float().cpu())
+        after_batch()
+    return torch.cat(boxes)
+
+
+def taught_region(box: Tensor, place: Tensor, target: str) -> Tensor:
+    """Return the region that an APN should propose, in the frame of its view.
+
+    Args:
+        box: [B, 4] as :func:`read_boxes` returns them, moved with the photo's random changes.
+        place: [B, 3] of the view in the source.
+        target: 'component': the bounding square of what the view shows of the box. 'peak': the paper's square of half
+            the view's side around the point.
+
+    Returns:
+        [B, 3] regions inside the view.
+    """
+    inside = (box - place[:, :2].repeat(1, 2)) / place[:, 2:]
+    if target == "peak":
+        return clamp(torch.cat([inside[:, :2], torch.full_like(place[:, 2:], PEAK_HALF_SIDE)], dim=1))
+    return bounding_region(inside.clamp(-1.0, 1.0))

@@ -1,0 +1,141 @@
+"""A lesson is what the scale's response shows of the whole photo, wherever the photo's random changes move it."""
+
+import pytest
+import torch
+
+from racnn.config import AugmentConfig, DataConfig, PhaseConfig
+from racnn.data import build_data, eval_loader, train_loader
+from racnn.engine.lessons import read_boxes, taught_region
+from racnn.losses import response_map
+from racnn.models import RACNN
+from racnn.ops.regions import compose, relative
+from racnn.ops.response import component_box, peak_point
+
+CPU = torch.device("cpu")
+WHOLE = torch.tensor([[0.0, 0.0, 1.0]])
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    model = RACNN(num_classes=5, backbone="tiny", view_sizes=(32, 32, 32))
+    torch.nn.init.normal_(model.apns[0].out.weight, std=0.5)
+    return model.eval()
+
+
+def batches(sizes=(3, 2)):
+    generator = torch.Generator().manual_seed(1)
+    return [
+        {
+            "image": torch.randint(0, 256, (size, 3, 48, 48), generator=generator, dtype=torch.uint8),
+            "label": torch.arange(size),
+        }
+        for size in sizes
+    ]
+
+
+def config_of(**changes):
+    return PhaseConfig(kind="apn_init", epochs=1, lr=0.1, **changes)
+
+
+class TestReadBoxes:
+    @pytest.mark.parametrize("enlarge", [1.0, 2.0])
+    @pytest.mark.parametrize("response", ["sum", "cam"])
+    @torch.no_grad()
+    def test_first_scale_reads_the_map_of_the_whole_photo(self, response, enlarge, model):
+        config = config_of(response=response, level=0.3, trim=0.02, enlarge=enlarge)
+        boxes = read_boxes(model, batches(), 1, config, device=CPU)
+        expected = []
+        for batch in batches():
+            output = model(batch["image"], scales=1)
+            features = model.enlarged_features(batch["image"], output, scale=1, factor=enlarge)
+            weight = model.classifiers[0].weight if response == "cam" else None
+            maps = response_map(features, weight=weight, labels=batch["label"])
+            expected.append(component_box(maps, 0.3, 0.02))
+        torch.testing.assert_close(boxes, torch.cat(expected), atol=1e-4, rtol=0)
+
+    @torch.no_grad()
+    def test_second_scale_reads_its_own_view_and_answers_in_the_frame_of_the_source(self, model):
+        boxes = read_boxes(model, batches((4,)), 2, config_of(target="peak"), device=CPU)
+        (batch,) = batches((4,))
+        output = model(batch["image"], scales=2)
+        point = peak_point(output.features[1].sum(dim=1))
+        place = output.places[1]
+        torch.testing.assert_close(boxes[:, :2], place[:, :2] + place[:, 2:] * point)
+        torch.testing.assert_close(boxes[:, 2:], boxes[:, :2])
+
+    def test_leaves_batch_norm_and_weights_alone(self, model):
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        model.train()
+        read_boxes(model, batches(), 1, config_of(enlarge=2.0), device=CPU)
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+    def test_can_be_stopped_after_a_batch(self, model):
+        class Enough(Exception):
+            pass
+
+        def stop():
+            raise Enough
+
+        with pytest.raises(Enough):
+            read_boxes(model, batches(), 1, config_of(), device=CPU, after_batch=stop)
+
+
+class TestTaughtRegion:
+    def test_component_is_the_bounding_square(self):
+        box = torch.tensor([[-0.6, -0.2, 0.2, 0.3]])
+        torch.testing.assert_close(taught_region(box, WHOLE, "component"), torch.tensor([[-0.2, 0.05, 0.4]]))
+
+    def test_only_what_the_view_shows_counts(self):
+        box = torch.tensor([[-1.8, -0.5, 0.2, 0.5]])
+        torch.testing.assert_close(taught_region(box, WHOLE, "component"), torch.tensor([[-0.4, 0.0, 0.6]]))
+
+    def test_is_given_in_the_frame_of_the_view(self):
+        place, inner = torch.tensor([[0.2, -0.1, 0.5]]), torch.tensor([[-0.3, 0.2, 0.4]])
+        x, y, half = compose(place, inner)[0]
+        box = torch.stack([x - half, y - half, x + half, y + half])[None]
+        torch.testing.assert_close(taught_region(box, place, "component"), inner)
+        torch.testing.assert_close(relative(place, compose(place, inner)), inner)
+
+    def test_peak_is_half_the_view_around_the_point_moved_inside(self):
+        point = torch.tensor([[0.1, 0.9, 0.1, 0.9]])
+        torch.testing.assert_close(taught_region(point, WHOLE, "peak"), torch.tensor([[0.1, 0.5, 0.5]]))
+
+
+@pytest.fixture(scope="module")
+def data():
+    config = DataConfig(
+        dataset="synthetic",
+        source_size=64,
+        num_workers=0,
+        batch_size=8,
+        synthetic={"num_train": 32, "num_test": 8},
+        augment=AugmentConfig(crop=0.75),
+    )
+    return build_data(config, seed=0), config
+
+
+class TestLessonsFollowThePhotos:
+    def test_like_the_annotated_boxes(self, data):
+        found, config = data
+        train = found.splits["train"]
+        plain = [row for batch in eval_loader(train, config) for row in batch["box"]]
+        train.lessons = torch.stack(
+            plain
+        ).numpy()  # teach the true boxes: they must arrive where the boxes do
+        moved = 0
+        for batch in train_loader(found, config, seed=0, epoch=3):
+            torch.testing.assert_close(batch["lesson"], batch["box"], atol=1e-5, rtol=0)
+            moved += int(
+                (batch["lesson"] - torch.stack(plain)[batch["index"]]).abs().amax(dim=1).gt(0.05).sum()
+            )
+            assert batch["parts"].shape[1] == len(found.part_names)
+        assert moved > len(train) // 2
+
+    def test_and_only_while_there_are_any(self, data):
+        found, config = data
+        train = found.splits["train"]
+        train.lessons = torch.zeros(len(train), 4).numpy()
+        assert "lesson" in next(iter(eval_loader(train, config)))
+        train.lessons = None
+        assert "lesson" not in next(iter(train_loader(found, config, seed=0, epoch=0)))
