@@ -57,6 +57,18 @@ class RACNNOutput:
         """Return the place of each finer view as pixel boxes [B, 4] of an image of size (h, w)."""
         return [to_boxes_xyxy(place, size) for place in self.places[1:]]
 
+    def chosen(self, which: Tensor) -> RACNNOutput:
+        """Return the same of some of the images.
+
+        Args:
+            which: [K] indices, or [B] booleans.
+        """
+        lists = {
+            name: [tensor[which] for tensor in getattr(self, name)]
+            for name in ("logits", "regions", "places", "views", "features", "descriptors")
+        }
+        return RACNNOutput(fused=None if self.fused is None else self.fused[which], **lists)
+
 
 class RACNN(nn.Module):
     """The recursion over scales.
@@ -149,31 +161,60 @@ class RACNN(nn.Module):
             jitter_strength: Shake the regions before they are cut, as training of the finer scales wants.
             move_samples: Derivatives in a region follow its sample points, see :func:`racnn.ops.zoom.zoom`.
         """
-        source = self.normalise(images)
         last = self.num_scales if scales is None else scales
         assert 1 <= last <= self.num_scales, scales
-        output = RACNNOutput()
-        place = whole(len(images), device=images.device)
-        view = self._cut(source, place, self.view_sizes[0], masked=False)
-        for scale in range(last):
-            features = self._extract(scale, view)
-            descriptor = features.float().mean(dim=(2, 3))
-            output.logits.append(self.classifiers[scale](descriptor))
-            output.places.append(place)
-            output.views.append(view)
-            output.features.append(features)
-            output.descriptors.append(descriptor)
-            if scale + 1 == last:
-                break
-            region = self.apns[scale](features.detach())
-            if jitter_strength > 0:
-                low, high = self.bounds[scale]
-                region = jitter(region, jitter_strength, low=low, high=high)
-            output.regions.append(region)
-            place, view = self._look(source, scale, place, view, region, move_samples)
-        if last == self.num_scales:
-            output.fused = self.fuse(output.descriptors)
+        source = self.normalise(images)
+        output = self.look(source)
+        for _ in range(last - 1):
+            self.look_closer(source, output, jitter_strength=jitter_strength, move_samples=move_samples)
         return output
+
+    def look(self, source: Tensor) -> RACNNOutput:
+        """Look at the whole of a normalised source [B, 3, H, W]: the first scale."""
+        output = RACNNOutput()
+        place = whole(len(source), device=source.device)
+        self._see(output, place, self._cut(source, place, self.view_sizes[0], masked=False))
+        return output
+
+    def look_closer(
+        self,
+        source: Tensor,
+        output: RACNNOutput,
+        *,
+        jitter_strength: float = 0.0,
+        move_samples: bool = True,
+    ) -> None:
+        """Propose a region from the last view, cut it from the source and look at it: ``output`` gains a scale.
+
+        Args:
+            source: [B, 3, H, W], normalised; what ``output`` was made from.
+            output: With fewer scales than the network has.
+            jitter_strength: As in :meth:`forward`.
+            move_samples: As in :meth:`forward`.
+        """
+        scale = len(output.logits) - 1
+        region = self.apns[scale](output.features[scale].detach())
+        if jitter_strength > 0:
+            low, high = self.bounds[scale]
+            region = jitter(region, jitter_strength, low=low, high=high)
+        output.regions.append(region)
+        place, view = self._zoom_in(
+            source, scale, output.places[scale], output.views[scale], region, move_samples
+        )
+        self._see(output, place, view)
+
+    def _see(self, output: RACNNOutput, place: Tensor, view: Tensor) -> None:
+        """Add to the output what the next scale makes of its view."""
+        scale = len(output.logits)
+        features = self._extract(scale, view)
+        descriptor = features.float().mean(dim=(2, 3))
+        output.logits.append(self.classifiers[scale](descriptor))
+        output.places.append(place)
+        output.views.append(view)
+        output.features.append(features)
+        output.descriptors.append(descriptor)
+        if scale + 1 == self.num_scales:
+            output.fused = self.fuse(output.descriptors)
 
     def logits_at(self, images: Tensor, output: RACNNOutput, region: Tensor, *, number: int) -> Tensor:
         """Return what the next scale would say if a region were another one.
@@ -189,7 +230,7 @@ class RACNN(nn.Module):
         """
         scale = number - 1
         source = self.normalise(images)
-        _, view = self._look(source, scale, output.places[scale], output.views[scale], region)
+        _, view = self._zoom_in(source, scale, output.places[scale], output.views[scale], region)
         return self.classifiers[number](self._extract(number, view).float().mean(dim=(2, 3)))
 
     @torch.no_grad()
@@ -288,7 +329,7 @@ class RACNN(nn.Module):
         with torch.autocast(view.device.type, dtype=self.compute_dtype):
             return backbone(view)
 
-    def _look(
+    def _zoom_in(
         self,
         source: Tensor,
         scale: int,
