@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from racnn import __version__, cli_data
+from racnn import __version__, cli_data, cli_predict
 from racnn.errors import ConfigError, DataError, TrainingError, UserError
 
 if TYPE_CHECKING:
@@ -55,6 +56,9 @@ def run_with_messages(command: Callable[[], Any]) -> None:
         raise SystemExit(2) from None
     except TrainingError as error:
         print(f"training stopped: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except BrokenPipeError:  # the reader of our output had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
         raise SystemExit(1) from None
     except OSError as error:  # a full disk, a folder that cannot be written
         print(f"error: {error}", file=sys.stderr)
@@ -111,6 +115,13 @@ def evaluate(
     skip_damaged: Annotated[
         bool, typer.Option("--skip-damaged", help="Leave out photos that cannot be read, and count them.")
     ] = False,
+    early_exit: Annotated[
+        bool,
+        typer.Option(
+            "--early-exit",
+            help="Also choose, on the validation photos, when a photo needs no further look, for `racnn predict`.",
+        ),
+    ] = False,
     device: Device = "auto",
 ) -> None:
     """Measure a checkpoint on a split of its dataset."""
@@ -119,9 +130,18 @@ def evaluate(
     from racnn.engine.inference import evaluate_trained
     from racnn.metrics import format_report
 
-    report = evaluate_trained(_restore(checkpoint, device), split=split, root=data, skip_damaged=skip_damaged)
+    trained = _restore(checkpoint, device)
+    report = evaluate_trained(
+        trained, split=split, root=data, skip_damaged=skip_damaged, early_exit=early_exit
+    )
 
     print(format_report(report))
+    if early_exit:
+        from racnn.engine.early_exit import early_exit_file, format_early_exit
+
+        choice = early_exit_file(checkpoint)
+        _write_json(choice, report["early_exit"]["choice"])
+        print(f"\n{format_early_exit(report)}\n\nfor `racnn predict --early-exit`: {choice}")
     if report["num_skipped"]:
         print(f"\n{report['num_skipped']} damaged photos of the data set were left out")
     if json_file is not None:
@@ -154,6 +174,9 @@ def visualize(
     print(f"{len(rows)} pictures and regions.json in {out}")
     if damaged:
         raise DataError(f"{len(damaged)} of {len(paths)} photos were left out:\n" + "\n".join(damaged))
+
+
+app.command()(cli_predict.predict)
 
 
 @app.command()

@@ -1,5 +1,7 @@
 """The command line: what newcomers type works, and what they mistype is told in one message."""
 
+import csv
+import io
 import json
 import os
 import shutil
@@ -14,6 +16,7 @@ import yaml
 from PIL import Image
 
 from racnn import __version__, cli
+from racnn.data.photos import find_photos
 from racnn.engine.checkpoint import load_checkpoint
 
 SUBPROCESS = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -70,7 +73,7 @@ def test_help_comes_without_torch():
     )
     assert done.returncode == 0, done.stderr
     assert "HEAVY []" in done.stdout
-    for command in ("train", "evaluate", "visualize", "demo"):
+    for command in ("train", "evaluate", "visualize", "predict", "demo"):
         assert command in done.stdout
 
 
@@ -80,7 +83,7 @@ def test_the_module_can_be_run():
     assert (done.returncode, done.stdout.strip()) == (0, f"racnn {__version__}")
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "visualize", "demo"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "visualize", "predict", "demo"])
 def test_every_command_explains_itself(racnn, command):
     result = racnn(command, "--help")
     assert result.code == 0
@@ -326,6 +329,90 @@ def test_photos_of_the_same_name_do_not_overwrite_each_other(best, racnn, photos
 def test_a_limit_stops_early(best, racnn, photos, tmp_path):
     assert racnn("visualize", best, photos, "--limit", 2, "--out", tmp_path / "out").code == 0
     assert len(json.loads((tmp_path / "out" / "regions.json").read_text())) == 2
+
+
+# --- predict ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checkpoint(finished, tmp_path_factory):
+    """Return a copy of a trained network, beside which early exits may be written."""
+    return shutil.copy(finished.folder / "best.pt", tmp_path_factory.mktemp("checkpoint") / "best.pt")
+
+
+def test_predict_names_every_photo_in_order(racnn, checkpoint, photos):
+    result = racnn("predict", checkpoint, photos, photos / "wide.png", "--batch-size", "2", "--workers", "0")
+    assert result.code == 0
+    names = [line.split("  ")[0] for line in result.out.splitlines()]
+    assert names == [*map(str, find_photos([photos])), str(photos / "wide.png")]
+    classes = load_checkpoint(checkpoint)["class_names"]
+    for line in result.out.splitlines():
+        _, name, percent, looks = line.split("  ")
+        assert name in classes
+        assert 0 < float(percent.removesuffix(" %")) <= 100
+        assert looks == "3 looks"
+
+
+def test_predict_says_what_visualize_says(racnn, checkpoint, photos, tmp_path):
+    assert racnn("visualize", checkpoint, photos, "--out", tmp_path).code == 0
+    drawn = json.loads((tmp_path / "regions.json").read_text())
+    result = racnn("predict", checkpoint, photos, "--json", "--workers", "0")
+    rows = [json.loads(line) for line in result.out.splitlines()]
+    assert len(rows) == len(drawn) == len(PHOTO_SIZES) + 2
+    for row, other in zip(rows, drawn, strict=True):
+        assert row["photo"] == other["photo"]
+        assert [a["name"] for a in row["top"]] == [a["name"] for a in other["fused"]]
+        for mine, theirs in zip(row["top"], other["fused"], strict=True):
+            assert mine["probability"] == pytest.approx(theirs["probability"], abs=1e-4)
+        assert np.allclose(row["boxes_xyxy"], other["boxes_xyxy"], atol=0.05)
+
+
+def test_predict_writes_csv_that_a_reader_of_csv_reads(racnn, checkpoint, photos):
+    result = racnn("predict", checkpoint, photos, "--csv", "--workers", "0")
+    rows = list(csv.DictReader(io.StringIO(result.out)))
+    assert list(rows[0]) == ["photo", "name", "probability", "scales", "region_1", "region_2", "error"]
+    assert [row["photo"] for row in rows] == list(map(str, find_photos([photos])))
+    for row in rows:
+        x0, y0, x1, y1 = map(float, row["region_1"].split())
+        assert x0 < x1
+        assert y0 < y1
+
+
+def test_predict_leaves_out_what_it_cannot_read_and_says_so(racnn, checkpoint, photos, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"no photo")
+    result = racnn("predict", checkpoint, tmp_path / "broken.jpg", photos / "wide.png", "--json")
+    assert_refused(result, "broken.jpg", "1 of 2 photos could not be read")
+    broken, fine = (json.loads(line) for line in result.out.splitlines())
+    assert set(broken) == {"photo", "error"}
+    assert fine["photo"].endswith("wide.png")
+
+
+def test_early_exit_is_chosen_by_evaluate_and_used_by_predict(racnn, checkpoint, photos, tmp_path):
+    command = ("predict", checkpoint, photos, "--early-exit", "--json", "--workers", "0")
+    assert_refused(racnn(*command), "--early-exit", "racnn evaluate")
+    result = racnn("evaluate", checkpoint, "--early-exit", "--json", tmp_path / "evaluation.json")
+    assert result.code == 0
+    assert "early exit" in result.out
+    report = json.loads((tmp_path / "evaluation.json").read_text())["early_exit"]
+    assert report["choice"]["threshold"] == report["threshold"]
+    file = checkpoint.with_suffix(".early_exit.json")
+    choice = json.loads(file.read_text())
+    file.write_text(json.dumps(choice | {"threshold": 0.0}))  # everything stops at once
+    rows = [json.loads(line) for line in racnn(*command).out.splitlines()]
+    assert [(row["scales"], row["boxes_xyxy"]) for row in rows] == [(1, [])] * len(rows)
+
+
+def test_predict_prints_one_format_at_a_time(racnn, checkpoint, photos):
+    assert_refused(racnn("predict", checkpoint, photos, "--json", "--csv"), "--json", "--csv")
+
+
+def test_predict_ends_quietly_when_its_reader_does(checkpoint, photos):
+    command = f"{sys.executable} -m racnn predict {checkpoint} {photos} {photos} --workers 0 --batch-size 1 --device cpu"
+    done = subprocess.run(
+        f"{command} | head -n 1", shell=True, capture_output=True, text=True, env=SUBPROCESS, timeout=120
+    )
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stderr == ""
 
 
 # --- demo -------------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ LAYERS = [
     {"losses", "metrics", "viz"},
     {"models", "data"},
     {"engine"},
-    {"cli_data"},
+    {"cli_data", "cli_predict"},
     {"cli"},
     {"__main__"},
 ]
@@ -35,6 +35,7 @@ WITHOUT_TORCH = [
     "__main__.py",
     "cli.py",
     "cli_data.py",
+    "cli_predict.py",
     "config/__init__.py",
     "config/idle.py",
     "config/reading.py",

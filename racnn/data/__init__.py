@@ -42,6 +42,7 @@ __all__ = [
     "eval_loader",
     "mix_seed",
     "read_photo",
+    "start_worker",
     "train_loader",
 ]
 
@@ -342,12 +343,12 @@ def _loader(dataset: PhotoDataset, batches: Batches, config: DataConfig) -> Data
         batch_sampler=batches,
         num_workers=config.num_workers,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
         generator=torch.Generator(),  # or starting the workers would draw from the global generator
     )
 
 
-def _start_worker(_: int) -> None:
+def start_worker(_: int) -> None:
     """Keep each worker to one thread, and leave signals to the main process, which saves before it stops."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

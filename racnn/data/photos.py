@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -104,25 +104,39 @@ def find_photos(places: Iterable[Path]) -> list[Path]:
     Raises:
         DataError: A path does not exist, or a folder holds no photos.
     """
-    found: list[Path] = []
+    places = list(places)
+    check_places(places)
+    return list(iter_photos(places))
+
+
+def check_places(places: Iterable[Path]) -> None:
+    """Refuse paths where there is no photo.
+
+    Raises:
+        DataError: A path does not exist, or a folder holds no photos.
+    """
     for place in places:
         if place.is_dir():
-            inside = sorted(photos_below(place))
-            if not inside:
+            if next(iter(photos_below(place)), None) is None:
                 raise DataError(
                     f"{place}: no photos in this folder (expected {', '.join(sorted(PHOTO_SUFFIXES))})"
                 )
-            found.extend(inside)
-        elif place.is_file():
-            found.append(place)
-        else:
+        elif not place.is_file():
             raise DataError(f"{place}: no such photo or folder")
-    return found
 
 
-def photos_below(place: Path) -> Iterable[Path]:
-    """Yield the photos in a folder and its folders, but not what is hidden."""
-    for path in visible(place):
+def iter_photos(places: Iterable[Path]) -> Iterator[Path]:
+    """Yield what :func:`find_photos` returns, one folder listed at a time."""
+    for place in places:
+        if place.is_dir():
+            yield from photos_below(place)
+        else:
+            yield place
+
+
+def photos_below(place: Path) -> Iterator[Path]:
+    """Yield the photos in a folder and its folders in order, but not what is hidden."""
+    for path in sorted(visible(place)):
         if path.is_dir():
             yield from photos_below(path)
         elif path.suffix.lower() in PHOTO_SUFFIXES:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,23 @@ from torch import Tensor
 from racnn import viz
 from racnn.config import Config, parse_config
 from racnn.data import Data, build_data, eval_loader
+from racnn.data.stream import photo_batches
 from racnn.data.transforms import SourceTransform
-from racnn.engine.checkpoint import load_checkpoint
-from racnn.engine.loop import predict, report
+from racnn.engine.checkpoint import digest, load_checkpoint
+from racnn.engine.early_exit import (
+    EarlyExit,
+    Outcome,
+    answers_by_depth,
+    calibrate,
+    look_until_sure,
+    outcome,
+    scale_costs,
+)
+from racnn.engine.loop import Predictions, predict, report
 from racnn.engine.precision import prepare
-from racnn.errors import CheckpointError, DataError
+from racnn.errors import CheckpointError, ConfigError, DataError
 from racnn.models import RACNN, build_model
+from racnn.ops.regions import to_boxes_xyxy
 
 
 @dataclass
@@ -103,7 +115,12 @@ def data_of(trained: Trained, *, root: Path | None = None, skip_damaged: bool = 
 
 
 def evaluate_trained(
-    trained: Trained, *, split: str, root: Path | None = None, skip_damaged: bool = False
+    trained: Trained,
+    *,
+    split: str,
+    root: Path | None = None,
+    skip_damaged: bool = False,
+    early_exit: bool = False,
 ) -> dict[str, Any]:
     """Return the report on a split of the dataset that the network was trained on.
 
@@ -112,8 +129,11 @@ def evaluate_trained(
         split: 'test', 'val' or 'train'; 'val' is exactly what the run held out.
         root: The dataset's folder, where it is no longer the one of the run.
         skip_damaged: Leave out photos that cannot be read; their number is ``num_skipped`` of the report.
+        early_exit: Also choose on the validation photos when a photo needs no further look, and report as
+            ``early_exit`` the choice, its curve on the validation photos, and what it makes of the split.
 
     Raises:
+        ConfigError: ``early_exit`` with one trained scale.
         DataError: The dataset is missing, has a damaged photo, has other classes than the network, or has test photos it was trained on.
     """
     data = data_of(trained, root=root, skip_damaged=skip_damaged)
@@ -125,14 +145,97 @@ def evaluate_trained(
                 f"data.root: {len(leaked)} test photos were used in training, for example '{leaked[0]}': photos were "
                 "added or removed since, which draws another test split; restore them, or keep a test/ folder"
             )
-    predictions = predict(
+    predictions = _predict(trained, data, split)
+    measured = report(predictions, data=data, split=split, bounds=trained.model.bounds)
+    if early_exit:
+        early, curve = calibrate_early_exit(trained, data)
+        answers = answers_by_depth(predictions.logits, predictions.fused, early.pools)
+        achieved = outcome(answers, predictions.labels, early.threshold, early.costs)
+        measured["early_exit"] = {
+            "choice": asdict(early),
+            "val_curve": [asdict(each) for each in curve],
+            **asdict(achieved),
+        }
+    return measured
+
+
+def calibrate_early_exit(trained: Trained, data: Data) -> tuple[EarlyExit, list[Outcome]]:
+    """Choose on the validation photos when a photo needs no further look, see :mod:`racnn.engine.early_exit`.
+
+    Raises:
+        ConfigError: Fewer than two scales are trained.
+    """
+    if trained.scales < 2:
+        raise ConfigError("--early-exit: the network has one trained scale, after which it always stops")
+    size = trained.config.data.source_size
+    costs = scale_costs(trained.model, source_size=size, scales=trained.scales)
+    return calibrate(_predict(trained, data, "val"), costs, network=network_digest(trained))
+
+
+def network_digest(trained: Trained) -> str:
+    """Return what identifies the weights of a network."""
+    return digest(trained.model.state_dict())
+
+
+def _predict(trained: Trained, data: Data, split: str) -> Predictions:
+    return predict(
         trained.model,
         eval_loader(data.splits[split], trained.config.data),
         device=next(trained.model.parameters()).device,
         scales=trained.scales,
         fused=trained.fused,
     )
-    return report(predictions, data=data, split=split, bounds=trained.model.bounds)
+
+
+def recognise(
+    trained: Trained,
+    places: Iterable[Path],
+    *,
+    batch_size: int,
+    workers: int = 0,
+    early: EarlyExit | None = None,
+    top: int = 3,
+) -> Iterator[dict[str, Any]]:
+    """Say what is on photos, one after another; memory does not grow with their number.
+
+    Args:
+        trained: From :func:`load_trained`.
+        places: Photos, and folders of photos.
+        batch_size: Photos at a time.
+        workers: Processes that read photos ahead.
+        early: When a photo needs no further look; None: all scales look at every photo.
+        top: How many answers.
+
+    Yields:
+        A row a photo, in order: ``photo``; ``top``, answers of ``name`` and ``probability``; ``scales``, how many looked;
+        ``boxes_xyxy``, where the finer ones did, in the photo's pixels. Of a photo that cannot be read ``photo`` and
+        ``error``.
+
+    Raises:
+        DataError: A path does not exist, or a folder holds no photos.
+    """
+    config = trained.config.data
+    batches, transform = photo_batches(places, config, batch_size=batch_size, workers=workers)
+    device = next(trained.model.parameters()).device
+    for batch in batches:
+        rows: list[dict[str, Any]] = [{"photo": str(path)} for path in batch.paths]
+        for position, error in batch.errors.items():
+            rows[position]["error"] = error
+        readable = [position for position in range(len(rows)) if position not in batch.errors]
+        images = batch.images.to(device)
+        stopped = look_until_sure(trained.model, images, early, scales=trained.scales, fused=trained.fused)
+        for index, answer, composed in stopped if readable else []:
+            boxes = [to_boxes_xyxy(place, (config.source_size, config.source_size)) for place in composed[1:]]
+            for i, which in enumerate(index.tolist()):
+                position = readable[which]
+                size = batch.sizes[position]
+                assert size is not None
+                rows[position] |= {
+                    "top": _plain(_best(answer[i], trained.class_names, top)),
+                    "scales": len(composed),
+                    "boxes_xyxy": [_rounded(transform.to_photo(box[i].tolist(), size)) for box in boxes],
+                }
+        yield from rows
 
 
 @torch.no_grad()
@@ -157,20 +260,24 @@ def look(trained: Trained, photo: np.ndarray) -> tuple[Image, dict[str, Any]]:
     source_size = (config.source_size, config.source_size)
     boxes = [transform.to_photo(box[0].tolist(), size) for box in output.boxes_xyxy(source_size)]
     views = [model.to_pixels(view)[0].cpu() for view in output.views]
-    per_scale = [_top3(logits[0], trained.class_names) for logits in output.logits]
+    per_scale = [_best(logits[0], trained.class_names) for logits in output.logits]
     fused = (
-        _top3(output.fused[0], trained.class_names) if trained.fused and output.fused is not None else None
+        _best(output.fused[0], trained.class_names) if trained.fused and output.fused is not None else None
     )
     row = {
-        "boxes_xyxy": [[round(v, 2) for v in box] for box in boxes],
+        "boxes_xyxy": [_rounded(box) for box in boxes],
         "top3": {f"scale_{s}": _plain(top) for s, top in enumerate(per_scale, start=1)},
         "fused": _plain(fused) if fused else None,
     }
     return viz.panel(photo, boxes, views, per_scale, fused), row
 
 
-def _top3(logits: Tensor, names: list[str]) -> list[tuple[str, float]]:
-    probs, classes = logits.float().softmax(dim=0).topk(min(3, len(names)))
+def _rounded(box: Sequence[float]) -> list[float]:
+    return [round(value, 2) for value in box]
+
+
+def _best(logits: Tensor, names: list[str], num: int = 3) -> list[tuple[str, float]]:
+    probs, classes = logits.float().softmax(dim=0).topk(min(num, len(names)))
     return [(names[c], p) for c, p in zip(classes.tolist(), probs.tolist(), strict=True)]
 
 

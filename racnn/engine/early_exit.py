@@ -1,0 +1,227 @@
+"""Confident early exit: a photo goes to a finer scale only if the coarser ones are not sure of it.
+
+Convention
+    Depth d is the number of scales that a photo was run through. Its answer before the last depth is a pool of the
+    scales' logits, weighted on validation photos (:mod:`racnn.engine.pool`) so that its probabilities are calibrated;
+    at the last depth it is the answer of the full recursion. A photo stops at the first depth whose highest
+    probability reaches the threshold. Costs are shares of the full recursion's multiplications.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from racnn.engine.loop import Predictions
+from racnn.engine.pool import pool_weights
+from racnn.errors import ConfigError
+from racnn.models import RACNN
+
+CURVE_POINTS = 11
+NEVER = 2.0  # a threshold that no probability reaches
+
+
+@dataclass(frozen=True)
+class EarlyExit:
+    """When to stop.
+
+    Attributes:
+        network: Digest of the weights that it was calibrated for.
+        threshold: Least probability to stop at.
+        pools: Per depth before the last, the weights of the logits of its scales.
+        costs: Per scale; they sum to 1.
+    """
+
+    network: str
+    threshold: float
+    pools: tuple[tuple[float, ...], ...]
+    costs: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a threshold makes of labelled photos: fractions; ``stopped`` per depth."""
+
+    threshold: float
+    top1: float
+    cost: float
+    stopped: tuple[float, ...]
+
+
+def calibrate(
+    predictions: Predictions, costs: Sequence[float], *, network: str, tolerance: float = 0.0
+) -> tuple[EarlyExit, list[Outcome]]:
+    """Choose the pools and the threshold on validation photos.
+
+    The threshold is lowered from 1 for as long as no more than ``tolerance`` of the photos is lost against the full
+    recursion, photos won counted against photos lost. The first step beyond ends the search: a lower threshold that
+    happens to do better again is luck.
+
+    Args:
+        predictions: Of photos that the network was not trained on, all scales run.
+        costs: From :func:`scale_costs`.
+        network: Digest of the weights.
+        tolerance: Share of the photos.
+
+    Returns:
+        The choice, and what thresholds between never and always stopping at scale 1 make of the same photos.
+    """
+    depths = len(predictions.logits)
+    pools = tuple(
+        tuple(pool_weights(predictions.logits[:depth], predictions.labels)) for depth in range(1, depths)
+    )
+    answers = answers_by_depth(predictions.logits, predictions.fused, pools)
+    confidences = torch.cat([answer.exp().amax(dim=1) for answer in answers[:-1]] or [torch.zeros(0)])
+    candidates = [NEVER, *confidences.unique().flip(0).tolist()]
+    outcomes = [outcome(answers, predictions.labels, threshold, costs) for threshold in candidates]
+    chosen, least = outcomes[0], outcomes[0].top1 - tolerance - 1e-9
+    for each in outcomes:
+        if each.top1 < least:
+            break
+        chosen = each
+    early = EarlyExit(network, chosen.threshold, pools, tuple(costs))
+    steps = [round(i * (len(outcomes) - 1) / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)]
+    return early, [outcomes[i] for i in sorted(set(steps))]
+
+
+def answers_by_depth(
+    logits: Sequence[Tensor], fused: Tensor | None, pools: Sequence[Sequence[float]]
+) -> list[Tensor]:
+    """Return the log-probabilities [N, C] that each depth answers with.
+
+    Args:
+        logits: [N, C] per scale.
+        fused: [N, C] of the fusion layer, or None.
+        pools: Of all depths but the last.
+    """
+    return [*(pooled_answer(logits, weights) for weights in pools), full_answer(logits, fused)]
+
+
+def pooled_answer(logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Return the log-probabilities of the weighted sum of the first scales' logits, one weight a scale."""
+    pooled = torch.stack([weight * x.float() for weight, x in zip(weights, logits, strict=False)])
+    return pooled.sum(dim=0).log_softmax(dim=1)
+
+
+def full_answer(logits: Sequence[Tensor], fused: Tensor | None) -> Tensor:
+    """Return the log-probabilities of all scales together: the fusion layer's, or else the mean's."""
+    if fused is not None:
+        return fused.float().log_softmax(dim=1)
+    return torch.stack([x.float().softmax(dim=1) for x in logits]).mean(dim=0).log()
+
+
+def outcome(answers: Sequence[Tensor], labels: Tensor, threshold: float, costs: Sequence[float]) -> Outcome:
+    """Return what a threshold makes of photos whose answers at all depths are known."""
+    left = torch.ones(len(labels), dtype=torch.bool)
+    right, cost, stopped = 0, 0.0, []
+    for depth, answer in enumerate(answers, start=1):
+        cost += costs[depth - 1] * int(left.sum())
+        sure = answer.exp().amax(dim=1) >= threshold if depth < len(answers) else torch.ones_like(left)
+        here = left & sure
+        right += int((answer.argmax(dim=1) == labels)[here].sum())
+        stopped.append(int(here.sum()) / len(labels))
+        left = left & ~sure
+    return Outcome(threshold, right / len(labels), cost / len(labels), tuple(stopped))
+
+
+@torch.no_grad()
+def look_until_sure(
+    model: RACNN, images: Tensor, early: EarlyExit | None, *, scales: int, fused: bool
+) -> list[tuple[Tensor, Tensor, list[Tensor]]]:
+    """Run the recursion on each image only as far as it needs, or, without a choice when to stop, on all of them.
+
+    Args:
+        model: In evaluation mode.
+        images: [B, 3, H, W].
+        early: When to stop.
+        scales: How many are trained.
+        fused: Whether the fusion layer is.
+
+    Returns:
+        Per depth that some images stopped at: their indices [K], log-probabilities [K, C], and the places [K, 3] of
+        their views, one a scale.
+    """
+    source = model.normalise(images)
+    index = torch.arange(len(images), device=images.device)
+    output = model.look(source)
+    stopped = []
+    for depth in range(1, scales + 1):
+        if depth == scales:
+            answer = full_answer(output.logits, output.fused if fused else None)
+            stopped.append((index, answer, output.places))
+            break
+        if early is not None:
+            answer = pooled_answer(output.logits, early.pools[depth - 1])
+            sure = answer.exp().amax(dim=1) >= early.threshold
+            if sure.any():
+                stopped.append((index[sure], answer[sure], [place[sure] for place in output.places]))
+                source, index, output = source[~sure], index[~sure], output.chosen(~sure)
+            if not len(index):
+                break
+        model.look_closer(source, output)
+    return stopped
+
+
+@torch.no_grad()
+def scale_costs(model: RACNN, *, source_size: int, scales: int) -> list[float]:
+    """Return each scale's share of the multiplications of the recursion over so many scales."""
+    source = model.mean.new_zeros(1, 3, source_size, source_size)
+    model.eval()
+    counts = []
+    with FlopCounterMode(display=False) as counter:
+        output = model.look(source)
+        for _ in range(scales - 1):
+            counts.append(counter.get_total_flops())
+            model.look_closer(source, output)
+        counts.append(counter.get_total_flops())
+    return [(now - before) / counts[-1] for before, now in zip([0, *counts], counts, strict=False)]
+
+
+def early_exit_file(checkpoint: Path) -> Path:
+    """Return where the choice for a checkpoint is kept."""
+    return checkpoint.with_suffix(".early_exit.json")
+
+
+def load_early_exit(checkpoint: Path, network: str) -> EarlyExit:
+    """Read the choice that ``racnn evaluate --early-exit`` left beside a checkpoint.
+
+    Raises:
+        ConfigError: There is none, it is damaged, or it belongs to another checkpoint.
+    """
+    file = early_exit_file(checkpoint)
+    again = f"`racnn evaluate {checkpoint} --early-exit` makes it"
+    if not file.is_file():
+        raise ConfigError(f"--early-exit: {file}: no such file; {again}")
+    try:
+        early = TypeAdapter(EarlyExit).validate_json(file.read_bytes())
+    except ValidationError:
+        raise ConfigError(f"--early-exit: {file}: damaged; {again}") from None
+    if early.network != network:
+        raise ConfigError(f"--early-exit: {file} was made for other weights; {again} anew")
+    return early
+
+
+def format_early_exit(report: Mapping[str, Any]) -> str:
+    """Return the ``early_exit`` of a report as plain text: the curve on the validation photos, and the choice."""
+    result = report["early_exit"]
+    lines = ["early exit, validation photos:", "threshold  top-1 %  cost %  stopped after 1, 2, ... looks %"]
+    lines += [_line(each) for each in result["val_curve"]]
+    full = report["top1"]["fused" if "fused" in report["top1"] else "mean"]
+    lines += [
+        f"chosen there, on {report['split']} photos (all looks at every photo: {100 * full:.2f}):",
+        _line(result),
+    ]
+    return "\n".join(lines)
+
+
+def _line(outcome_: Mapping[str, Any]) -> str:
+    threshold = "none" if outcome_["threshold"] > 1.0 else f"{outcome_['threshold']:.3f}"
+    stopped = "  ".join(f"{100 * share:5.1f}" for share in outcome_["stopped"])
+    return f"{threshold:>9}  {100 * outcome_['top1']:7.2f}  {100 * outcome_['cost']:6.1f}  {stopped}"
