@@ -71,6 +71,7 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
     Attributes:
         lessons: None, or a box a photo, [N, 4] xyxy in the frame of the source without random changes, for a network
             to learn. They follow the random changes.
+        num_noise: How many random numbers a sample brings along for the training step.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
         self.seed = seed
         self.cache: PhotoCache | None = None
         self.lessons: np.ndarray | None = None
+        self.num_noise = 0
         self.plain_transform = SourceTransform(config.source_size, config.resize)
         self.transform = SourceTransform(
             config.source_size, config.resize, config.augment if augment else None
@@ -103,6 +105,7 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
             ``image`` uint8 [3, S, S]; ``label`` and ``index`` (the position) int64 []; ``box`` float32 [4], xyxy in the
             source's frame, NaN where unknown; ``parts`` float32 [P, 3], (x, y, visible) in the source's frame; with
             ``lessons`` also ``lesson`` float32 [4], likewise. A box or part that a crop cuts off lies beyond [-1, 1].
+            With ``num_noise`` also ``noise`` float32 [num_noise], even in [0, 1).
 
         Raises:
             DataError: The photo cannot be read.
@@ -127,6 +130,9 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
             corners = located[-2:, :2]  # a flip swaps left and right
             sample["lesson"] = torch.from_numpy(np.concatenate([corners.min(0), corners.max(0)]))
             sample["parts"] = torch.from_numpy(located[:-2])
+        if self.num_noise:
+            noise = np.random.default_rng((seed, 1)).random(self.num_noise, dtype=np.float32)
+            sample["noise"] = torch.from_numpy(noise)
         return sample
 
     def _lesson_corners(self, index: int, size: tuple[int, int]) -> np.ndarray:
@@ -258,14 +264,23 @@ def build_data(config: DataConfig, *, seed: int, val_names: Sequence[str] | None
 
 
 def train_loader(
-    data: Data, config: DataConfig, *, seed: int, epoch: int, start_batch: int = 0, photos: str = "train"
+    data: Data,
+    config: DataConfig,
+    *,
+    seed: int,
+    epoch: int,
+    start_batch: int = 0,
+    photos: str = "train",
+    num_noise: int = 0,
 ) -> DataLoader:
     """Return the batches of one epoch of 'train' or 'held_out' photos, shuffled by (seed, epoch), from a batch on.
 
     The batches before are not loaded. The last one may be smaller. The loader's length counts what is left. With
-    ``balance: sampling`` as many photos are drawn, with replacement, every class as often as every other.
+    ``balance: sampling`` as many photos are drawn, with replacement, every class as often as every other. Every sample
+    brings ``num_noise`` random numbers along.
     """
     dataset = data.splits[photos]
+    dataset.num_noise = num_noise
     generator = torch.Generator().manual_seed(mix_seed(seed, epoch))
     if config.balance == "sampling":
         labels = torch.tensor([record.label for record in dataset.records])

@@ -33,6 +33,15 @@ class Phase:
             return num_scales
         return max(self.scales) + (self.config.kind == "ranking")
 
+    def noise_per_photo(self) -> int:
+        """Return how many random numbers a training step of this phase needs of each photo, three a region at a time."""
+        config = self.config
+        if config.kind == "classification" and config.jitter > 0:
+            return 3 * (max(self.scales) - 1)
+        if config.kind == "ranking" and config.gradient == "smoothed":
+            return 3 * config.pairs * len(self.scales)
+        return 0
+
 
 def walk(config: Config) -> Generator[Phase, bool, None]:
     """Yield the phases in order; send back whether the phase just run changed the network.

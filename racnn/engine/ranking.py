@@ -69,8 +69,9 @@ def by_smoothing(model: RACNN, batch: Batch, phase: Phase) -> dict[str, Tensor]:
         output = model(batch["image"], scales=max(phase.scales) + 1)
         value = _losses(output, batch, phase)
         sure = [losses.sureness(logits, labels, config.compare) for logits in output.logits]
+    signs = torch.where(batch["noise"] < 0.5, -1.0, 1.0).unflatten(1, (len(phase.scales), config.pairs, 3))
     pulls = []
-    for s in phase.scales:
+    for i, s in enumerate(phase.scales):
         region = model.apns[s - 1](output.features[s - 1])
 
         def score(other: Tensor, number: int = s) -> Tensor:
@@ -78,7 +79,7 @@ def by_smoothing(model: RACNN, batch: Batch, phase: Phase) -> dict[str, Tensor]:
             return losses.sureness(logits, labels, config.compare)
 
         slope = antithetic_slope(
-            score, region.detach(), pairs=config.pairs, spread=config.spread, bounds=model.bounds[s - 1]
+            score, region.detach(), signs[:, i], spread=config.spread, bounds=model.bounds[s - 1]
         )
         active = (sure[s - 1] - sure[s] + config.margin > 0).float()
         pulls.append(-(active * (slope * region).sum(dim=1)).mean())
@@ -89,8 +90,8 @@ def by_smoothing(model: RACNN, batch: Batch, phase: Phase) -> dict[str, Tensor]:
 def antithetic_slope(
     score: Callable[[Tensor], Tensor],
     region: Tensor,
+    signs: Tensor,
     *,
-    pairs: int,
     spread: float,
     bounds: tuple[float, float],
 ) -> Tensor:
@@ -98,7 +99,7 @@ def antithetic_slope(
 
     Simultaneous perturbation (Spall 1992): each coordinate moves by plus or minus ``spread * tl``, so that the two ends
     are ``spread`` of the region's side apart. The score's difference is divided by the coordinate's own, and the pairs
-    are averaged. Draws from torch's global generator of the region's device.
+    are averaged.
 
     Where a side is at its bound or a box at the image's edge, an end is moved back inside: the slope then counts the
     move that was made, and a coordinate that could not move has none.
@@ -106,7 +107,7 @@ def antithetic_slope(
     Args:
         score: From regions [B, 3] to [B].
         region: [B, 3].
-        pairs: How many.
+        signs: [B, pairs, 3], drawn from -1 and 1.
         spread: Distance of the ends as a share of the region's side.
         bounds: Least and largest side of a region.
 
@@ -115,14 +116,13 @@ def antithetic_slope(
     """
     step = spread * region[:, 2:]
     slope = torch.zeros_like(region)
-    for _ in range(pairs):
-        sign = torch.randint_like(region, 2) * 2.0 - 1.0
+    for sign in signs.unbind(dim=1):
         ahead, behind = clamp(region + sign * step, *bounds), clamp(region - sign * step, *bounds)
         moved = ahead - behind
         far = moved.abs() > 0.5 * step  # a quarter of the distance: less would only enlarge the others' noise
         rise = (score(ahead) - score(behind))[:, None]
         slope += torch.where(far, rise / torch.where(far, moved, 1.0), 0.0)
-    return slope / pairs
+    return slope / signs.shape[1]
 
 
 def _losses(output: RACNNOutput, batch: Batch, phase: Phase) -> dict[str, Tensor]:

@@ -21,8 +21,10 @@ def classification_step(
     model: RACNN, batch: Batch, phase: Phase, class_weights: Tensor | None = None
 ) -> dict[str, Tensor]:
     """Return the classification losses of the phase's scales, on views that were cut with shaken regions."""
-    strength = phase.config.jitter if model.training else 0.0
-    output = model(batch["image"], scales=max(phase.scales), jitter_strength=strength)
+    shake = None
+    if model.training and phase.noise_per_photo():
+        shake = phase.config.jitter * (2.0 * batch["noise"] - 1.0).unflatten(1, (-1, 3))
+    output = model(batch["image"], scales=max(phase.scales), shake=shake)
     return losses.classification_losses(
         output.logits,
         batch["label"],

@@ -1,8 +1,8 @@
 """Fit: run the phases of a configuration on its data, keep the best network, go on where a run was stopped.
 
-Everything random is a function of the seed and a counter: the order and the changes of the photos of (seed, epoch), the
-shaking of the regions of (seed, step). So a checkpoint needs no random state, and a run that is stopped and resumed
-ends with the weights it would have had.
+Everything random is a function of the seed and a counter: the order of the photos of (seed, epoch), their changes and
+the shaking of their regions of (seed, epoch, photo), what a backbone draws of (seed, step). So a checkpoint needs no
+random state, and a run that is stopped and resumed ends with the weights it would have had.
 """
 
 from __future__ import annotations
@@ -347,6 +347,7 @@ class Run:
             epoch=self.progress.total_epoch,
             start_batch=start_batch,
             photos=phase.config.photos,
+            num_noise=phase.noise_per_photo(),
         )
 
     def _weights(self, phase: Phase) -> dict[str, Tensor]:

@@ -146,7 +146,7 @@ class RACNN(nn.Module):
         images: Tensor,
         *,
         scales: int | None = None,
-        jitter_strength: float = 0.0,
+        shake: Tensor | None = None,
         move_samples: bool = True,
     ) -> RACNNOutput:
         """Look, zoom and look again.
@@ -158,7 +158,8 @@ class RACNN(nn.Module):
             images: [B, 3, H, W], floating in [0, 1] or uint8, of any size; larger than ``view_sizes[0]`` gives the
                 finer scales more detail to zoom into.
             scales: Run only so many scales.
-            jitter_strength: Shake the regions before they are cut, as training of the finer scales wants.
+            shake: [B, num_regions, 3], see :func:`racnn.ops.regions.jitter`: shake the regions before they are cut, as
+                training of the finer scales wants.
             move_samples: Derivatives in a region follow its sample points, see :func:`racnn.ops.zoom.zoom`.
         """
         last = self.num_scales if scales is None else scales
@@ -166,7 +167,7 @@ class RACNN(nn.Module):
         source = self.normalise(images)
         output = self.look(source)
         for _ in range(last - 1):
-            self.look_closer(source, output, jitter_strength=jitter_strength, move_samples=move_samples)
+            self.look_closer(source, output, shake=shake, move_samples=move_samples)
         return output
 
     def look(self, source: Tensor) -> RACNNOutput:
@@ -181,7 +182,7 @@ class RACNN(nn.Module):
         source: Tensor,
         output: RACNNOutput,
         *,
-        jitter_strength: float = 0.0,
+        shake: Tensor | None = None,
         move_samples: bool = True,
     ) -> None:
         """Propose a region from the last view, cut it from the source and look at it: ``output`` gains a scale.
@@ -189,14 +190,14 @@ class RACNN(nn.Module):
         Args:
             source: [B, 3, H, W], normalised; what ``output`` was made from.
             output: With fewer scales than the network has.
-            jitter_strength: As in :meth:`forward`.
+            shake: As in :meth:`forward`.
             move_samples: As in :meth:`forward`.
         """
         scale = len(output.logits) - 1
         region = self.apns[scale](output.features[scale].detach())
-        if jitter_strength > 0:
+        if shake is not None:
             low, high = self.bounds[scale]
-            region = jitter(region, jitter_strength, low=low, high=high)
+            region = jitter(region, shake[:, scale], low=low, high=high)
         output.regions.append(region)
         place, view = self._zoom_in(
             source, scale, output.places[scale], output.views[scale], region, move_samples

@@ -71,23 +71,20 @@ def relative(outer: Tensor, region: Tensor) -> Tensor:
     return torch.cat([(region[:, :2] - outer[:, :2]) / side, region[:, 2:] / side], dim=1)
 
 
-def jitter(region: Tensor, strength: float = 1.0, *, low: float = 0.0, high: float = 1.0) -> Tensor:
+def jitter(region: Tensor, noise: Tensor, *, low: float = 0.0, high: float = 1.0) -> Tensor:
     """Shake regions as a proposal errs: centre by up to 0.1 ``tl``, logarithm of the side by up to 0.2.
-
-    Draws from torch's global generator of the region's device.
 
     Args:
         region: [B, 3].
-        strength: Factor on both ranges; 0 changes nothing.
+        noise: [B, 3], of the same order, in [-1, 1]; larger shakes more, 0 changes nothing.
         low: Least side that may come out.
         high: Largest side that may come out.
 
     Returns:
         [B, 3] valid regions.
     """
-    noise = torch.rand_like(region) * 2.0 - 1.0
-    tl = region[:, 2:] * torch.exp(0.2 * strength * noise[:, 2:])
-    centre = region[:, :2] + 0.1 * strength * region[:, 2:] * noise[:, :2]
+    tl = region[:, 2:] * torch.exp(0.2 * noise[:, 2:])
+    centre = region[:, :2] + 0.1 * region[:, 2:] * noise[:, :2]
     return clamp(torch.cat([centre, tl], dim=1), low, high)
 
 

@@ -284,3 +284,29 @@ def test_a_photo_under_two_names_is_refused(again, tmp_path):
     config = DataConfig(dataset="manifest", root=tmp_path / "list.csv", source_size=16)
     with pytest.raises(DataError, match=r"1 photos are listed more than once, for example .*photos/0\.png"):
         build_data(config, seed=0)
+
+
+def test_noise_belongs_to_the_photo_and_the_epoch_alone():
+    config = DataConfig(
+        dataset="synthetic", source_size=32, num_workers=0, synthetic={"num_train": 40, "num_test": 8}
+    )
+
+    def noise(epoch, batch_size, start=0):
+        data = build_data(config, seed=0)
+        smaller = config.model_copy(update={"batch_size": batch_size})
+        loader = train_loader(data, smaller, seed=0, epoch=epoch, start_batch=start, num_noise=6)
+        return {int(i): row for b in loader for i, row in zip(b["index"], b["noise"], strict=True)}
+
+    first, other = noise(0, 8), noise(1, 8)
+    for again in (noise(0, 5), noise(0, 8, start=2)):
+        assert all(torch.equal(row, first[i]) for i, row in again.items())
+    every = torch.stack([*first.values(), *other.values()])
+    assert len(every.unique()) == every.numel()
+    assert every.min() >= 0
+    assert every.max() < 1
+    assert abs(every.mean() - 0.5) < 0.06
+
+
+def test_samples_bring_no_noise_unless_asked():
+    config = DataConfig(dataset="synthetic", source_size=32, num_workers=0, synthetic={"num_train": 16})
+    assert "noise" not in next(iter(train_loader(build_data(config, seed=0), config, seed=0, epoch=0)))

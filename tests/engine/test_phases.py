@@ -116,3 +116,22 @@ def test_a_name_tells_position_kind_and_scales():
     (resolved,) = run(config_of(phase("ranking", scales=[1, 2])), [])
     assert resolved.name == "01-ranking_1_2"
     assert Phase(11, resolved.config, (2,)).name == "12-ranking_2"
+
+
+@pytest.mark.parametrize(
+    ("kind", "scales", "changes", "count"),
+    [
+        ("classification", [1], {}, 0),  # sees the whole photo
+        ("classification", [2], {}, 3),
+        ("classification", [1, 3], {}, 6),
+        ("classification", [3], {"jitter": 0.0}, 0),
+        ("ranking", [1, 2], {"gradient": "exact"}, 0),
+        ("ranking", [1, 2], {"gradient": "smoothed", "pairs": 5}, 30),
+        ("ranking", [2], {"gradient": "smoothed", "pairs": 5}, 15),
+        ("apn_init", [1], {}, 0),
+        ("fusion", [], {}, 0),
+    ],
+)
+def test_a_photo_brings_as_much_noise_as_the_step_draws(kind, scales, changes, count):
+    (resolved,) = run(config_of(phase(kind, scales=scales, **changes)), [])
+    assert resolved.noise_per_photo() == count

@@ -27,7 +27,18 @@ def make(**changes):
 def batch(size=6, side=40):
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (size, 3, side, side), generator=generator, dtype=torch.uint8)
-    return {"image": images, "label": torch.arange(size) % 4}
+    noise = torch.rand(size, 24, generator=generator)
+    return {"image": images, "label": torch.arange(size) % 4, "noise": noise}
+
+
+def batch_of(phase, **options):
+    """A batch with as much noise as the phase asks for."""
+    some = batch(**options)
+    return some | {"noise": some["noise"][:, : phase.noise_per_photo()]}
+
+
+def signs_of(batch, pairs):
+    return torch.randint(0, 2, (batch, pairs, 3)) * 2.0 - 1.0
 
 
 def phase_of(scales=(1, 2), **changes):
@@ -38,8 +49,7 @@ def phase_of(scales=(1, 2), **changes):
 def gradients(model, phase):
     """Return the losses, and the gradient of each APN's last bias: the mean pull on its raw region."""
     train_only(model, phase)
-    torch.manual_seed(0)
-    losses = ranking_step(model, batch(), phase)
+    losses = ranking_step(model, batch_of(phase), phase)
     losses["loss"].backward()
     pulls = [apn.out.bias.grad.clone() for apn in model.apns]
     for apn in model.apns:
@@ -91,35 +101,37 @@ class TestSmoothed:
         active = (behind + margin > 0).float()
         assert 0 < active.sum() < len(active)
 
-        def slope_of_one(score, region, **options):
-            asked.append((score(region), options))
+        def slope_of_one(score, region, signs, **options):
+            asked.append((score(region), signs, options))
             return torch.tensor([1.0, 2.0, 3.0]).expand_as(region)
 
         monkeypatch.setattr(ranking, "antithetic_slope", slope_of_one)
         phase = phase_of((1,), gradient="smoothed", compare=compare, pairs=3, spread=0.2)
         phase = Phase(0, phase.config.model_copy(update={"margin": margin}), (1,))
         train_only(model, phase)
-        ranking_step(model, batch(), phase)["loss"].backward()
+        ranking_step(model, batch_of(phase), phase)["loss"].backward()
         found = model.apns[0].out.bias.grad.clone()
         model.apns[0].zero_grad()
         region = model.apns[0](output.features[0])
         (-(active * (region * torch.tensor([1.0, 2.0, 3.0])).sum(dim=1)).mean()).backward()
         torch.testing.assert_close(found, model.apns[0].out.bias.grad)
-        ((scores, options),) = asked
+        ((scores, signs, options),) = asked
         torch.testing.assert_close(scores, sure[1])
-        assert options == {"pairs": 3, "spread": 0.2, "bounds": model.bounds[0]}
+        assert signs.shape == (6, 3, 3)
+        assert signs.unique().tolist() == [-1.0, 1.0]
+        assert options == {"spread": 0.2, "bounds": model.bounds[0]}
 
     def test_a_side_at_its_bound_has_the_slope_of_the_way_it_could_go(self):
         region = torch.tensor([[0.0, 0.0, 0.94]])
         torch.manual_seed(0)
-        slope = antithetic_slope(lambda r: r[:, 2], region, pairs=50, spread=0.1, bounds=(0.2, 0.95))
+        slope = antithetic_slope(lambda r: r[:, 2], region, signs_of(1, 50), spread=0.1, bounds=(0.2, 0.95))
         assert slope[0, 2] == pytest.approx(1.0, rel=1e-3)
 
     def test_slope_of_a_plane_is_its_normal(self):
         normal = torch.tensor([1.0, -2.0, 0.5])
         region = torch.tensor([[0.1, -0.2, 0.4], [0.0, 0.0, 0.6]])
         torch.manual_seed(0)
-        slope = antithetic_slope(lambda r: r @ normal, region, pairs=4000, spread=0.2, bounds=WIDE)
+        slope = antithetic_slope(lambda r: r @ normal, region, signs_of(2, 4000), spread=0.2, bounds=WIDE)
         torch.testing.assert_close(slope, normal.expand(2, 3), atol=0.12, rtol=0)
 
     def test_a_flicker_finer_than_the_moves_does_not_show(self):
@@ -129,7 +141,7 @@ class TestSmoothed:
             return other[:, 0] + 0.02 * torch.sin(1000 * other[:, 0])
 
         torch.manual_seed(0)
-        slope = antithetic_slope(flickering, region, pairs=1, spread=0.2, bounds=WIDE)
+        slope = antithetic_slope(flickering, region, signs_of(64, 1).double(), spread=0.2, bounds=WIDE)
         assert slope[:, 0] == pytest.approx([1.0] * 64, abs=0.25)
 
     def test_regions_are_asked_about_within_their_bounds_only(self):
@@ -140,7 +152,7 @@ class TestSmoothed:
             return region[:, 0]
 
         region = torch.tensor([[0.0, 0.05, 0.94], [0.79, -0.79, 0.21]])
-        antithetic_slope(score, region, pairs=8, spread=0.3, bounds=(0.2, 0.95))
+        antithetic_slope(score, region, signs_of(2, 8), spread=0.3, bounds=(0.2, 0.95))
         every = torch.cat(asked)
         assert every[:, 2].min() >= 0.2 - 1e-6
         assert every[:, 2].max() <= 0.95 + 1e-6
@@ -161,11 +173,11 @@ class TestSmoothed:
         optimizer = build_optimizer(model, phase)
         for group in optimizer.param_groups:
             group["lr"] = 0.001
-        torch.manual_seed(0)
         start = (model(batch()["image"]).regions[0] - goal).norm(dim=1).mean()
-        for _ in range(80):
+        for seed in range(80):
             optimizer.zero_grad()
-            ranking_step(model, batch(), phase)["loss"].backward()
+            noise = torch.rand(6, phase.noise_per_photo(), generator=torch.Generator().manual_seed(seed))
+            ranking_step(model, batch() | {"noise": noise}, phase)["loss"].backward()
             optimizer.step()
         end = (model(batch()["image"]).regions[0] - goal).norm(dim=1).mean()
         assert end < 0.1 * start
@@ -175,7 +187,7 @@ class TestEnergy:
     def test_gradient_is_the_energy_under_a_mask_that_moves(self):
         model, phase = make(), phase_of((1,), gradient="energy")
         train_only(model, phase)
-        ranking_step(model, batch(), phase)["loss"].backward()
+        ranking_step(model, batch_of(phase), phase)["loss"].backward()
         found = model.apns[0].out.bias.grad.clone()
         model.apns[0].zero_grad()
 

@@ -197,12 +197,16 @@ class TestViews:
         model, images = _model(bounds=[(0.5, 0.55), (0.3, 0.8)]), _images(8)
         still, again = model(images), model(images)
         assert torch.equal(still.regions[0], again.regions[0])
-        shaken = model(images, jitter_strength=1.0)
+        noise = torch.rand(8, 2, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        shaken = model(images, shake=noise)
         assert not torch.allclose(shaken.regions[0], still.regions[0], atol=1e-3)
         assert 0.5 <= shaken.regions[0][:, 2].min() <= shaken.regions[0][:, 2].max() <= 0.55
         assert ((shaken.regions[0] - still.regions[0])[:, :2].abs() <= 0.1 * 0.55 + 0.05).all()
         for s in range(2):
             assert torch.equal(shaken.places[s + 1], compose(shaken.places[s], shaken.regions[s]))
+        second = model(images, shake=noise * torch.tensor([[[0.0], [1.0]]]))  # each region has its own
+        assert torch.equal(second.regions[0], still.regions[0])
+        assert not torch.allclose(second.regions[1], still.regions[1], atol=1e-3)
 
     def test_compute_dtype_is_that_of_the_backbones_alone(self) -> None:
         model = _model()

@@ -121,41 +121,34 @@ class TestCompose:
         torch.testing.assert_close(box, torch.tensor([[40.0, 20, 60, 30]]))
 
 
+def _noise(num: int) -> Tensor:
+    generator = torch.Generator().manual_seed(5)
+    return torch.rand(num, 3, dtype=torch.float64, generator=generator) * 2 - 1
+
+
 class TestJitter:
     def test_jitter_stays_valid_and_within_bounds(self) -> None:
-        region = regions.jitter(_valid(2000, low=0.2, high=0.8), 3.0, low=0.2, high=0.8)
+        region = regions.jitter(_valid(2000, low=0.2, high=0.8), 3.0 * _noise(2000), low=0.2, high=0.8)
         assert _sticks_out(region) <= 1e-12
         assert region[:, 2].min() >= 0.2
         assert region[:, 2].max() <= 0.8
 
-    def test_jitter_without_strength_is_clamp(self) -> None:
+    def test_jitter_without_noise_is_clamp(self) -> None:
         region = torch.randn(200, 3, dtype=torch.float64)
-        shaken = regions.jitter(region, 0.0, low=0.2, high=0.8)
+        shaken = regions.jitter(region, torch.zeros_like(region), low=0.2, high=0.8)
         assert torch.equal(shaken[:, 2], regions.clamp(region, 0.2, 0.8)[:, 2])
         torch.testing.assert_close(shaken, regions.clamp(region, 0.2, 0.8))
 
     @pytest.mark.parametrize("strength", [0.5, 1.0])
-    def test_jitter_fills_its_ranges_evenly_and_no_more(self, strength: float) -> None:
-        start = torch.tensor([[0.1, -0.2, 0.4]], dtype=torch.float64).expand(4000, 3)
-        shaken = regions.jitter(start, strength)
+    def test_jitter_moves_by_a_tenth_of_the_half_side_and_a_fifth_in_its_logarithm(
+        self, strength: float
+    ) -> None:
+        start = torch.tensor([[0.1, -0.2, 0.4]], dtype=torch.float64).expand(400, 3)
+        shaken = regions.jitter(start, strength * _noise(400))
         moves = torch.cat(
             [(shaken[:, :2] - start[:, :2]) / (0.1 * 0.4), (shaken[:, 2:] / 0.4).log() / 0.2], dim=1
         )
-        assert (moves.abs().amax(dim=0) <= strength + 1e-9).all()
-        assert (moves.amax(dim=0) > 0.99 * strength).all()
-        assert (moves.amin(dim=0) < -0.99 * strength).all()
-        assert (moves.mean(dim=0).abs() < 0.05 * strength).all()
-        correlation = torch.corrcoef(moves.T) - torch.eye(3)
-        assert correlation.abs().max() < 0.06, "the three numbers are not shaken independently"
-
-    def test_jitter_follows_the_global_generator(self) -> None:
-        region = _valid(20)
-        draws = []
-        for seed in (1, 1, 2):
-            torch.manual_seed(seed)
-            draws.append(regions.jitter(region))
-        assert torch.equal(draws[0], draws[1])
-        assert not torch.allclose(draws[0], draws[2])
+        torch.testing.assert_close(moves, strength * _noise(400))
 
 
 class TestPixelBoxes:
