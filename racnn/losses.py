@@ -29,15 +29,14 @@ def classification_losses(
         labels: [B].
         scales: The scales to train, counted from 1.
         label_smoothing: Share of the target spread over all classes.
-        class_weights: [C] or None.
+        class_weights: [C] or None. A loss is the mean over photos of the weighted losses, so that the loss of a batch is
+            the mean of those of its parts.
 
     Returns:
         ``classification_s`` per scale and their sum ``loss``.
     """
     losses = {
-        f"classification_{scale}": F.cross_entropy(
-            logits[scale - 1].float(), labels, weight=class_weights, label_smoothing=label_smoothing
-        )
+        f"classification_{scale}": _cross_entropy(logits[scale - 1], labels, class_weights, label_smoothing)
         for scale in scales
     }
     return losses | {"loss": torch.stack(list(losses.values())).sum()}
@@ -126,5 +125,14 @@ def balanced_weights(counts: Sequence[int]) -> Tensor:
 
 def fusion_losses(fused: Tensor, labels: Tensor, *, class_weights: Tensor | None = None) -> dict[str, Tensor]:
     """Return the cross entropy of the fused logits [B, C] as ``fusion`` and ``loss``."""
-    loss = F.cross_entropy(fused.float(), labels, weight=class_weights)
+    loss = _cross_entropy(fused, labels, class_weights)
     return {"fusion": loss, "loss": loss}
+
+
+def _cross_entropy(
+    logits: Tensor, labels: Tensor, class_weights: Tensor | None, label_smoothing: float = 0.0
+) -> Tensor:
+    each = F.cross_entropy(
+        logits.float(), labels, weight=class_weights, label_smoothing=label_smoothing, reduction="none"
+    )
+    return each.mean()

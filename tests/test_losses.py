@@ -47,7 +47,7 @@ class TestClassification:
         logits, weights = _logits(0), torch.tensor([1.0, 3.0, 0.5, 2.0])
         terms = losses.classification_losses([logits], LABELS, [1], class_weights=weights)
         each = F.cross_entropy(logits, LABELS, reduction="none") * weights[LABELS]
-        torch.testing.assert_close(terms["loss"], each.sum() / weights[LABELS].sum())
+        torch.testing.assert_close(terms["loss"], each.mean())
 
     def test_gradient_goes_to_the_trained_scales_alone(self) -> None:
         logits = [_logits(s).requires_grad_() for s in range(3)]
@@ -195,7 +195,17 @@ class TestFusion:
     def test_class_weights_weigh_the_mean(self) -> None:
         weights = torch.tensor([1.0, 3.0, 0.5, 2.0])
         loss = losses.fusion_losses(_logits(0), LABELS, class_weights=weights)["loss"]
-        torch.testing.assert_close(loss, F.cross_entropy(_logits(0), LABELS, weight=weights))
+        each = F.cross_entropy(_logits(0), LABELS, reduction="none") * weights[LABELS]
+        torch.testing.assert_close(loss, each.mean())
+
+    def test_loss_of_a_batch_is_the_mean_of_those_of_its_photos(self) -> None:
+        weights = torch.tensor([1.0, 3.0, 0.5, 2.0])
+        whole = losses.fusion_losses(_logits(0), LABELS, class_weights=weights)["loss"]
+        single = [
+            losses.fusion_losses(_logits(0)[i : i + 1], LABELS[i : i + 1], class_weights=weights)["loss"]
+            for i in range(len(LABELS))
+        ]
+        torch.testing.assert_close(torch.stack(single).mean(), whole)
 
 
 def test_balanced_weights_make_every_class_count_the_same() -> None:

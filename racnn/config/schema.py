@@ -41,6 +41,11 @@ class RunConfig(_Section):
     )
     log_every: int = Field(10, ge=1, description="steps between rows of metrics.jsonl")
     num_preview: int = Field(8, ge=0, description="validation photos drawn into TensorBoard")
+    micro_batch: int = Field(
+        0,
+        ge=0,
+        description="photos of a batch on the device at a time, their gradients summed; 0: all. Batch norm sees only these",
+    )
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     channels_last: bool = True
 

@@ -13,7 +13,7 @@ from racnn.data import Data
 from racnn.engine.checkpoint import load_checkpoint
 from racnn.errors import CheckpointError, ConfigError, DataError
 
-RUN_FILES = ("last.pt", "best.pt", "config.yaml", "metrics.jsonl", "tensorboard")
+RUN_FILES = ("last.pt", "best.pt", "config.yaml", "metrics.jsonl", "tensorboard", "nonfinite.json")
 # What a resumed run may have otherwise: none of it changes the weights.
 FREE_KEYS = (
     "run.out",

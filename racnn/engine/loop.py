@@ -30,10 +30,15 @@ def train_one_epoch(
     optimizer: torch.optim.Optimizer,
     device: torch.device,
     class_weights: Tensor | None = None,
+    micro_batch: int = 0,
+    say: Callable[[str], None] = print,
     before_step: Callable[[], None],
     after_step: Callable[[dict[str, float]], None],
 ) -> None:
     """Take one optimizer step per batch.
+
+    A batch that the GPU has no memory for is taken in halves, and so are those after it: the gradient is the same but for
+    rounding, and for batch norm, which sees only a part at a time.
 
     Args:
         model: Already frozen but for what the phase trains.
@@ -42,36 +47,84 @@ def train_one_epoch(
         optimizer: Over what the phase trains.
         device: Where the network is.
         class_weights: [C] on the device, or None.
+        micro_batch: So many photos of a batch at a time; 0: all.
+        say: Told when a batch has to be taken in smaller parts.
         before_step: Called before each step: sets the random state and the learning rate.
         after_step: Called after each step with the losses by name and ``grad_norm``. It may raise to stop.
 
     Raises:
-        TrainingError: A loss or gradient is not finite; the weights are those before the step.
+        NonFiniteError: A loss or gradient is not finite; the weights are those before the step.
+        TrainingError: There is no memory for a single photo.
     """
-    step = STEPS[phase.config.kind]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for batch in batches:
         before_step()
-        losses = step(model, to_device(batch, device), phase, class_weights)
-        optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()
+        num = len(batch["label"])
+        while True:
+            optimizer.zero_grad(set_to_none=True)
+            losses = _add_gradients(model, batch, phase, class_weights, device, micro_batch or num)
+            if losses is not None:
+                break
+            micro_batch = _halved(min(micro_batch or num, num), phase, say)
         largest = phase.config.clip_grad or float("inf")
         losses["grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, largest)
         names, values = list(losses), torch.stack([v.detach().float() for v in losses.values()]).tolist()
         record = dict(zip(names, values, strict=True))
-        _refuse_non_finite(record, phase)
+        bad = {name: value for name, value in record.items() if not abs(value) < float("inf")}
+        if bad:
+            raise NonFiniteError(phase.name, bad, batch["index"].tolist())
         optimizer.step()
         after_step(record)
 
 
-def _refuse_non_finite(losses: dict[str, float], phase: Phase) -> None:
-    bad = [f"{name} = {value}" for name, value in losses.items() if not abs(value) < float("inf")]
-    if bad:
-        shown = ", ".join(bad)
-        raise TrainingError(
-            f"phase {phase.name}: {shown} is not finite; stopped before the optimizer step. "
+class NonFiniteError(TrainingError):
+    """A loss or gradient is not finite.
+
+    Attributes:
+        values: Those that are not, by name.
+        index: Positions of the batch's photos in their split.
+    """
+
+    def __init__(self, phase: str, values: dict[str, float], index: list[int]) -> None:
+        shown = ", ".join(f"{name} = {value}" for name, value in values.items())
+        super().__init__(
+            f"phase {phase}: {shown} is not finite; stopped before the optimizer step. "
             "Try a smaller learning rate, clip_grad, or run.precision=fp32"
         )
+        self.values = values
+        self.index = index
+
+
+def _add_gradients(
+    model: RACNN, batch: Batch, phase: Phase, class_weights: Tensor | None, device: torch.device, size: int
+) -> dict[str, Tensor] | None:
+    """Add up the gradients of a batch in parts of a size, and return its losses; None where the GPU is too small."""
+    num = len(batch["label"])
+    losses: dict[str, Tensor] = {}
+    try:
+        for start in range(0, num, size):
+            part = {key: value[start : start + size] for key, value in batch.items()}
+            share = len(part["label"]) / num
+            terms = STEPS[phase.config.kind](model, to_device(part, device), phase, class_weights)
+            (share * terms["loss"]).backward()
+            for name, value in terms.items():
+                losses[name] = losses.get(name, 0.0) + share * value.detach().float()
+    except torch.OutOfMemoryError:
+        return None
+    return losses
+
+
+def _halved(size: int, phase: Phase, say: Callable[[str], None]) -> int:
+    """Return the next smaller part of a batch to try."""
+    if size == 1:
+        raise TrainingError(
+            f"phase {phase.name}: the GPU has not enough memory for a single photo; "
+            "take smaller model.view_sizes or a smaller backbone, or run.precision=bf16"
+        )
+    torch.cuda.empty_cache()
+    half = (size + 1) // 2
+    say(f"{phase.name}: the GPU has no memory for {size} photos at a time; going on with {half}")
+    return half
 
 
 @dataclass

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from racnn.engine.checkpoint import load_checkpoint, save_checkpoint
 from racnn.engine.folder import clear_folder, open_folder, refuse_other_photos
 from racnn.engine.interrupt import Interrupt, Stop
 from racnn.engine.lessons import read_boxes
-from racnn.engine.loop import Predictions, predict, report, to_device, train_one_epoch
+from racnn.engine.loop import NonFiniteError, Predictions, predict, report, to_device, train_one_epoch
 from racnn.engine.phases import Phase, upcoming
 from racnn.engine.pool import pool_weights
 from racnn.engine.precision import prepare
@@ -33,6 +34,7 @@ from racnn.engine.recorder import Recorder
 from racnn.engine.remarks import collapse_warning, imbalance_warning
 from racnn.engine.schedule import better, learning_rate, phase_items
 from racnn.engine.steps import STEPS, build_optimizer, train_only
+from racnn.errors import TrainingError
 from racnn.losses import balanced_weights
 from racnn.models import build_model
 from racnn.ops.regions import to_boxes_xyxy
@@ -239,16 +241,36 @@ class Run:
                 raise Stop
 
         train_only(self.model, phase)
-        train_one_epoch(
-            self.model,
-            self._loader(phase, progress.batch),
-            phase=phase,
-            optimizer=optimizer,
-            device=self.device,
-            class_weights=self.class_weights,
-            before_step=before_step,
-            after_step=after_step,
-        )
+        try:
+            train_one_epoch(
+                self.model,
+                self._loader(phase, progress.batch),
+                phase=phase,
+                optimizer=optimizer,
+                device=self.device,
+                class_weights=self.class_weights,
+                micro_batch=self.config.run.micro_batch,
+                say=self.recorder.say,
+                before_step=before_step,
+                after_step=after_step,
+            )
+        except NonFiniteError as error:
+            raise TrainingError(
+                f"{error}. {self._dump(phase, error)} names the photos of the batch"
+            ) from None
+
+    def _dump(self, phase: Phase, error: NonFiniteError) -> Path:
+        """Write down the batch whose loss or gradient was not finite."""
+        records = self.data.splits[phase.config.photos].records
+        content = {
+            "phase": phase.name,
+            "step": self.progress.step,
+            "values": {name: str(value) for name, value in error.values.items()},
+            "photos": [str(records[i].path or records[i].name) for i in error.index],
+        }
+        path = self.folder / "nonfinite.json"
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        return path
 
     def _finish_epoch(self, phase: Phase, optimizer: torch.optim.Optimizer) -> None:
         """Validate, remember the best, and save."""

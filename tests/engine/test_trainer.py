@@ -447,6 +447,11 @@ def test_a_number_that_is_not_finite_stops_before_the_step(short, tmp_path, monk
     after = dict(run.model.named_parameters())
     assert all(torch.equal(after[name], value) for name, value in before[2].items())
     assert not all(torch.equal(before[1][name], value) for name, value in before[2].items())
+    dumped = json.loads((tmp_path / "run" / "nonfinite.json").read_text())
+    assert dumped["step"] == 2
+    assert any(named == f"{name} = {value}" for name, value in dumped["values"].items())
+    assert len(dumped["photos"]) == config.data.batch_size
+    assert set(dumped["photos"]) <= set(run.data.training_names())
     stored = load_checkpoint(tmp_path / "run" / "last.pt")
     assert stored["step"] == 2
     assert all(torch.equal(stored["model"][name], value) for name, value in before[2].items())

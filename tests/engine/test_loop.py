@@ -1,0 +1,156 @@
+"""A step is a step, however a batch is taken apart, and none is taken where the numbers are not finite."""
+
+import pytest
+import torch
+
+from racnn.config import PhaseConfig
+from racnn.engine.loop import NonFiniteError, train_one_epoch
+from racnn.engine.phases import Phase
+from racnn.engine.steps import STEPS, build_optimizer, train_only
+from racnn.errors import TrainingError
+from racnn.models import RACNN
+
+CPU = torch.device("cpu")
+NUM = 5
+PHASES = [
+    ("classification", (1, 2), {}),
+    ("apn_init", (1,), {}),
+    ("ranking", (1, 2), {"gradient": "exact", "margin": 2.0}),
+    ("ranking", (1,), {"gradient": "smoothed", "margin": 2.0}),
+    ("fusion", (), {}),
+]
+
+
+def make():
+    torch.manual_seed(0)
+    model = RACNN(num_classes=3, backbone="vgg11", view_sizes=(32, 32, 32))  # no batch norm
+    for apn in model.apns:
+        torch.nn.init.normal_(apn.out.weight, std=0.1)
+    return model
+
+
+def phase_of(kind, scales, **changes):
+    config = PhaseConfig(kind=kind, scales=scales, epochs=1, lr=0.01, **changes)
+    return Phase(0, config, tuple(scales))
+
+
+def batch(phase):
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "image": torch.randint(0, 256, (NUM, 3, 32, 32), generator=generator, dtype=torch.uint8),
+        "label": torch.arange(NUM) % 3,
+        "index": torch.arange(NUM) + 10,
+        "lesson": torch.tensor([-0.6, -0.2, 0.3, 0.4]).repeat(NUM, 1),
+        "noise": torch.rand(NUM, phase.noise_per_photo(), generator=generator),
+    }
+
+
+def one_step(phase, *, micro_batch=0, class_weights=None, said=None):
+    """Return the losses and the gradients of one step."""
+    model, records = make(), []
+    train_only(model, phase)
+    optimizer = build_optimizer(model, phase)
+    train_one_epoch(
+        model,
+        [batch(phase)],
+        phase=phase,
+        optimizer=optimizer,
+        device=CPU,
+        class_weights=class_weights,
+        micro_batch=micro_batch,
+        say=(said if said is not None else []).append,
+        before_step=lambda: None,
+        after_step=records.append,
+    )
+    (record,) = records
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return record, gradients
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 3])
+@pytest.mark.parametrize(("kind", "scales", "changes"), PHASES)
+def test_a_batch_taken_in_parts_has_the_same_losses_and_gradients(kind, scales, changes, micro_batch):
+    phase = phase_of(kind, scales, **changes)
+    weights = torch.tensor([0.5, 1.0, 1.5]) if kind in ("classification", "fusion") else None
+    whole, gradients = one_step(phase, class_weights=weights)
+    parts, others = one_step(phase, class_weights=weights, micro_batch=micro_batch)
+    assert parts == pytest.approx(whole, rel=0.01)
+    assert others.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        assert gradient.abs().sum() > 0, name
+        # convolutions of other batch sizes round otherwise, which tips a ReLU here and there
+        assert (others[name] - gradient).norm() <= 0.03 * gradient.norm(), name
+
+
+class TestOutOfMemory:
+    def small_gpu(self, monkeypatch, room):
+        plain, sizes = STEPS["classification"], []
+
+        def step(model, batch, phase, class_weights=None):
+            sizes.append(len(batch["label"]))
+            if sizes[-1] > room:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB")
+            return plain(model, batch, phase, class_weights)
+
+        monkeypatch.setitem(STEPS, "classification", step)
+        return sizes
+
+    def test_the_batch_is_halved_until_it_fits_with_the_same_gradient(self, monkeypatch):
+        phase = phase_of("classification", (1,))
+        whole, gradients = one_step(phase)
+        sizes, said = self.small_gpu(monkeypatch, room=2), []
+        halved, others = one_step(phase, said=said)
+        assert sizes == [5, 3, 2, 2, 1]
+        assert [line for line in said if "no memory for" in line] == said
+        assert "going on with 3" in said[0]
+        assert "going on with 2" in said[1]
+        assert halved == pytest.approx(whole, rel=1e-4)
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(others[name], gradient, rtol=1e-3, atol=1e-6)
+
+    def test_what_fits_is_remembered_for_the_next_batch(self, monkeypatch):
+        phase, model = phase_of("classification", (1,)), make()
+        sizes = self.small_gpu(monkeypatch, room=3)
+        train_only(model, phase)
+        train_one_epoch(
+            model,
+            [batch(phase)] * 2,
+            phase=phase,
+            optimizer=build_optimizer(model, phase),
+            device=CPU,
+            say=lambda _: None,
+            before_step=lambda: None,
+            after_step=lambda _: None,
+        )
+        assert sizes == [5, 3, 2, 3, 2]
+
+    def test_a_single_photo_that_does_not_fit_ends_the_run_with_advice(self, monkeypatch):
+        self.small_gpu(monkeypatch, room=0)
+        with pytest.raises(TrainingError, match=r"single photo.*view_sizes"):
+            one_step(phase_of("classification", (1,)))
+
+
+def test_a_step_that_is_not_finite_is_not_taken_and_names_losses_and_photos():
+    phase, model = phase_of("classification", (1,)), make()
+    train_only(model, phase)
+    torch.nn.init.constant_(model.classifiers[0].bias, float("nan"))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(NonFiniteError, match=r"classification_1 = nan.*not finite") as caught:
+        train_one_epoch(
+            model,
+            [batch(phase)],
+            phase=phase,
+            optimizer=build_optimizer(model, phase),
+            device=CPU,
+            before_step=lambda: None,
+            after_step=lambda _: None,
+        )
+    assert caught.value.index == [10, 11, 12, 13, 14]
+    assert {"classification_1", "loss", "grad_norm"} <= caught.value.values.keys()
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]) or value.isnan().any()
+
+
+def test_losses_of_the_log_are_named_as_the_loop_sees_them():
+    record, _ = one_step(phase_of("classification", (1, 2)))
+    assert set(record) == {"classification_1", "classification_2", "loss", "grad_norm"}
