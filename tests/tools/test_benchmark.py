@@ -1,75 +1,126 @@
 """tools/benchmark.py measures what it says: ratios from turns, a table, and the same as JSON."""
 
 import json
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+import benchmark
+from bench import data, figures
 from racnn.config import DataConfig
 from racnn.errors import DataError
 
-TOOL = Path(__file__).parents[2] / "tools" / "benchmark.py"
-
-
-@pytest.fixture(scope="module")
-def tool():
-    return SimpleNamespace(**runpy.run_path(str(TOOL)))
-
 
 @pytest.fixture
-def clock(tool, monkeypatch):
+def clock(monkeypatch):
     """A clock that only advances when told to."""
     now = [0.0]
-    monkeypatch.setattr(tool.compare.__globals__["time"], "perf_counter", lambda: now[0])
+    monkeypatch.setattr(figures.time, "perf_counter", lambda: now[0])
     return lambda seconds: now.__setitem__(0, now[0] + seconds)
 
 
-def test_a_ratio_is_how_many_times_as_fast_as_the_baseline(tool, clock):
-    ours = {"half": (lambda: clock(2.0), 2.5), "quarter": (lambda: clock(1.0), 2.5)}
-    half, quarter = tool.compare(ours, ("slow", lambda: clock(4.0)), 5)
-    assert (half.ratio, half.low, half.high, half.ok) == (2.0, 2.0, 2.0, False)
-    assert (quarter.ratio, quarter.baseline, quarter.ok) == (4.0, "slow", True)
+@pytest.fixture
+def run(tmp_path):
+    """Return a caller of a command that gives its figures by name, what it is and of what."""
+
+    def call(*words):
+        file = tmp_path / "deep" / "figures.json"
+        result = CliRunner().invoke(benchmark.app, [*words, "--json", str(file)], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        rows = json.loads(file.read_text())
+        assert len([line for line in result.stdout.splitlines() if line.startswith("|")]) == 2 + len(rows)
+        return {(row["name"], row["measure"], row["baseline"]): row for row in rows}
+
+    return call
 
 
-def test_all_take_turns_and_the_middle_of_the_rounds_counts(tool, clock):
-    calls = []
-    lengths = iter([1.0, 1.0, 1.0, 2.0, 50.0, 1.0])  # the warm-up, five rounds
+class TestFigures:
+    def test_a_ratio_is_how_many_times_as_fast_as_the_baseline(self, clock):
+        times = figures.take_turns({"slow": lambda: clock(4.0), "half": lambda: clock(2.0)}, 5)
+        figure = figures.times_as_fast("half", "slow", times, 2.5)
+        assert (figure.ratio, figure.low, figure.high, figure.ok) == (2.0, 2.0, 2.0, False)
+        assert (figure.name, figure.baseline, figure.wanted) == ("half", "slow", "at least")
 
-    def ours():
-        calls.append("ours")
-        clock(next(lengths))
+    def test_a_share_is_of_the_time_of_the_whole(self, clock):
+        times = figures.take_turns({"whole": lambda: clock(4.0), "part": lambda: clock(1.0)}, 3)
+        figure = figures.share_of_time("part", "whole", times, 0.3)
+        assert (figure.ratio, figure.wanted, figure.ok) == (0.25, "at most", True)
 
-    (figure,) = tool.compare({"ours": (ours, 1.0)}, ("base", lambda: (calls.append("base"), clock(2.0))), 5)
-    assert calls == ["base", "ours"] * 6
-    assert figure.ratio == 2.0
-
-
-def test_a_folder_without_photos_is_refused(tool, tmp_path):
-    with pytest.raises(DataError, match="no photos in this folder"):
-        tool.data(photos=8, root=tmp_path, rounds=3, json_file=None)
-
-
-def test_the_figures_are_printed_and_written(tool, tmp_path, capsys):
-    tool.data(photos=8, root=None, rounds=3, json_file=tmp_path / "deep" / "data.json")
-    figures = json.loads((tmp_path / "deep" / "data.json").read_text())
-    assert [figure["name"] for figure in figures] == ["data, from files", "data, from the cache"]
-    assert all(
-        figure["ratio"] > 0 and figure["ok"] == (figure["ratio"] >= figure["target"]) for figure in figures
+    @pytest.mark.parametrize(
+        ("wanted", "target", "ok"),
+        [
+            ("at least", 1.9, True),
+            ("at least", 2.0, True),
+            ("at least", 2.1, False),
+            ("at most", 1.9, False),
+            ("at most", 2.0, True),
+            ("at most", 2.1, True),
+            ("at most", None, None),
+        ],
     )
-    rows = capsys.readouterr().out.splitlines()
-    assert len(rows) == 4
-    torch.set_num_threads(1)  # which the tool has set anyway
+    def test_a_target_is_met_on_the_side_that_is_wanted(self, wanted, target, ok):
+        assert figures.summary("a", "is", "b", [1.0, 2.0, 3.0], wanted, target).ok is ok
+
+    def test_all_take_turns_and_the_middle_of_the_rounds_counts(self, clock):
+        calls = []
+        lengths = iter([1.0, 1.0, 1.0, 2.0, 50.0, 1.0])  # the warm-up, five rounds
+
+        def ours():
+            calls.append("ours")
+            clock(next(lengths))
+
+        def base():
+            calls.append("base")
+            clock(2.0)
+
+        times = figures.take_turns({"base": base, "ours": ours}, 5)
+        assert calls == ["base", "ours"] * 6
+        assert figures.times_as_fast("ours", "base", times).ratio == 2.0
+
+    def test_a_time_begins_and_ends_when_the_device_has_done_its_work(self, clock):
+        queued = [7.0]  # from before
+
+        def wait():
+            clock(sum(queued))
+            queued.clear()
+
+        assert figures.seconds(lambda: queued.append(3.0), wait) == 3.0
+
+    def test_the_table_names_the_side_of_the_target(self, capsys, tmp_path):
+        some = [
+            figures.summary("a", "times as fast as", "b", [3.0], "at least", 2.0),
+            figures.summary("c", "share of the time of", "d", [0.6], "at most", 0.5),
+            figures.summary("e", "share of the time of", "f", [0.6], "at most"),
+        ]
+        figures.show(some, tmp_path / "figures.json")
+        rows = [[cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.splitlines()]
+        assert [row[-3:-1] for row in rows[2:]] == [["at least 2", "yes"], ["at most 0.5", "NO"], ["", ""]]
+        written = json.loads((tmp_path / "figures.json").read_text())
+        assert [row["ok"] for row in written] == [True, False, None]
+        assert [row["target"] for row in written] == [2.0, 0.5, None]
+        assert [row["wanted"] for row in written] == ["at least", "at most", "at most"]
 
 
-def test_the_photos_that_are_made_have_the_size_of_cub_s(tool, tmp_path):
-    from PIL import Image
+class TestData:
+    def test_a_folder_without_photos_is_refused(self, tmp_path):
+        with pytest.raises(DataError, match="no photos in this folder"):
+            data.measure(photos=8, root=tmp_path, rounds=3)
 
-    paths = tool.write_photos(tmp_path / "photos", 2)
-    assert [Image.open(path).size for path in paths] == [(500, 375)] * 2
-    assert 15e3 < paths[0].stat().st_size < 150e3
-    read = tool.sample_reader(paths, DataConfig(num_workers=0, cache=tmp_path / "cache"), cached=True)
-    read()
-    assert (tmp_path / "cache").is_dir()
+    def test_the_figures_are_printed_and_written(self, run):
+        found = run("data", "--photos", "8", "--rounds", "3")
+        assert [name for name, _, _ in found] == ["data, from files", "data, from the cache"]
+        assert all(
+            row["ratio"] > 0 and row["ok"] == (row["ratio"] >= row["target"]) for row in found.values()
+        )
+        torch.set_num_threads(1)  # which the tool has set anyway
+
+    def test_the_photos_that_are_made_have_the_size_of_cub_s(self, tmp_path):
+        from PIL import Image
+
+        paths = data.write_photos(tmp_path / "photos", 2)
+        assert [Image.open(path).size for path in paths] == [(500, 375)] * 2
+        assert 15e3 < paths[0].stat().st_size < 150e3
+        read = data.sample_reader(paths, DataConfig(num_workers=0, cache=tmp_path / "cache"), cached=True)
+        read()
+        assert (tmp_path / "cache").is_dir()
