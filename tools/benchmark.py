@@ -1,5 +1,6 @@
 """How fast the parts are, each as a ratio against a named baseline measured beside it in the same run.
 
+    python tools/benchmark.py zoom --json zoom.json      the zoom, forward and backward
     python tools/benchmark.py data                       from a JPEG to a tensor
 
 Absolute times depend on the machine and are not printed as results; ratios travel. Each figure is the median over
@@ -15,17 +16,16 @@ from typing import Annotated
 import typer
 
 from bench.figures import show
-from racnn.cli import run_with_messages
+from racnn.cli import Device, run_with_messages
 
 app = typer.Typer(help="Measure the parts against named baselines.", no_args_is_help=True)
 
 Json = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.")]
 Rounds = Annotated[int, typer.Option(min=3, help="Times that everything is measured in turn.")]
-
-
-@app.callback()
-def _root() -> None:
-    """Keep the names of sub-commands, also while there is only one."""
+Batch = Annotated[int, typer.Option(min=1, help="Photos at a time.")]
+Side = Annotated[
+    int, typer.Option(min=32, help="Of the photos and of the first view, in pixels; finer views have half.")
+]
 
 
 @app.command()
@@ -42,6 +42,24 @@ def data(
     from bench.data import measure
 
     show(measure(photos=photos, root=root, rounds=rounds), json_file)
+
+
+@app.command()
+def zoom(
+    batch: Batch = 16,
+    side: Side = 448,
+    rounds: Rounds = 15,
+    device: Device = "auto",
+    json_file: Json = None,
+) -> None:
+    """Cut regions out of photos and sample them to views, with the gradients in the photos and the regions.
+
+    The baselines go through the photos one by one: as public implementations of RA-CNN do, and as well as can be.
+    """
+    from bench.zoom import measure
+    from racnn.engine.precision import pick_device
+
+    show(measure(batch=batch, side=side, rounds=rounds, device=pick_device(device)), json_file)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,12 @@ import torch
 from typer.testing import CliRunner
 
 import benchmark
-from bench import data, figures
+from bench import data, figures, zoom
+from bench.device import matrix_product_rate, operations, shares_of_the_peak
 from racnn.config import DataConfig
 from racnn.errors import DataError
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -102,6 +105,23 @@ class TestFigures:
         assert [row["wanted"] for row in written] == ["at least", "at most", "at most"]
 
 
+class TestWork:
+    def test_the_operations_of_a_product_are_counted_there_and_back(self):
+        left, right = torch.ones(3, 4, requires_grad=True), torch.ones(4, 5, requires_grad=True)
+        assert operations(lambda: (left @ right).sum().backward()) == 3 * 2 * 3 * 4 * 5
+
+    def test_the_rate_of_a_product_is_its_operations_over_its_seconds(self, monkeypatch):
+        monkeypatch.setattr("bench.device.seconds", lambda call, wait: call() is None or wait() or 0.5)
+        assert matrix_product_rate(CPU, side=10, rounds=3) == 2 * 10**3 / 0.5
+
+    def test_shares_of_the_peak_are_of_a_matrix_product_and_left_out_on_a_cpu(self, monkeypatch):
+        work = {"product": lambda: torch.ones(10, 10) @ torch.ones(10, 10)}  # 2000 operations
+        assert shares_of_the_peak(work, {"product": [1.0]}, CPU) == []
+        monkeypatch.setattr("bench.device.matrix_product_rate", lambda *_, **__: 8000.0)
+        (figure,) = shares_of_the_peak(work, {"product": [0.5]}, torch.device("cuda"), side=64)
+        assert (figure.name, figure.ratio, figure.target) == ("product", 0.5, None)
+
+
 class TestData:
     def test_a_folder_without_photos_is_refused(self, tmp_path):
         with pytest.raises(DataError, match="no photos in this folder"):
@@ -124,3 +144,13 @@ class TestData:
         read = data.sample_reader(paths, DataConfig(num_workers=0, cache=tmp_path / "cache"), cached=True)
         read()
         assert (tmp_path / "cache").is_dir()
+
+
+class TestZoom:
+    def test_the_figures_are_those_of_both_loops(self, run):
+        found = run("zoom", "--side", "32", "--batch", "2", "--rounds", "3", "--device", "cpu")
+        assert [(of_what, row["target"]) for (_, _, of_what), row in found.items()] == [
+            (zoom.PUBLISHED, 15.0),
+            (zoom.SLICED, 1.0),
+        ]
+        assert all(row["ratio"] > 0 for row in found.values())
