@@ -1,6 +1,7 @@
 """How fast the parts are, each as a ratio against a named baseline measured beside it in the same run.
 
     python tools/benchmark.py zoom --json zoom.json      the zoom, forward and backward
+    python tools/benchmark.py step --backbone vgg16      steps of training, their memory, what is not convolution
     python tools/benchmark.py data                       from a JPEG to a tensor
 
 Absolute times depend on the machine and are not printed as results; ratios travel. Each figure is the median over
@@ -60,6 +61,28 @@ def zoom(
     from racnn.engine.precision import pick_device
 
     show(measure(batch=batch, side=side, rounds=rounds, device=pick_device(device)), json_file)
+
+
+@app.command()
+def step(
+    backbone: Annotated[list[str] | None, typer.Option(help="Repeatable; vgg16 and vgg19.")] = None,
+    batch: Batch = 2,
+    side: Side = 448,
+    rounds: Rounds = 3,
+    device: Device = "auto",
+    json_file: Json = None,
+) -> None:
+    """Train for one step, the optimizer's included: classification of all scales, and ranking.
+
+    The baseline is the same network in float32, channels first, with a graph through all of it in every phase.
+    """
+    from bench.step import measure
+    from racnn.engine.precision import pick_device
+
+    figures = []
+    for name in backbone or ["vgg16", "vgg19"]:
+        figures += measure(backbone=name, batch=batch, side=side, rounds=rounds, device=pick_device(device))
+    show(figures, json_file)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
 """tools/benchmark.py measures what it says: ratios from turns, a table, and the same as JSON."""
 
 import json
+import operator
+import os
+from functools import partial
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 import benchmark
-from bench import data, figures, zoom
+from bench import data, figures, memory, step, zoom
 from bench.device import matrix_product_rate, operations, shares_of_the_peak
 from racnn.config import DataConfig
 from racnn.errors import DataError
@@ -121,6 +124,14 @@ class TestWork:
         (figure,) = shares_of_the_peak(work, {"product": [0.5]}, torch.device("cuda"), side=64)
         assert (figure.name, figure.ratio, figure.target) == ("product", 0.5, None)
 
+    def test_a_fresh_process_is_another_one(self):
+        assert memory.in_fresh_process(os.getpid) != os.getpid()
+
+    def test_the_peak_is_what_a_call_took_and_gave_back(self):
+        size = 300 * 10**6
+        take = partial(operator.mul, b"x", size)
+        assert memory.in_fresh_process(partial(memory.peak_added, take, CPU)) == pytest.approx(size, rel=0.1)
+
 
 class TestData:
     def test_a_folder_without_photos_is_refused(self, tmp_path):
@@ -154,3 +165,67 @@ class TestZoom:
             (zoom.SLICED, 1.0),
         ]
         assert all(row["ratio"] > 0 for row in found.values())
+
+
+class TestStep:
+    @pytest.fixture
+    def made(self, monkeypatch):
+        """Every network that is built, in order."""
+        models = []
+
+        def noted(make):
+            return lambda *args: models.append(make(*args)) or models[-1]
+
+        for name in ("ours", "plain"):
+            monkeypatch.setattr(step, name, noted(getattr(step, name)))
+        return models
+
+    def test_the_engine_s_step_moves_what_its_phase_names_and_the_plain_one_has_every_gradient(self, made):
+        config = step.default_config("tiny", 32)
+        batch = step.photos(2, 32, CPU)
+        for kind, named in (("classification", {"backbones", "classifiers"}), ("ranking", {"apns"})):
+            phase = step.phase_of(config, kind)
+            for make in (step.engine_step, step.plain_step):
+                make(config, phase, batch, CPU)()
+                without = {n.split(".")[0] for n, p in made[-1].named_parameters() if p.grad is None}
+                got = {n.split(".")[0] for n, p in made[-1].named_parameters() if p.grad is not None}
+                assert got.isdisjoint(without)
+                assert got == (named if make is step.engine_step else {"backbones", "classifiers", "apns"})
+
+    def test_both_ranking_losses_are_the_same_number(self):
+        config = step.default_config("tiny", 32)
+        batch, phase = step.photos(4, 32, CPU), step.phase_of(config, "ranking")
+        model = step.plain(config, CPU)
+        expected = step.STEPS["ranking"](model, batch, phase)["loss"]
+        torch.testing.assert_close(step.plain_ranking(model, batch, phase), expected)
+
+    def test_the_phases_are_those_of_the_default_recipe_for_all_scales(self):
+        config = step.default_config("tiny", 32)
+        assert step.phase_of(config, "classification").scales == (1, 2, 3)
+        ranking = step.phase_of(config, "ranking", gradient="exact")
+        assert ranking.scales == (1, 2)
+        assert ranking.config.optimizer == "adamw"
+        assert (config.model.view_sizes, config.data.source_size) == ((32, 16, 16), 32)
+
+    def test_only_what_is_no_convolution_or_linear_layer_counts_as_outside(self):
+        weight = torch.ones(256, 256, requires_grad=True)
+
+        def linear():
+            torch.nn.functional.linear(torch.ones(512, 256), weight).backward(torch.ones(512, 256))
+
+        assert step.share_outside_layers(linear, CPU) < 0.5
+        assert step.share_outside_layers(lambda: torch.ones(10**6).exp(), CPU) == 1.0
+
+    def test_the_figures_are_written(self, run, monkeypatch):
+        monkeypatch.setattr(step, "in_fresh_process", lambda call: call())
+        found = run("step", "--backbone", "tiny", "--side", "32", "--device", "cpu")
+        speeds = [name for name, measure, _ in found if measure == "times as fast as"]
+        assert speeds == ["tiny, classification", "tiny, ranking, exact"]
+        assert [
+            (what, row["target"]) for (_, what, _), row in found.items() if row["wanted"] == "at most"
+        ] == [
+            ("share of the time of", 0.5),
+            ("share of the time of", None),
+            ("share of the time of", 0.2),
+            ("share of the memory of", 0.6),
+        ]
