@@ -2,6 +2,7 @@
 
     python tools/benchmark.py zoom --json zoom.json      the zoom, forward and backward
     python tools/benchmark.py step --backbone vgg16      steps of training, their memory, what is not convolution
+    python tools/benchmark.py infer                      photos a second
     python tools/benchmark.py data                       from a JPEG to a tensor
 
 Absolute times depend on the machine and are not printed as results; ratios travel. Each figure is the median over
@@ -82,6 +83,26 @@ def step(
     figures = []
     for name in backbone or ["vgg16", "vgg19"]:
         figures += measure(backbone=name, batch=batch, side=side, rounds=rounds, device=pick_device(device))
+    show(figures, json_file)
+
+
+@app.command()
+def infer(
+    backbone: Annotated[str, typer.Option(help="Any that model.backbone names.")] = "vgg16",
+    batch: Batch = 8,
+    side: Side = 448,
+    rounds: Rounds = 5,
+    device: Device = "auto",
+    json_file: Json = None,
+) -> None:
+    """Take photos through the whole recursion.
+
+    The baseline is the same network in float32, channels first, one photo at a time and with a graph.
+    """
+    from bench.infer import measure
+    from racnn.engine.precision import pick_device
+
+    figures = measure(backbone=backbone, batch=batch, side=side, rounds=rounds, device=pick_device(device))
     show(figures, json_file)
 
 

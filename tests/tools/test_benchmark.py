@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 import benchmark
-from bench import data, figures, memory, step, zoom
+from bench import data, figures, infer, memory, step, zoom
 from bench.device import matrix_product_rate, operations, shares_of_the_peak
 from racnn.config import DataConfig
 from racnn.errors import DataError
@@ -165,6 +165,21 @@ class TestZoom:
             (zoom.SLICED, 1.0),
         ]
         assert all(row["ratio"] > 0 for row in found.values())
+
+
+class TestInfer:
+    def test_both_ways_give_the_same_answers(self):
+        config = infer.default_config("tiny", 32)
+        images = infer.photos(3, 32, CPU)["image"]
+        ours, plain = infer.ours(config, CPU).eval(), infer.plain(config, CPU).eval()
+        ours.compute_dtype = None
+        alone = torch.cat([plain(image[None]).fused for image in images])
+        torch.testing.assert_close(ours(images).fused, alone, rtol=1e-3, atol=1e-4)
+
+    def test_the_figures_are_written(self, run):
+        found = run("infer", "--backbone", "tiny", "--side", "32", "--device", "cpu", "--rounds", "3")
+        ((name, measure, _),) = found
+        assert (name, measure) == ("tiny, photos/s", "times as fast as")
 
 
 class TestStep:
