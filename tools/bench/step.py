@@ -1,0 +1,146 @@
+"""Steps of training, against the same network trained plainly.
+
+Plainly: float32, channels first, every parameter with a gradient in every phase, and the loss followed back through
+all that it was made from; then the phase's own optimizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from bench.device import shares_of_the_peak, waiter
+from bench.figures import Figure, share_of_time, summary, take_turns, times_as_fast
+from bench.memory import in_fresh_process, peak_added
+from bench.networks import default_config, ours, photos, plain
+from racnn.config import Config
+from racnn.engine.loop import train_one_epoch
+from racnn.engine.phases import Phase
+from racnn.engine.steps import STEPS, build_optimizer, train_only
+from racnn.losses import sureness
+from racnn.models import RACNN
+
+Batch = dict[str, Tensor]
+Step = Callable[[], None]
+
+# Parts of the names of the operations that convolve or multiply by a layer's weights, and of their derivatives
+LAYERS = ("conv", "linear", "addmm", "aten::mm")
+
+
+def measure(*, backbone: str, batch: int, side: int, rounds: int, device: torch.device) -> list[Figure]:
+    """Return the figures of ``tools/benchmark.py step`` for one backbone."""
+    classify, rank, recipe = (
+        f"{backbone}, {name}" for name in ("classification", "ranking, exact", "ranking of the recipe")
+    )
+    plain_classify, plain_rank = (f"{backbone}, plain {kind}" for kind in ("classification", "ranking"))
+    rest = f"{backbone}, all but convolution and linear layers"
+    # before this process has grown: nothing else would be left for the children on a small machine
+    memory = memory_share(backbone, batch, side, device)
+    config = default_config(backbone, side)
+    data = photos(batch, side, device)
+    steps: dict[str, Step] = {
+        plain_classify: plain_step(config, phase_of(config, "classification"), data, device),
+        plain_rank: plain_step(config, phase_of(config, "ranking"), data, device),
+        classify: engine_step(config, phase_of(config, "classification"), data, device),
+        rank: engine_step(config, phase_of(config, "ranking", gradient="exact"), data, device),
+        recipe: engine_step(config, phase_of(config, "ranking"), data, device),
+    }
+    times = take_turns(steps, rounds, wait=waiter(device))
+    outside = share_outside_layers(steps[classify], device)
+    return [
+        times_as_fast(classify, plain_classify, times, 2.0),
+        times_as_fast(rank, plain_rank, times, 4.0),
+        share_of_time(rank, classify, times, 0.5),
+        share_of_time(recipe, classify, times),
+        summary(rest, "share of the time of", classify, [outside], "at most", 0.2),
+        summary(rank, "share of the memory of", plain_rank, [memory], "at most", 0.6),
+        *shares_of_the_peak({classify: steps[classify], rank: steps[rank]}, times, device),
+    ]
+
+
+def phase_of(config: Config, kind: str, **changes: object) -> Phase:
+    """Return the last phase of a kind in the default recipe, for all scales, at a rate that leaves the weights be."""
+    found = [phase for phase in config.phases() if phase.kind == kind][-1]
+    last = config.model.num_scales - (kind == "ranking")
+    return Phase(0, found.model_copy(update={"lr": 1e-8, **changes}), tuple(range(1, last + 1)))
+
+
+def engine_step(config: Config, phase: Phase, batch: Batch, device: torch.device) -> Step:
+    """Return a call that trains as :mod:`racnn.engine` does, for an epoch of one batch."""
+    model = ours(config, device)
+    train_only(model, phase)
+    optimizer = build_optimizer(model, phase)
+
+    def step() -> None:
+        train_one_epoch(
+            model,
+            [batch],
+            phase=phase,
+            optimizer=optimizer,
+            device=device,
+            before_step=lambda: None,
+            after_step=lambda _: None,
+        )
+
+    return step
+
+
+def plain_step(config: Config, phase: Phase, batch: Batch, device: torch.device) -> Step:
+    """Return a call that trains plainly."""
+    model = plain(config, device).train()
+    optimizer = build_optimizer(model, phase)
+    loss = plain_ranking if phase.config.kind == "ranking" else _loss_of_the_engine
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        loss(model, batch, phase).backward()
+        optimizer.step()
+
+    return step
+
+
+def plain_ranking(model: RACNN, batch: Batch, phase: Phase) -> Tensor:
+    """Return the ranking loss (equation 9) with a derivative in both of its probabilities, as copies have it."""
+    sure = [sureness(logits, batch["label"], phase.config.compare) for logits in model(batch["image"]).logits]
+    pairs = [F.relu(sure[s - 1] - sure[s] + phase.config.margin).mean() for s in phase.scales]
+    return torch.stack(pairs).sum()
+
+
+def _loss_of_the_engine(model: RACNN, batch: Batch, phase: Phase) -> Tensor:
+    return STEPS[phase.config.kind](model, batch, phase)["loss"]
+
+
+def share_outside_layers(call: Step, device: torch.device) -> float:
+    """Return the share of a call's time that is spent outside convolutions and linear layers, both ways."""
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+    with profile(activities=activities) as profiler:
+        call()
+        waiter(device)()
+    # kernels stand in the list twice, by themselves and with the operation that started them: the latter counts
+    times = {
+        event.key: event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
+        for event in profiler.key_averages()
+        if event.device_type == DeviceType.CPU
+    }
+    inside = sum(time for name, time in times.items() if any(part in name for part in LAYERS))
+    return 1.0 - inside / sum(times.values())
+
+
+def memory_share(backbone: str, batch: int, side: int, device: torch.device) -> float:
+    """Return the memory that the first exact ranking step adds, as a share of what the plain one adds."""
+    make = partial(first_step_memory, backbone=backbone, batch=batch, side=side, device=device)
+    return in_fresh_process(partial(make, plainly=False)) / in_fresh_process(partial(make, plainly=True))
+
+
+def first_step_memory(*, backbone: str, batch: int, side: int, device: torch.device, plainly: bool) -> int:
+    """Return the bytes that the first ranking step of a network adds to the memory of this process."""
+    config = default_config(backbone, side)
+    make = plain_step if plainly else engine_step
+    step = make(config, phase_of(config, "ranking", gradient="exact"), photos(batch, side, device), device)
+    return peak_added(step, device)

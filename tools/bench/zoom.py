@@ -1,0 +1,68 @@
+"""The zoom, forward and backward, against two loops over the photos."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from bench.device import shares_of_the_peak, waiter
+from bench.figures import Figure, take_turns, times_as_fast
+from bench.loops import published_loop, sliced_loop
+from racnn.config import DEFAULT_BOUNDS, ModelConfig
+from racnn.ops.boxmask import frame_steepness
+from racnn.ops.regions import from_boxes_xyxy
+from racnn.ops.zoom import zoom
+
+OURS = "zoom, forward and backward"
+PUBLISHED = "the public copies' loop"
+SLICED = "a well-written loop"
+
+
+def measure(*, batch: int, side: int, rounds: int, device: torch.device) -> list[Figure]:
+    """Return the figures of ``tools/benchmark.py zoom``."""
+    model = ModelConfig()
+    steepness = frame_steepness(model.steepness, side) if model.mask else None
+    view = side // 2
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(batch, 3, side, side, generator=generator).to(device)
+    regions = whole_pixel_regions(batch, side, DEFAULT_BOUNDS[0], generator).to(device)
+    upstream = torch.randn(batch, 3, view, view, generator=generator).to(device)
+    ours = partial(zoom, size=(view, view), antialias=model.antialias, steepness=steepness)
+    cuts: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        PUBLISHED: partial(published_loop, side=view, k=model.steepness),
+        SLICED: partial(sliced_loop, side=view, steepness=steepness),
+        OURS: ours,
+    }
+    calls = {name: there_and_back(cut, images, regions, upstream) for name, cut in cuts.items()}
+    times = take_turns(calls, rounds, wait=waiter(device))
+    return [
+        times_as_fast(OURS, PUBLISHED, times, 15.0),
+        times_as_fast(OURS, SLICED, times, 5.0 if device.type == "cuda" else 1.0),
+        *shares_of_the_peak({OURS: calls[OURS]}, times, device),
+    ]
+
+
+def there_and_back(
+    cut: Callable[[Tensor, Tensor], Tensor], images: Tensor, regions: Tensor, upstream: Tensor
+) -> Callable[[], None]:
+    """Return a call that cuts the views and takes a gradient back to the images and, where it reaches, the regions."""
+    images, regions = images.clone().requires_grad_(), regions.clone().requires_grad_()
+
+    def call() -> None:
+        images.grad = regions.grad = None
+        cut(images, regions).backward(upstream)
+
+    return call
+
+
+def whole_pixel_regions(
+    num: int, side: int, bounds: tuple[float, float], generator: torch.Generator
+) -> Tensor:
+    """Return regions [num, 3] of square images, with sides within bounds and edges between pixels."""
+    low, high = (round(bound * side) for bound in bounds)
+    length = torch.randint(low, high + 1, (num, 1), generator=generator)
+    corner = (torch.rand(num, 2, generator=generator) * (side - length + 1)).long()
+    return from_boxes_xyxy(torch.cat([corner, corner + length], dim=1).float(), (side, side))
