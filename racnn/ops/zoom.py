@@ -1,4 +1,4 @@
-"""The zoom: cut a square region out of an image and sample it to a view of any size, as two matrix products.
+"""The zoom: cut a square region out of an image and sample it to a view of any size, one axis after the other.
 
 Convention
     Regions are (tx, ty, tl) in the frame of the image, see :mod:`racnn.ops.regions`; sizes are (h, w);
@@ -8,10 +8,16 @@ Convention
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from racnn.ops.boxmask import boxcar, pixel_centres
+
+SLACK = 1e-3  # pixels: a pixel just at the foot of a triangle weighs nothing, but its weight has a derivative
 
 
 def zoom(
@@ -26,10 +32,11 @@ def zoom(
     """Sample a region of each image bilinearly to a view (equation 7), optionally under its soft mask (4 to 6).
 
     Bilinear sampling of an upright box is separable: ``view = Wy @ image @ Wx^T`` with one triangle kernel per
-    output row and column. One batched call, no host synchronisation, exact derivatives in the image and in the
-    region, and deterministic on every device, which ``grid_sample`` is not. Where the region holds more pixels than
-    the view the triangles widen (anti-aliasing as in ``F.interpolate(antialias=True)``, with which the zoom of the
-    whole image agrees); the paper samples without it.
+    output row and column. One batched call, exact derivatives in the image and in the region, and deterministic on every
+    device, which ``grid_sample`` is not. A GPU multiplies by these matrices, full of zeros as they are, and never waits
+    for the host; a CPU adds up the few pixels under each triangle, which is several times faster there. Where the region
+    holds more pixels than the view the triangles widen (anti-aliasing as in ``F.interpolate(antialias=True)``, with which
+    the zoom of the whole image agrees); the paper samples without it.
 
     The arithmetic runs in the wider of float32 and the image's type; under autocast too.
 
@@ -50,27 +57,74 @@ def zoom(
     with torch.autocast(image.device.type, enabled=False):
         region = region.to(dtype)
         held = region if move_samples else region.detach()
-        rows = _sampling_matrix(held[:, [1, 2]], image.shape[2], size[0], antialias)  # [B, h, H]
-        columns = _sampling_matrix(held[:, [0, 2]], image.shape[3], size[1], antialias)  # [B, w, W]
-        if steepness is not None:
-            rows = rows * _mask_of_samples(region[:, [1, 2]], held[:, [1, 2]], size[0], steepness)
-            columns = columns * _mask_of_samples(region[:, [0, 2]], held[:, [0, 2]], size[1], steepness)
-        shrunk = image.to(dtype) @ columns.transpose(1, 2)[:, None]  # [B, C, H, w]
-        return (rows[:, None] @ shrunk).to(image.dtype)  # [B, C, h, w]
+        weigh, gather = (_some_pixels, _gather) if image.device.type == "cpu" else (_all_pixels, _multiply)
+        view = image.to(dtype)
+        for axis, source, target in ((1, image.shape[2], size[0]), (0, image.shape[3], size[1])):
+            span, now = region[:, [axis, 2]], held[:, [axis, 2]]
+            pixels, weights = _triangles(now, source, target, antialias, weigh)
+            if steepness is not None:
+                weights = weights * _mask_of_samples(span, now, target, steepness)
+            view = gather(view, pixels, weights)
+        return view.to(image.dtype)
 
 
-def _sampling_matrix(span: Tensor, source: int, target: int, antialias: bool) -> Tensor:
-    """Return the weights [B, target, source] of one axis, on which the region is a span [B, 2] of (centre, half)."""
+def _triangles(
+    span: Tensor,
+    source: int,
+    target: int,
+    antialias: bool,
+    weigh: Callable[[Tensor, Tensor, int], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Return which pixels of an axis each sample reads and how it weighs them.
+
+    Args:
+        span: [B, 2], (centre, half side) of the region on the axis.
+        source: Pixels of the image on the axis.
+        target: Samples of the view.
+        antialias: Whether triangles widen.
+        weigh: Chooses the pixels: :func:`_all_pixels` or :func:`_some_pixels`.
+
+    Returns:
+        Pixel numbers, broadcast to [B, target, K], and weights [B, target, K], which add up to 1.
+    """
     position = (_sample_points(span, target) + 1.0) * (source / 2.0)  # in pixels of the image, outer corner 0
     if not antialias:  # samples beyond the image, of a region that sticks out, read its edge pixel
         position = position.clamp(0.5, source - 0.5)
-    pixels = torch.arange(source, device=span.device, dtype=span.dtype) + 0.5
-    distance = (position[:, :, None] - pixels).abs()
+    support = torch.ones_like(span[:, 1:])  # image pixels per view pixel
     if antialias:
-        support = (span[:, 1:] * (source / target)).clamp(min=1.0)[:, :, None]  # image pixels per view pixel
-        distance = distance / support
-    weights = (1.0 - distance).clamp(min=0.0)
-    return weights / weights.sum(dim=2, keepdim=True)
+        support = (span[:, 1:] * (source / target)).clamp(min=1.0)
+    pixels = weigh(position.detach(), support.detach(), source)
+    distance = (position[:, :, None] - (pixels + 0.5)).abs() / support[:, :, None]
+    weights = (1.0 - distance).clamp(min=0.0) * ((pixels >= 0) & (pixels < source))
+    return pixels.clamp(0, source - 1), weights / weights.sum(dim=2, keepdim=True)
+
+
+def _all_pixels(position: Tensor, support: Tensor, source: int) -> Tensor:
+    """Return the numbers of all pixels, [1, 1, source]."""
+    return torch.arange(source, device=position.device)[None, None]
+
+
+def _some_pixels(position: Tensor, support: Tensor, source: int) -> Tensor:
+    """Return the numbers of the pixels that a triangle can reach, [B, target, K], some beyond the image."""
+    reach = math.floor(2.0 * (float(support.max()) + SLACK))
+    first = (position - 0.5 - support - SLACK).ceil().long()
+    return first[:, :, None] + torch.arange(reach + 1, device=position.device)
+
+
+def _multiply(image: Tensor, pixels: Tensor, weights: Tensor) -> Tensor:
+    """Return [B, C, W, n], the samples of the columns of an image [B, C, H, W], its axes swapped, by a product."""
+    return image.transpose(2, 3) @ weights.transpose(1, 2)[:, None]
+
+
+def _gather(image: Tensor, pixels: Tensor, weights: Tensor) -> Tensor:
+    """Return the same from the few pixels that count, rows of the image at a time."""
+    batch, channels, height, width = image.shape
+    table = torch.arange(batch * channels, device=image.device).view(batch, channels, 1, 1) * height
+    index = (pixels[:, None] + table).flatten(0, 2)  # [B * C * n, K] rows of the table
+    weights = weights[:, None].expand(-1, channels, -1, -1).flatten(0, 2)
+    rows = image.reshape(-1, width)
+    sampled = F.embedding_bag(index, rows, mode="sum", per_sample_weights=weights)
+    return sampled.view(batch, channels, -1, width).transpose(2, 3)
 
 
 def _mask_of_samples(span: Tensor, held: Tensor, target: int, steepness: float) -> Tensor:

@@ -236,3 +236,32 @@ def test_held_samples_leave_the_derivative_of_the_mask_alone() -> None:
     torch.testing.assert_close(found, expected)
     (exact,) = torch.autograd.grad((zoom(image, region, (7, 9), steepness=8.0) * weight).sum(), region)
     assert not torch.allclose(exact, expected, rtol=0.1)
+
+
+class TestBothWaysToSample:
+    """A GPU multiplies by whole matrices, a CPU adds up the pixels that count: the same numbers and derivatives."""
+
+    @pytest.mark.parametrize("antialias", [True, False])
+    @pytest.mark.parametrize("steepness", [None, 7.0])
+    @pytest.mark.parametrize("size", [(9, 5), (30, 50), (17, 23)])
+    def test_they_agree(
+        self, antialias: bool, steepness: float | None, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from racnn.ops import zoom as module
+
+        generator = torch.Generator().manual_seed(3)
+        values = torch.rand(4, 3, 17, 23, dtype=torch.float64, generator=generator)
+        places = torch.tensor(
+            [[0.0, 0.0, 1.0], [0.3, -0.4, 0.5], [-0.85, 0.8, 0.15], [0.4, 0.0, 0.6]], dtype=torch.float64
+        )  # the whole, where samples fall on pixels; a part; a corner; one at the edge
+        upstream = torch.rand(4, 3, *size, dtype=torch.float64, generator=generator)
+        found = []
+        for whole in (False, True):
+            if whole:
+                monkeypatch.setattr(module, "_some_pixels", module._all_pixels)
+                monkeypatch.setattr(module, "_gather", module._multiply)
+            image, region = values.clone().requires_grad_(), places.clone().requires_grad_()
+            view = module.zoom(image, region, size, antialias=antialias, steepness=steepness)
+            found.append((view, *torch.autograd.grad((view * upstream).sum(), (image, region))))
+        for few, all_ in zip(*found, strict=True):
+            torch.testing.assert_close(few, all_, rtol=1e-9, atol=1e-9)
