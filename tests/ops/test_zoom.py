@@ -256,8 +256,8 @@ class TestBothWaysToSample:
         )  # the whole, where samples fall on pixels; a part; a corner; one at the edge
         upstream = torch.rand(4, 3, *size, dtype=torch.float64, generator=generator)
         found = []
-        for whole in (False, True):
-            if whole:
+        for multiply in (False, True):
+            if multiply:
                 monkeypatch.setattr(module, "_some_pixels", module._all_pixels)
                 monkeypatch.setattr(module, "_gather", module._multiply)
             image, region = values.clone().requires_grad_(), places.clone().requires_grad_()
