@@ -48,6 +48,12 @@ class RunConfig(_Section):
     )
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     channels_last: bool = True
+    compile: bool = Field(
+        False, description="torch.compile the backbones; minutes at the start of each phase"
+    )
+    activation_checkpointing: bool = Field(
+        False, description="keep few activations and compute the others again: less memory, a third more time"
+    )
 
 
 class AugmentConfig(_Section):

@@ -7,6 +7,9 @@ import torch
 from racnn.config import Config
 from racnn.errors import ConfigError
 from racnn.models import RACNN
+from racnn.models.backbone import Backbone
+
+COMPILED_VARIANTS = 256
 
 
 def pick_device(name: str) -> torch.device:
@@ -34,6 +37,16 @@ def prepare(model: RACNN, config: Config, device: torch.device) -> None:
     if config.run.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.compute_dtype = torch.bfloat16 if _use_bf16(config.run.precision, device) else None
+    for backbone in model.backbones:
+        assert isinstance(backbone, Backbone)
+        if config.run.activation_checkpointing:
+            backbone.save_memory()
+        if config.run.compile:
+            backbone.compile(fullgraph=True)  # what cannot be compiled is an error, not slow
+    if config.run.compile:
+        # one for each size of view, batch and set of frozen layers; beyond it torch would go on uncompiled
+        torch._dynamo.config.recompile_limit = COMPILED_VARIANTS
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
 
 
 def _use_bf16(precision: str, device: torch.device) -> bool:

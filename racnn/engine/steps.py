@@ -95,8 +95,10 @@ def build_optimizer(model: RACNN, phase: Phase) -> torch.optim.Optimizer:
         parameters = [p for module in modules for p in module.parameters()]
         if parameters:
             groups.append({"params": parameters, "base_lr": config.lr * factor, "lr": config.lr * factor})
+    fused = next(model.parameters()).is_cuda  # one kernel for all parameters
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+        return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=fused)
+    nesterov = config.momentum > 0
     return torch.optim.SGD(
-        groups, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=config.momentum > 0
+        groups, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=nesterov, fused=fused
     )

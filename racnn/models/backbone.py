@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from racnn.compat import import_torchvision
 from racnn.errors import ConfigError, WeightsError, did_you_mean
+from racnn.models.recompute import run_in_segments
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -51,6 +52,7 @@ class Backbone(nn.Module):
         self.source = source
         self.left_out = ("classifier", "fc", "head", *left_out)
         self.frozen_layers = 0
+        self.recompute = False
 
     def freeze(self, stages: int) -> None:
         """Keep the first stages, each up to and with a pooling layer, as they were loaded.
@@ -79,8 +81,25 @@ class Backbone(nn.Module):
 
     def forward(self, view: Tensor) -> Tensor:
         """Return features [B, channels, h, w] of a normalised view [B, 3, H, W]."""
+        if self.recompute and isinstance(self.features, nn.Sequential):
+            return run_in_segments(self.features, view)
         features: Tensor = self.features(view)
         return features
+
+    def save_memory(self) -> None:
+        """Keep few activations and compute the others again in the backward pass, see :mod:`racnn.models.recompute`.
+
+        Raises:
+            ConfigError: This timm network does not know how.
+        """
+        self.recompute = True
+        if isinstance(self.features, _TimmTrunk):
+            try:
+                self.features.network.set_grad_checkpointing(True)
+            except (AttributeError, AssertionError, NotImplementedError):
+                raise ConfigError(
+                    "run.activation_checkpointing: this backbone does not know how; set it to false"
+                ) from None
 
 
 def vgg(name: str) -> Backbone:
