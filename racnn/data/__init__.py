@@ -70,7 +70,8 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
 
     Attributes:
         lessons: None, or a box a photo, [N, 4] xyxy in the frame of the source without random changes, for a network
-            to learn. They follow the random changes.
+            to learn. They follow the random changes. Half of the samples then show the whole photo: after a random crop
+            everything is larger than it will be in use, and a network that is not yet sure of a size proposes the mean.
         num_noise: How many random numbers a sample brings along for the training step.
     """
 
@@ -90,7 +91,9 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
         self.cache: PhotoCache | None = None
         self.lessons: np.ndarray | None = None
         self.num_noise = 0
+        whole = config.augment.model_copy(update={"crop": 1.0})
         self.plain_transform = SourceTransform(config.source_size, config.resize)
+        self.whole_transform = SourceTransform(config.source_size, config.resize, whole if augment else None)
         self.transform = SourceTransform(
             config.source_size, config.resize, config.augment if augment else None
         )
@@ -113,12 +116,16 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
         epoch, index, *repeat = key
         record = self.records[index]
         resized, size = self._resized(index) if self.cache is None else self.cache[index]
+        transform = self.transform
         box_xyxy, parts = self.catalog.annotate(record)
         seed = mix_seed(self.seed, epoch, index, *repeat)
         points = np.asarray(parts, np.float64).reshape(-1, 3)
         if self.lessons is not None:
             points = np.concatenate([points, self._lesson_corners(index, size)])
-        image, box, located = self.transform.finish(resized, size, box_xyxy, points, seed)
+            if seed % 2:
+                transform = self.whole_transform
+                resized = transform.shrink(resized, size)
+        image, box, located = transform.finish(resized, size, box_xyxy, points, seed)
         sample = {
             "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
             "label": torch.tensor(record.label),

@@ -1,0 +1,137 @@
+"""Several processes that train one network: torchrun starts them, each takes a share of every batch.
+
+    torchrun --nproc-per-node 4 -m racnn train --config CONFIG --out RUN
+
+Convention
+    ``data.batch_size`` is that of all processes together. Rank r of W takes the photos r, r + W, r + 2 W, ... of every batch,
+    so that the batches, and with them the losses, are those of a single process. Whatever is decided, is decided from
+    numbers that all ranks share, or by rank 0 for all. Only rank 0 writes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from racnn.errors import ConfigError, UserError
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(hours=2)  # of ranks that wait while rank 0 writes a cache, or reads photos
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of one training.
+
+    Attributes:
+        rank: Of this process, from 0.
+        size: How many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes and speaks for all."""
+        return self.rank == 0
+
+    def from_first(self, call: Callable[[], T]) -> T:
+        """Return on all ranks what a call returns on rank 0.
+
+        Raises:
+            UserError: The call raised it; on rank 0 alone, the others leave with exit code 2 and say nothing.
+        """
+        if self.size == 1:
+            return call()
+        answer: list[Any] = [None, None]
+        failure: Exception | None = None
+        if self.first:
+            try:
+                answer = ["value", call()]
+            except Exception as error:  # the others must not wait for a value that never comes
+                failure, answer = error, ["error", 2 if isinstance(error, UserError) else 1]
+        dist.broadcast_object_list(answer)
+        if failure is not None:
+            raise failure
+        kind, value = answer
+        if kind == "error":
+            raise SystemExit(value)
+        return value  # type: ignore[no-any-return]
+
+    def total(self, values: Tensor) -> Tensor:
+        """Return the sum of a tensor over all ranks."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def interleave(self, rows: list[T]) -> list[T]:
+        """Return the rows of all ranks, on every rank, in the order in which they were dealt out."""
+        if self.size == 1:
+            return rows
+        every: list[Any] = [None] * self.size
+        dist.all_gather_object(every, rows)
+        return [part[i] for i in range(len(every[0])) for part in every if i < len(part)]
+
+    def same_buffers(self, module: nn.Module) -> None:
+        """Give every rank the buffers of rank 0: the statistics of batch norm."""
+        if self.size > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, 0)
+
+    def wait(self) -> None:
+        """Return when all ranks have come here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def join(device: torch.device) -> World:
+    """Join the processes that torchrun started, or be alone.
+
+    Args:
+        device: Where this process trains, see :func:`own_device`.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return World()
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    return World(dist.get_rank(), size)
+
+
+def leave() -> None:
+    """Leave the processes, so that those that go on do not wait."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def own_device(device: torch.device) -> torch.device:
+    """Return the GPU of this process where torchrun started several on a machine.
+
+    Raises:
+        ConfigError: One GPU was named for all of them, or there are fewer GPUs than processes.
+    """
+    if device.type != "cuda" or "LOCAL_RANK" not in os.environ:
+        return device
+    if device.index is not None:
+        raise ConfigError(f"--device {device}: under torchrun every process takes a GPU of its own; say cuda")
+    local = int(os.environ["LOCAL_RANK"])
+    if local >= torch.cuda.device_count():
+        raise ConfigError(
+            f"torchrun: process {local} of this machine has no GPU, there are {torch.cuda.device_count()}; "
+            "lower --nproc-per-node, or train with --device cpu"
+        )
+    return torch.device("cuda", local)
+
+
+def restarted() -> bool:
+    """Return whether torchrun started this process again after one had died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
