@@ -95,8 +95,11 @@ def train(
     """Train a network as a configuration says."""
     loaded = _load(config, settings, out)
     best, report = _fit(loaded, device, resume=resume, overwrite=overwrite)
+    from racnn.engine.distributed import speaks
     from racnn.metrics import format_report
 
+    if not speaks():
+        return
     print(f"\nvalidation photos, {best}:\n{format_report(report)}")
     _print_verdict(report, loaded)
     print(f"\nnext: racnn evaluate {best}")

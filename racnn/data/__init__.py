@@ -14,6 +14,7 @@ import signal
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -55,7 +56,21 @@ DATASETS: dict[str, Callable[[DataConfig], Catalog]] = {
     "synthetic": synthetic_catalog,
 }
 
-Batches = list[list[tuple[int, ...]]]  # of (epoch, position), or (epoch, position, repeat) where drawn again
+
+class Key(NamedTuple):
+    """What a sample depends on besides the data set's seed.
+
+    Attributes:
+        epoch: From 0.
+        position: Of the photo in its split.
+        repeat: How often the photo was drawn before in this epoch.
+        share: Of the batch's loss; the shares of a batch add up to 1, over all processes that train together.
+    """
+
+    epoch: int
+    position: int
+    repeat: int = 0
+    share: float = 1.0
 
 
 class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
@@ -101,11 +116,11 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, key: tuple[int, ...]) -> dict[str, torch.Tensor]:
-        """Return the sample of (epoch, position).
+    def __getitem__(self, key: tuple[Any, ...]) -> dict[str, torch.Tensor]:
+        """Return the sample of a :class:`Key`, or of its first numbers.
 
         Returns:
-            ``image`` uint8 [3, S, S]; ``label`` and ``index`` (the position) int64 []; ``box`` float32 [4], xyxy in the
+            ``image`` uint8 [3, S, S]; ``label`` and ``index`` int64 []; ``share`` float64 []; ``box`` float32 [4], xyxy in the
             source's frame, NaN where unknown; ``parts`` float32 [P, 3], (x, y, visible) in the source's frame; with
             ``lessons`` also ``lesson`` float32 [4], likewise. A box or part that a crop cuts off lies beyond [-1, 1].
             With ``num_noise`` also ``noise`` float32 [num_noise], even in [0, 1).
@@ -113,12 +128,12 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
         Raises:
             DataError: The photo cannot be read.
         """
-        epoch, index, *repeat = key
+        epoch, index, repeat, share = Key(*key)
         record = self.records[index]
         resized, size = self._resized(index) if self.cache is None else self.cache[index]
         transform = self.transform
         box_xyxy, parts = self.catalog.annotate(record)
-        seed = mix_seed(self.seed, epoch, index, *repeat)
+        seed = mix_seed(self.seed, epoch, index, *([repeat] if repeat else []))
         points = np.asarray(parts, np.float64).reshape(-1, 3)
         if self.lessons is not None:
             points = np.concatenate([points, self._lesson_corners(index, size)])
@@ -130,6 +145,7 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
             "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
             "label": torch.tensor(record.label),
             "index": torch.tensor(index),
+            "share": torch.tensor(share, dtype=torch.float64),
             "box": torch.from_numpy(box),
             "parts": torch.from_numpy(located),
         }
@@ -279,12 +295,17 @@ def train_loader(
     start_batch: int = 0,
     photos: str = "train",
     num_noise: int = 0,
+    rank: int = 0,
+    num_ranks: int = 1,
 ) -> DataLoader:
     """Return the batches of one epoch of 'train' or 'held_out' photos, shuffled by (seed, epoch), from a batch on.
 
     The batches before are not loaded. The last one may be smaller. The loader's length counts what is left. With
     ``balance: sampling`` as many photos are drawn, with replacement, every class as often as every other. Every sample
     brings ``num_noise`` random numbers along.
+
+    Of several processes that train together each gets its share of every batch; one that gets none, of a small last batch,
+    gets the batch's first photo with a share of 0, for all must take the step.
     """
     dataset = data.splits[photos]
     dataset.num_noise = num_noise
@@ -295,13 +316,20 @@ def train_loader(
         order = torch.multinomial(shares, len(dataset), replacement=True, generator=generator).tolist()
     else:
         order = torch.randperm(len(dataset), generator=generator).tolist()
-    return _loader(dataset, _batches(order, epoch, config.batch_size)[start_batch:], config)
+    batches = _batches(order, epoch, config.batch_size)[start_batch:]
+    own = [batch[rank::num_ranks] or [batch[0]._replace(share=0.0)] for batch in batches]
+    return _loader(dataset, own, config)
 
 
-def eval_loader(dataset: PhotoDataset, config: DataConfig) -> DataLoader:
-    """Return a split's batches in order and without random changes, also those of the training photos."""
+def eval_loader(
+    dataset: PhotoDataset, config: DataConfig, *, rank: int = 0, num_ranks: int = 1
+) -> DataLoader:
+    """Return a split's batches in order and without random changes, also those of the training photos.
+
+    Of several processes each gets every so many-th batch.
+    """
     batches = _batches(range(len(dataset)), 0, config.eval_batch_size)
-    return _loader(dataset.without_augmentation(), batches, config)
+    return _loader(dataset.without_augmentation(), batches[rank::num_ranks], config)
 
 
 def _split(
@@ -349,17 +377,20 @@ def _refuse_doubles(records: Sequence[Record]) -> None:
         )
 
 
-def _batches(order: Sequence[int], epoch: int, size: int) -> Batches:
+def _batches(order: Sequence[int], epoch: int, size: int) -> list[list[Key]]:
     """Return the keys of an epoch in batches; a photo that comes again counts, so that it is changed anew."""
     seen: Counter[int] = Counter()
-    keys: list[tuple[int, ...]] = []
-    for index in order:
-        keys.append((epoch, index, seen[index]) if seen[index] else (epoch, index))
-        seen[index] += 1
-    return [keys[start : start + size] for start in range(0, len(keys), size)]
+    batches: list[list[Key]] = []
+    for start in range(0, len(order), size):
+        chosen = order[start : start + size]
+        batches.append([])
+        for index in chosen:
+            batches[-1].append(Key(epoch, index, seen[index], 1.0 / len(chosen)))
+            seen[index] += 1
+    return batches
 
 
-def _loader(dataset: PhotoDataset, batches: Batches, config: DataConfig) -> DataLoader:
+def _loader(dataset: PhotoDataset, batches: list[list[Key]], config: DataConfig) -> DataLoader:
     return DataLoader(
         dataset,
         batch_sampler=batches,

@@ -65,7 +65,7 @@ class World:
         kind, value = answer
         if kind == "error":
             raise SystemExit(value)
-        return value  # type: ignore[no-any-return]
+        return value
 
     def total(self, values: Tensor) -> Tensor:
         """Return the sum of a tensor over all ranks."""
@@ -93,6 +93,9 @@ class World:
             dist.barrier()
 
 
+ALONE = World()
+
+
 def join(device: torch.device) -> World:
     """Join the processes that torchrun started, or be alone.
 
@@ -101,9 +104,13 @@ def join(device: torch.device) -> World:
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        return World()
+        return ALONE
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        store, rank, size = next(iter(dist.rendezvous("env://", timeout=PATIENCE)))
+        # torchrun keeps its store when it starts processes again: the addresses of those that died are still in it
+        fresh = dist.PrefixStore(f"start_{_num_restarts()}", store)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=fresh, rank=rank, world_size=size, timeout=PATIENCE)
     return World(dist.get_rank(), size)
 
 
@@ -111,6 +118,11 @@ def leave() -> None:
     """Leave the processes, so that those that go on do not wait."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def speaks() -> bool:
+    """Return whether this process is the one of its training that prints, before it has joined the others or after."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def own_device(device: torch.device) -> torch.device:
@@ -134,4 +146,8 @@ def own_device(device: torch.device) -> torch.device:
 
 def restarted() -> bool:
     """Return whether torchrun started this process again after one had died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return _num_restarts() > 0
+
+
+def _num_restarts() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))

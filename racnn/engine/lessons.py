@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from racnn.config import PhaseConfig
+from racnn.engine.distributed import ALONE, World
 from racnn.losses import response_map
 from racnn.models import RACNN
 from racnn.ops.regions import bounding_region, clamp
@@ -28,6 +29,7 @@ def read_boxes(
     config: PhaseConfig,
     *,
     device: torch.device,
+    world: World = ALONE,
     after_batch: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Return the box that a scale's response shows of each photo.
@@ -38,6 +40,7 @@ def read_boxes(
         scale: Whose response is read, counted from 1.
         config: The phase, which says how.
         device: Where the network is.
+        world: The processes that share the batches; all of them return the boxes of all photos.
         after_batch: Called after each batch; it may raise to stop.
 
     Returns:
@@ -46,8 +49,9 @@ def read_boxes(
     """
     model.eval()
     weight = model.classifiers[scale - 1].get_parameter("weight") if config.response == "cam" else None
-    boxes: list[Tensor] = []
+    boxes: list[Tensor] = []  # one a batch
     for batch in batches:
+        found: list[Tensor] = []
         # an enlarged view takes the place of so many plain ones in memory
         few = max(1, int(len(batch["label"]) / config.enlarge**2))
         for images, labels in zip(batch["image"].split(few), batch["label"].split(few), strict=True):
@@ -60,9 +64,10 @@ def read_boxes(
             else:
                 box = component_box(response, config.level, config.trim)
             place = output.places[scale - 1]
-            boxes.append((place[:, :2].repeat(1, 2) + place[:, 2:] * box).float().cpu())
+            found.append((place[:, :2].repeat(1, 2) + place[:, 2:] * box).float().cpu())
+        boxes.append(torch.cat(found))
         after_batch()
-    return torch.cat(boxes)
+    return torch.cat(world.interleave(boxes))
 
 
 def taught_region(box: Tensor, place: Tensor, target: str) -> Tensor:

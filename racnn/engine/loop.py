@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from racnn import metrics
 from racnn.data import Data
+from racnn.engine.distributed import ALONE, World
 from racnn.engine.phases import Phase
 from racnn.engine.steps import STEPS, Batch
 from racnn.errors import TrainingError
@@ -31,6 +34,7 @@ def train_one_epoch(
     device: torch.device,
     class_weights: Tensor | None = None,
     micro_batch: int = 0,
+    world: World = ALONE,
     say: Callable[[str], None] = print,
     before_step: Callable[[], None],
     after_step: Callable[[dict[str, float]], None],
@@ -48,6 +52,7 @@ def train_one_epoch(
         device: Where the network is.
         class_weights: [C] on the device, or None.
         micro_batch: So many photos of a batch at a time; 0: all.
+        world: The processes that share the batches.
         say: Told when a batch has to be taken in smaller parts.
         before_step: Called before each step: sets the random state and the learning rate.
         after_step: Called after each step with the losses by name and ``grad_norm``. It may raise to stop.
@@ -57,19 +62,21 @@ def train_one_epoch(
         TrainingError: There is no memory for a single photo.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    step = _joined_step(Step(model, phase, class_weights), device, world)
     for batch in batches:
         before_step()
         num = len(batch["label"])
         while True:
             optimizer.zero_grad(set_to_none=True)
-            losses = _add_gradients(model, batch, phase, class_weights, device, micro_batch or num)
+            losses = _add_gradients(step, batch, device, micro_batch or num, world)
             if losses is not None:
                 break
             micro_batch = _halved(min(micro_batch or num, num), phase, say)
         largest = phase.config.clip_grad or float("inf")
-        losses["grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, largest)
-        names, values = list(losses), torch.stack([v.detach().float() for v in losses.values()]).tolist()
-        record = dict(zip(names, values, strict=True))
+        norm = torch.nn.utils.clip_grad_norm_(parameters, largest)
+        sums = world.total(torch.stack(list(losses.values())))
+        values = torch.cat([sums, norm.float().reshape(1)]).tolist()
+        record = dict(zip([*losses, "grad_norm"], values, strict=True))
         bad = {name: value for name, value in record.items() if not abs(value) < float("inf")}
         if bad:
             raise NonFiniteError(phase.name, bad, batch["index"].tolist())
@@ -95,21 +102,58 @@ class NonFiniteError(TrainingError):
         self.index = index
 
 
+class Step(nn.Module):
+    """The step of a phase as a module over the network, from a batch to its losses."""
+
+    def __init__(self, model: RACNN, phase: Phase, class_weights: Tensor | None) -> None:
+        super().__init__()
+        self.model = model
+        self.phase = phase
+        self.class_weights = class_weights
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = STEPS[self.phase.config.kind](
+            self.model, batch, self.phase, self.class_weights
+        )
+        return losses
+
+
+def _joined_step(step: Step, device: torch.device, world: World) -> nn.Module:
+    """Return the step; of several processes the one that averages the gradients over them."""
+    if world.size == 1:
+        return step
+    ids = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(step, ids, gradient_as_bucket_view=True)
+
+
 def _add_gradients(
-    model: RACNN, batch: Batch, phase: Phase, class_weights: Tensor | None, device: torch.device, size: int
+    step: nn.Module, batch: Batch, device: torch.device, size: int, world: World
 ) -> dict[str, Tensor] | None:
-    """Add up the gradients of a batch in parts of a size, and return its losses; None where the GPU is too small."""
+    """Add up the gradients of a batch in parts of a size.
+
+    Returns:
+        The losses of this process's share of the batch; None where the GPU is too small.
+    """
     num = len(batch["label"])
     losses: dict[str, Tensor] = {}
     try:
         for start in range(0, num, size):
             part = {key: value[start : start + size] for key, value in batch.items()}
-            share = len(part["label"]) / num
-            terms = STEPS[phase.config.kind](model, to_device(part, device), phase, class_weights)
-            (share * terms["loss"]).backward()
+            share = float(part["share"].sum())
+            last = start + size >= num
+            apart = isinstance(step, DistributedDataParallel) and not last
+            with step.no_sync() if apart else nullcontext():  # type: ignore[operator]
+                terms = step(to_device(part, device))
+                (
+                    world.size * share * terms["loss"]
+                ).backward()  # the average over processes makes it their sum
             for name, value in terms.items():
                 losses[name] = losses.get(name, 0.0) + share * value.detach().float()
     except torch.OutOfMemoryError:
+        if world.size > 1:  # the others are waiting for this process's gradients
+            raise TrainingError(
+                "a GPU has not enough memory for its share of the batch; set run.micro_batch, or a smaller data.batch_size"
+            ) from None
         return None
     return losses
 
@@ -149,6 +193,7 @@ def predict(
     device: torch.device,
     scales: int | None = None,
     fused: bool = True,
+    world: World = ALONE,
 ) -> Predictions:
     """Run the network over batches without random changes.
 
@@ -158,12 +203,13 @@ def predict(
         device: Where the network is.
         scales: Run only so many; None runs all.
         fused: Keep the fusion layer's logits where all scales are run.
+        world: The processes that share the batches; all of them return the predictions of all photos.
 
     Raises:
         TrainingError: An answer is not finite.
     """
     model.eval()
-    rows: list[dict[str, list[Tensor] | Tensor | None]] = []
+    rows: list[dict[str, Any]] = []
     for batch in batches:
         output = model(batch["image"].to(device, non_blocking=True), scales=scales)
         if not all(logits.isfinite().all() for logits in output.logits):
@@ -178,14 +224,15 @@ def predict(
                 **{key: batch[key] for key in ("label", "box", "parts")},
             }
         )
+    rows = world.interleave(rows)
     return Predictions(
         logits=_joined(rows, "logits"),
-        fused=None if rows[0]["fused"] is None else torch.cat([row["fused"] for row in rows]),  # type: ignore[misc]
-        labels=torch.cat([row["label"] for row in rows]),  # type: ignore[misc]
+        fused=None if rows[0]["fused"] is None else torch.cat([row["fused"] for row in rows]),
+        labels=torch.cat([row["label"] for row in rows]),
         regions=_joined(rows, "regions"),
         places=_joined(rows, "places"),
-        boxes=torch.cat([row["box"] for row in rows]),  # type: ignore[misc]
-        parts=torch.cat([row["parts"] for row in rows]),  # type: ignore[misc]
+        boxes=torch.cat([row["box"] for row in rows]),
+        parts=torch.cat([row["parts"] for row in rows]),
         norms=[norm.mean().item() for norm in _joined(rows, "norms")],
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +79,10 @@ class Recorder:
         """Flush everything."""
         self.close_bar()
         self._board.close()
+
+
+class Silence:
+    """A recorder that records nothing, for all processes but the first."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_args, **_options: None

@@ -10,9 +10,11 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import signal
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
@@ -22,6 +24,7 @@ from racnn import viz
 from racnn.config import Config, dump_config
 from racnn.data import build_data, eval_loader, mix_seed, train_loader
 from racnn.engine.checkpoint import load_checkpoint, save_checkpoint
+from racnn.engine.distributed import ALONE, World, join, leave, own_device, restarted
 from racnn.engine.folder import clear_folder, open_folder, refuse_other_photos
 from racnn.engine.interrupt import Interrupt, Stop
 from racnn.engine.lessons import read_boxes
@@ -30,7 +33,7 @@ from racnn.engine.phases import Phase, upcoming
 from racnn.engine.pool import pool_weights
 from racnn.engine.precision import prepare
 from racnn.engine.progress import Progress
-from racnn.engine.recorder import Recorder
+from racnn.engine.recorder import Recorder, Silence
 from racnn.engine.remarks import collapse_warning, imbalance_warning
 from racnn.engine.schedule import better, learning_rate, phase_items
 from racnn.engine.steps import STEPS, build_optimizer, train_only
@@ -62,32 +65,50 @@ def fit(
             configuration differs from the one of the run to resume.
         SystemExit: 143 or 130 after SIGTERM or SIGINT, with ``last.pt`` saved.
     """
-    run = Run(config, device=device, resume=resume, overwrite=overwrite)
+    device = own_device(device)
+    world = join(device)
+    if restarted():  # by torchrun, after a process had died: the command is that of the beginning
+        resume = world.from_first(lambda: (Path(config.run.out) / "last.pt").exists())
+        overwrite = not resume
+    run = Run(config, device=device, world=world, resume=resume, overwrite=overwrite)
     with run.interrupt:
         try:
             run.train()
         except Stop:
-            number = run.interrupt.signal
+            number = run.interrupt.signal or signal.SIGTERM
             run.recorder.say(
                 f"stopped by signal {number} after step {run.progress.step}; go on with --resume"
             )
             raise SystemExit(128 + number) from None
         finally:
             run.recorder.close()
-            if not run.progress.step and not (run.folder / "last.pt").exists():
+            if world.first and not run.progress.step and not (run.folder / "last.pt").exists():
                 clear_folder(run.folder)  # a start that failed leaves nothing in the way of the next
-    return run.folder / "best.pt", run.best_report()
+    report = run.best_report()
+    leave()
+    return run.folder / "best.pt", report
 
 
 class Run:
     """One run's network, data, progress and folder."""
 
-    def __init__(self, config: Config, *, device: torch.device, resume: bool, overwrite: bool) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        device: torch.device,
+        resume: bool,
+        overwrite: bool,
+        world: World = ALONE,
+    ) -> None:
         self.config = config
         self.device = device
+        self.world = world
         self.folder = Path(config.run.out)
         self.interrupt = Interrupt()
-        content = open_folder(self.folder, config, resume=resume, overwrite=overwrite)
+        content = world.from_first(
+            lambda: open_folder(self.folder, config, resume=resume, overwrite=overwrite)
+        )
         self.data = build_data(
             config.data, seed=config.run.seed, val_names=content["val_names"] if content else None
         )
@@ -109,17 +130,11 @@ class Run:
         counts = self.data.class_counts()
         balanced = config.data.balance == "weights"
         self.class_weights = balanced_weights(counts).to(device) if balanced else None
-        if config.data.cache is not None:
-            # before an earlier run is deleted: a photo may be damaged, a disk full
-            for split in self.data.splits.keys() - {"test"}:
-                self.data.splits[split].use_cache(print)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if content is None:
-            clear_folder(self.folder)
-        resolved = yaml.safe_dump(dump_config(config), sort_keys=False)
-        (self.folder / "config.yaml").write_text(resolved, encoding="utf-8")
-        self.recorder = Recorder(self.folder, step=self.progress.step, length=self.progress.log_length)
-        self.recorder.text("config", f"```yaml\n{resolved}\n```")
+        # before an earlier run is deleted: a photo may be damaged, a disk full
+        world.from_first(lambda: self._use_cache(print))
+        self._use_cache(lambda _: None)
+        self.recorder = cast(Recorder, Silence())
+        world.from_first(lambda: self._prepare_folder(new=content is None))
         for name, reason in self.data.skipped.items():
             self.recorder.say(f"left out {name}: {reason}")
         sizes = ", ".join(f"{len(photos)} {split}" for split, photos in self.data.splits.items())
@@ -128,6 +143,22 @@ class Run:
         )
         if warning := imbalance_warning(counts, self.data.class_names, config.data.balance):
             self.recorder.say(f"warning: {warning}")
+
+    def _use_cache(self, say: Callable[[str], None]) -> None:
+        """Read decoded photos from the cache, if there is to be one; write it first where it is not there."""
+        if self.config.data.cache is not None:
+            for split in sorted(self.data.splits.keys() - {"test"}):
+                self.data.splits[split].use_cache(say)
+
+    def _prepare_folder(self, *, new: bool) -> None:
+        """Make the run's folder what this run begins with, and begin to record in it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if new:
+            clear_folder(self.folder)
+        resolved = yaml.safe_dump(dump_config(self.config), sort_keys=False)
+        (self.folder / "config.yaml").write_text(resolved, encoding="utf-8")
+        self.recorder = Recorder(self.folder, step=self.progress.step, length=self.progress.log_length)
+        self.recorder.text("config", f"```yaml\n{resolved}\n```")
 
     def train(self) -> None:
         """Run the phases that are left."""
@@ -141,8 +172,9 @@ class Run:
 
     def best_report(self) -> dict[str, Any]:
         """Return the validation report of ``best.pt``."""
-        content = load_checkpoint(self.folder / "best.pt")
-        report_: dict[str, Any] = content["val_report"]
+        report_: dict[str, Any] = self.world.from_first(
+            lambda: load_checkpoint(self.folder / "best.pt")["val_report"]
+        )
         return report_
 
     def _run_phase(self, phase: Phase) -> bool:
@@ -177,7 +209,7 @@ class Run:
                     self.model.copy_scale(config.init_from, scale)
         if config.kind == "fusion":
             some = itertools.islice(self._loader(phase, 0), NORM_BATCHES)  # shuffled: photos of all classes
-            norms = predict(self.model, some, device=self.device).norms
+            norms = predict(self.model, some, device=self.device, world=self.world).norms
             validation = self._predict(self.model.num_scales)
             weights = pool_weights(validation.logits, validation.labels)
             self.model.start_fusion_from_classifiers(norms, weights)
@@ -198,19 +230,30 @@ class Run:
 
         def after_batch() -> None:
             self.recorder.tick()
-            if self.interrupt.signal:
+            if self.world.size == 1:  # several stop together, after the first step
+                stop_here()
+
+        def stop_here() -> None:
+            if self._stopped():
                 if not (self.folder / "last.pt").exists():
                     self._save_last(None)
                 raise Stop
 
         for split in (phase.config.photos, "val"):
             photos = self.data.splits[split]
-            batches = eval_loader(photos, self.config.data)
+            batches = self._eval_loader(split)
             self.recorder.start_bar(f"{phase.name}: reading boxes, {split}", len(batches), 0)
             photos.lessons = read_boxes(
-                self.model, batches, scale, phase.config, device=self.device, after_batch=after_batch
+                self.model,
+                batches,
+                scale,
+                phase.config,
+                device=self.device,
+                world=self.world,
+                after_batch=after_batch,
             ).numpy()
             self.recorder.close_bar()
+            stop_here()
 
     def _run_epoch(self, phase: Phase, optimizer: torch.optim.Optimizer, batches: int) -> None:
         progress = self.progress
@@ -234,10 +277,10 @@ class Run:
                     name: group["lr"] for name, group in zip(names, optimizer.param_groups, strict=False)
                 }
                 self.recorder.scalars("train", losses | rates, step=progress.step, phase=phase.name)
-            every = self.config.run.save_every
-            if self.interrupt.signal or (every and progress.step % every == 0):
+            every, stopped = self.config.run.save_every, self._stopped()
+            if stopped or (every and progress.step % every == 0):
                 self._save_last(optimizer)
-            if self.interrupt.signal:
+            if stopped:
                 raise Stop
 
         train_only(self.model, phase)
@@ -250,6 +293,7 @@ class Run:
                 device=self.device,
                 class_weights=self.class_weights,
                 micro_batch=self.config.run.micro_batch,
+                world=self.world,
                 say=self.recorder.say,
                 before_step=before_step,
                 after_step=after_step,
@@ -258,6 +302,14 @@ class Run:
             raise TrainingError(
                 f"{error}. {self._dump(phase, error)} names the photos of the batch"
             ) from None
+        self.world.same_buffers(self.model)
+
+    def _stopped(self) -> bool:
+        """Return whether this process or another one was told to stop."""
+        if self.world.size == 1:
+            return bool(self.interrupt.signal)
+        told = torch.tensor(float(bool(self.interrupt.signal)), device=self.device)
+        return bool(self.world.total(told).item())
 
     def _dump(self, phase: Phase, error: NonFiniteError) -> Path:
         """Write down the batch whose loss or gradient was not finite."""
@@ -269,7 +321,8 @@ class Run:
             "photos": [str(records[i].path or records[i].name) for i in error.index],
         }
         path = self.folder / "nonfinite.json"
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        if self.world.first:
+            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         return path
 
     def _finish_epoch(self, phase: Phase, optimizer: torch.optim.Optimizer) -> None:
@@ -333,23 +386,32 @@ class Run:
     def _val_loss(self, phase: Phase) -> float:
         """Return the phase's own loss over the validation photos."""
         self.model.eval()
-        total, count = 0.0, 0
+        rows: list[tuple[float, int]] = []
         with torch.no_grad():
-            for batch in eval_loader(self.data.splits["val"], self.config.data):
+            for batch in self._eval_loader("val"):
                 loss = STEPS[phase.config.kind](self.model, to_device(batch, self.device), phase)["loss"]
-                total += loss.item() * len(batch["label"])
-                count += len(batch["label"])
-        return total / count
+                rows.append((loss.item(), len(batch["label"])))
+        rows = self.world.interleave(rows)
+        return sum(loss * num for loss, num in rows) / sum(num for _, num in rows)
 
     def _predict(self, scales: int) -> Predictions:
-        batches = eval_loader(self.data.splits["val"], self.config.data)
         return predict(
-            self.model, batches, device=self.device, scales=scales, fused=self.progress.fusion_trained
+            self.model,
+            self._eval_loader("val"),
+            device=self.device,
+            scales=scales,
+            fused=self.progress.fusion_trained,
+            world=self.world,
+        )
+
+    def _eval_loader(self, split: str) -> Any:
+        return eval_loader(
+            self.data.splits[split], self.config.data, rank=self.world.rank, num_ranks=self.world.size
         )
 
     def _draw_preview(self, predictions: Predictions) -> None:
         num = self.config.run.num_preview
-        if not num or not predictions.regions:
+        if not num or not predictions.regions or not self.world.first:
             return
         val = self.data.splits["val"].without_augmentation()
         photos = torch.stack([val[(0, i)]["image"] for i in range(min(num, len(val)))]).float() / 255.0
@@ -370,6 +432,8 @@ class Run:
             start_batch=start_batch,
             photos=phase.config.photos,
             num_noise=phase.noise_per_photo(),
+            rank=self.world.rank,
+            num_ranks=self.world.size,
         )
 
     def _weights(self, phase: Phase) -> dict[str, Tensor]:
@@ -397,6 +461,8 @@ class Run:
         }
 
     def _save_last(self, optimizer: torch.optim.Optimizer | None) -> None:
+        if not self.world.first:
+            return
         state = copy.deepcopy(optimizer.state_dict()) if optimizer is not None else None
         self.progress.log_length = self.recorder.length()
         progress = asdict(self.progress)
@@ -411,6 +477,7 @@ class Run:
         key = [float(scales + progress.fusion_trained), result["top1"][name], result["log_prob"][name]]
         if not progress.best_key or key >= progress.best_key:
             progress.best_key = key
-            save_checkpoint(
-                self.folder / "best.pt", self._content() | {"val_report": result, "phase": phase.name}
-            )
+            if self.world.first:
+                save_checkpoint(
+                    self.folder / "best.pt", self._content() | {"val_report": result, "phase": phase.name}
+                )

@@ -40,6 +40,7 @@ def batch(phase):
         "image": torch.randint(0, 256, (NUM, 3, 32, 32), generator=generator, dtype=torch.uint8),
         "label": torch.arange(NUM) % 3,
         "index": torch.arange(NUM) + 10,
+        "share": torch.full((NUM,), 1.0 / NUM, dtype=torch.float64),
         "lesson": torch.tensor([-0.6, -0.2, 0.3, 0.4]).repeat(NUM, 1),
         "noise": torch.rand(NUM, phase.noise_per_photo(), generator=generator),
     }

@@ -308,7 +308,7 @@ def test_no_two_epochs_of_a_run_see_the_same_order(short, tmp_path, monkeypatch)
 
     def watched(*args, **rest):
         loader = plain(*args, **rest)
-        orders.append([index for batch in loader.batch_sampler for _, index in batch])
+        orders.append([key.position for batch in loader.batch_sampler for key in batch])
         return loader
 
     phase = {"kind": "classification", "scales": [1], "epochs": 2, "lr": 0.01}

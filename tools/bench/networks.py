@@ -11,6 +11,7 @@ from racnn.config import Config, parse_config, recipe_schedule
 from racnn.engine.precision import prepare
 from racnn.models import RACNN, build_model
 
+NOISE = 6  # numbers a photo: three for each of two regions
 NUM_CLASSES = 200
 
 
@@ -40,12 +41,15 @@ def plain(config: Config, device: torch.device) -> RACNN:
 
 
 def photos(number: int, side: int, device: torch.device) -> dict[str, Tensor]:
-    """Return a batch of noise, as a loader gives it but already on the device."""
+    """Return a batch of noise, as a loader gives it but the photos already on the device."""
     generator = torch.Generator().manual_seed(0)
     batch = {
         "image": torch.randint(0, 256, (number, 3, side, side), generator=generator, dtype=torch.uint8),
         "label": torch.randint(0, NUM_CLASSES, (number,), generator=generator),
         "box": torch.full((number, 4), float("nan")),
         "parts": torch.full((number, 0, 2), float("nan")),
+        "index": torch.arange(number),
+        "share": torch.full((number,), 1.0 / number, dtype=torch.float64),
+        "noise": torch.rand(number, NOISE, generator=generator),
     }
-    return {key: value.to(device) for key, value in batch.items()}
+    return {key: value if key == "share" else value.to(device) for key, value in batch.items()}

@@ -1,0 +1,212 @@
+"""Several processes train as one would: the same batches and losses, one network, and they stop and start together."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+
+from racnn.compat import import_torchvision
+from racnn.engine.checkpoint import digest, load_checkpoint
+from racnn.engine.distributed import ALONE, own_device
+from racnn.errors import ConfigError
+
+import_torchvision()
+pytest.importorskip("timm")
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+# a small network without batch norm, whose statistics would be those of a process's share
+VALUES = {
+    "run": {"precision": "fp32", "num_preview": 0, "log_every": 1, "save_every": 3},
+    "data": {
+        "dataset": "synthetic",
+        "source_size": 72,
+        "batch_size": 6,
+        "eval_batch_size": 5,
+        "num_workers": 0,
+        "synthetic": {"num_train": 32, "num_test": 16},
+        "val_fraction": 0.25,
+    },
+    "model": {"backbone": "timm/test_efficientnet_gn", "view_sizes": [64, 64, 64]},
+    "schedule": [
+        {"kind": "classification", "scales": [1], "epochs": 1, "lr": 0.001},
+        {"kind": "apn_init", "scales": [1], "epochs": 1, "lr": 0.001, "keep": "best"},
+        {"kind": "classification", "scales": [2], "init_from": 1, "epochs": 1, "lr": 0.001},
+        {"kind": "apn_init", "scales": [2], "epochs": 1, "lr": 0.001, "response": "cam"},
+        {"kind": "classification", "epochs": 1, "lr": 0.001, "keep": "if_better"},
+        {"kind": "ranking", "epochs": 1, "lr": 0.001, "keep": "if_better", "margin": 1.0},
+        {"kind": "fusion", "epochs": 1, "lr": 0.001},
+    ],
+}
+
+
+def command(config, out, *options, processes=1, restarts=0):
+    train = ["racnn", "train", "--config", str(config), "--out", str(out), "--device", "cpu", *options]
+    if processes == 1:
+        return [sys.executable, "-m", *train]
+    torchrun = ["torch.distributed.run", "--nproc-per-node", str(processes), "--max-restarts", str(restarts)]
+    endpoint = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+    return [sys.executable, "-m", *torchrun, *endpoint, "-m", *train]
+
+
+def run(*args, environment=(), **options):
+    return subprocess.run(
+        command(*args, **options),
+        env={**ENVIRONMENT, **dict(environment)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "small.yaml"
+    path.write_text(yaml.safe_dump(VALUES))
+    return path
+
+
+@pytest.fixture(scope="module")
+def together(config, tmp_path_factory):
+    """Two processes that train to the end."""
+    folder = tmp_path_factory.mktemp("together") / "run"
+    done = run(config, folder, processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, done
+
+
+@pytest.fixture(scope="module")
+def alone(config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    done = run(config, folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def rows(folder, kind):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["kind"] == kind]
+
+
+def weights(folder):
+    return digest(load_checkpoint(folder / "last.pt")["model"])
+
+
+def test_two_processes_have_the_losses_of_one(alone, together):
+    """Each sees half of every batch; a last batch of two photos gives each one, and so on."""
+    left, right = rows(alone, "train"), rows(together[0], "train")
+    assert [(r["step"], r["phase"]) for r in left] == [(r["step"], r["phase"]) for r in right]
+    assert len(left) > 20
+    for one, two in zip(left[:20], right[:20], strict=True):
+        assert one.keys() == two.keys()
+        for name in one.keys() - {"kind", "phase"}:
+            exact = 1e-3 if name == "grad_norm" else 1e-5
+            assert two[name] == pytest.approx(one[name], rel=exact), (one["step"], name)
+
+
+def test_two_processes_measure_every_photo_once(alone, together):
+    for one, two in zip(rows(alone, "val"), rows(together[0], "val"), strict=True):
+        for name in one.keys() - {"kind", "phase"}:
+            assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-4), (one["step"], name)
+
+
+def test_only_the_first_process_speaks(together):
+    lines = together[1].stdout.splitlines()
+    assert sum("photos:" in line for line in lines) == 1
+    assert sum("07-fusion: kept" in line for line in lines) == 1
+
+
+@pytest.mark.slow
+def test_processes_stop_together_at_a_signal_and_go_on_to_the_same_end(config, together, tmp_path):
+    folder = tmp_path / "run"
+    process = subprocess.Popen(
+        command(config, folder, processes=2), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    wait_for(lambda: len(rows(folder, "train")) >= 4 if (folder / "metrics.jsonl").exists() else False)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+    stored = load_checkpoint(folder / "last.pt")
+    assert stored["step"] < load_checkpoint(together[0] / "last.pt")["step"]
+    done = run(config, folder, "--resume", processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert weights(folder) == weights(together[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_is_killed_is_started_again_and_ends_with_the_same_weights(
+    config, together, tmp_path, victim
+):
+    """The victim kills itself, as a machine that goes down would, once, in the middle of the third phase."""
+    folder = tmp_path / "run"
+    mark = {"RACNN_TEST_KILL": f"{victim}:11:{tmp_path / 'killed'}"}
+    (tmp_path / "sitecustomize.py").write_text(KILLER)
+    environment = {**mark, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    done = run(config, folder, processes=2, restarts=1, environment=environment)
+    assert (tmp_path / "killed").exists()
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert weights(folder) == weights(together[0])
+
+
+KILLER = """
+import os, sys
+if "RACNN_TEST_KILL" in os.environ and "RANK" in os.environ:
+    rank, step, mark = os.environ["RACNN_TEST_KILL"].split(":", 2)
+    if os.environ["RANK"] == rank and not os.path.exists(mark):
+        from racnn.engine import trainer
+        plain = trainer.train_one_epoch
+        count = [0]
+        def counted(*args, after_step, **rest):
+            def after(losses):
+                after_step(losses)
+                count[0] += 1
+                if count[0] == int(step):
+                    open(mark, "w").close()
+                    os.kill(os.getpid(), 9)
+            plain(*args, after_step=after, **rest)
+        trainer.train_one_epoch = counted
+"""
+
+
+@pytest.mark.slow
+def test_a_mistake_is_told_once_and_ends_all_processes(config, tmp_path):
+    begun = time.monotonic()
+    done = run(
+        config, tmp_path / "run", "--set", "data.classes=77", "--set", "data.dataset=cub200", processes=2
+    )
+    assert done.returncode != 0
+    assert time.monotonic() - begun < 60
+    run_there = tmp_path / "there"
+    run_there.mkdir()
+    (run_there / "last.pt").write_bytes(b"")
+    done = run(config, run_there, processes=2)
+    assert done.returncode != 0
+    assert done.stderr.count("already holds a run") == 1
+
+
+def wait_for(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.05)
+
+
+def test_a_single_process_needs_no_group():
+    assert ALONE.first
+    assert ALONE.interleave([1, 2]) == [1, 2]
+    assert ALONE.from_first(lambda: 3) == 3
+    assert torch.equal(ALONE.total(torch.ones(2)), torch.ones(2))
+
+
+def test_under_torchrun_a_single_gpu_cannot_be_named(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(ConfigError, match=r"--device cuda:1"):
+        own_device(torch.device("cuda", 1))
+    with pytest.raises(ConfigError, match="has no GPU"):
+        own_device(torch.device("cuda"))
+    assert own_device(torch.device("cpu")) == torch.device("cpu")
