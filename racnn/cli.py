@@ -90,9 +90,14 @@ def train(
     ] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="The same bits every time, on a GPU too; slower there.")
+    ] = False,
     device: Device = "auto",
 ) -> None:
     """Train a network as a configuration says."""
+    if deterministic:
+        settings = [*(settings or []), "run.deterministic=true"]
     loaded = _load(config, settings, out)
     best, report = _fit(loaded, device, resume=resume, overwrite=overwrite)
     from racnn.engine.distributed import speaks

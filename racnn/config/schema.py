@@ -48,6 +48,9 @@ class RunConfig(_Section):
     )
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     channels_last: bool = True
+    deterministic: bool = Field(
+        False, description="only algorithms that give the same bits every time, as a CPU has them anyway"
+    )
     compile: bool = Field(
         False, description="torch.compile the backbones; minutes at the start of each phase"
     )

@@ -31,7 +31,7 @@ from racnn.engine.lessons import read_boxes
 from racnn.engine.loop import NonFiniteError, Predictions, predict, report, to_device, train_one_epoch
 from racnn.engine.phases import Phase, upcoming
 from racnn.engine.pool import pool_weights
-from racnn.engine.precision import prepare
+from racnn.engine.precision import determinism, prepare
 from racnn.engine.progress import Progress
 from racnn.engine.recorder import Recorder, Silence
 from racnn.engine.remarks import collapse_warning, imbalance_warning
@@ -71,7 +71,7 @@ def fit(
         resume = world.from_first(lambda: (Path(config.run.out) / "last.pt").exists())
         overwrite = not resume
     run = Run(config, device=device, world=world, resume=resume, overwrite=overwrite)
-    with run.interrupt:
+    with run.interrupt, determinism(config.run.deterministic, device):
         try:
             run.train()
         except Stop:

@@ -1,10 +1,12 @@
 """What the configuration asks of the hardware is what the network does."""
 
+import os
+
 import pytest
 import torch
 
 from racnn.config import load_config
-from racnn.engine.precision import prepare
+from racnn.engine.precision import determinism, prepare
 from racnn.models import RACNN
 from racnn.models.backbone import Backbone
 
@@ -71,3 +73,19 @@ def test_memory_layout_is_the_one_asked_for(asked):
     model = prepared(f"run.channels_last={str(asked).lower()}")
     weight = model.backbones[0].features[3].weight
     assert weight.is_contiguous(memory_format=torch.channels_last) is asked
+
+
+class TestDeterminism:
+    @pytest.mark.parametrize(("device", "only_warns"), [("cpu", False), ("cuda", True)])
+    def test_holds_inside_and_leaves_no_trace(self, device, only_warns, monkeypatch):
+        monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+        with determinism(True, torch.device(device)):
+            assert torch.are_deterministic_algorithms_enabled()
+            assert torch.is_deterministic_algorithms_warn_only_enabled() is only_warns
+            assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        assert not torch.are_deterministic_algorithms_enabled()
+        monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+
+    def test_changes_nothing_where_it_is_not_wanted(self):
+        with determinism(False, CPU):
+            assert not torch.are_deterministic_algorithms_enabled()

@@ -647,3 +647,11 @@ def test_photos_carry_lessons_only_while_they_are_taught(tiny, tmp_path):
     assert seen
     for name, carried in seen.items():
         assert set(carried.values()) == {"apn_init" in name}, name
+
+
+def test_deterministic_algorithms_do_all_phases_on_a_cpu_and_change_no_bit(tiny, finished, tmp_path):
+    fit(tiny(tmp_path / "run", run__deterministic=True, run__num_preview=0), device=CPU)
+    left, right = (
+        load_checkpoint(folder / "last.pt")["model"] for folder in (tmp_path / "run", finished.folder)
+    )
+    assert digest(left) == digest(right)
