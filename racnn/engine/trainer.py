@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from racnn import viz
 from racnn.config import Config, dump_config
 from racnn.data import build_data, eval_loader, mix_seed, train_loader
-from racnn.engine.checkpoint import load_checkpoint, save_checkpoint
-from racnn.engine.folder import clear_folder, open_folder, refuse_other_photos
+from racnn.engine.checkpoint import is_whole, save_checkpoint
+from racnn.engine.folder import clear_folder, enter_folder, open_folder, refuse_other_photos
 from racnn.engine.interrupt import Interrupt, Stop
 from racnn.engine.lessons import read_boxes
 from racnn.engine.loop import Predictions, predict, report, to_device, train_one_epoch
@@ -29,10 +28,14 @@ from racnn.engine.phases import Phase, upcoming
 from racnn.engine.pool import pool_weights
 from racnn.engine.precision import prepare
 from racnn.engine.progress import Progress
+from racnn.engine.provenance import provenance, with_start
 from racnn.engine.recorder import Recorder
 from racnn.engine.remarks import collapse_warning, imbalance_warning
+from racnn.engine.resume import restore_optimizer
 from racnn.engine.schedule import better, learning_rate, phase_items
 from racnn.engine.steps import STEPS, build_optimizer, train_only
+from racnn.engine.stored import Content, open_checkpoint
+from racnn.errors import CheckpointError
 from racnn.losses import balanced_weights
 from racnn.models import build_model
 from racnn.ops.regions import to_boxes_xyxy
@@ -85,9 +88,13 @@ class Run:
         self.device = device
         self.folder = Path(config.run.out)
         self.interrupt = Interrupt()
-        content = open_folder(self.folder, config, resume=resume, overwrite=overwrite)
+        stored = open_folder(self.folder, config, resume=resume, overwrite=overwrite)
+        content = stored.content if stored else None
         self.data = build_data(
-            config.data, seed=config.run.seed, val_names=content["val_names"] if content else None
+            config.data,
+            seed=config.run.seed,
+            val_names=content.val_names if content else None,
+            class_names=content.class_names if content else None,
         )
         torch.manual_seed(config.run.seed)
         self.model = build_model(
@@ -96,35 +103,45 @@ class Run:
         self.progress = Progress()
         self._optimizer_state: dict[str, Any] | None = None
         if content:
-            refuse_other_photos(content, self.data)
-            self.model.load_state_dict(content["model"])
-            self.progress = Progress(**content["progress"])
-            self._optimizer_state = content["optimizer"]
+            self._take_up(content)
         prepare(self.model, config, device)
         taught = [phase for phase in config.phases() if phase.kind == "apn_init"]
         every = range(1, config.model.num_scales)
         self.model.check_enlargements((s, phase.enlarge) for phase in taught for s in phase.scales or every)
-        counts = self.data.class_counts()
         balanced = config.data.balance == "weights"
-        self.class_weights = balanced_weights(counts).to(device) if balanced else None
+        self.class_weights = balanced_weights(self.data.class_counts()).to(device) if balanced else None
         if config.data.cache is not None:
             # before an earlier run is deleted: a photo may be damaged, a disk full
             for split in self.data.splits.keys() - {"test"}:
                 self.data.splits[split].use_cache(print)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if content is None:
-            clear_folder(self.folder)
-        resolved = yaml.safe_dump(dump_config(config), sort_keys=False)
-        (self.folder / "config.yaml").write_text(resolved, encoding="utf-8")
+        start = provenance(config, self.data, device, step=self.progress.step)
+        self._starts = with_start(content.provenance if content else [], start)
+        resolved = enter_folder(self.folder, config, self._starts, new=content is None)
         self.recorder = Recorder(self.folder, step=self.progress.step, length=self.progress.log_length)
         self.recorder.text("config", f"```yaml\n{resolved}\n```")
-        for name, reason in self.data.skipped.items():
+        self._say_what_begins()
+
+    def _take_up(self, content: Content) -> None:
+        """Go on from a checkpoint that :func:`racnn.engine.folder.open_folder` found to be in order."""
+        refuse_other_photos(content, self.data)
+        self.model.load_state_dict(content.model)
+        assert content.progress is not None
+        self.progress = content.progress
+        self._optimizer_state = content.optimizer
+        if self.progress.best_key and not is_whole(self.folder / "best.pt"):
+            print("warning: best.pt cannot be read; the network at the end of the next phase takes its place")
+            self.progress.best_key = []
+
+    def _say_what_begins(self) -> None:
+        data = self.data
+        for name, reason in data.skipped.items():
             self.recorder.say(f"left out {name}: {reason}")
-        sizes = ", ".join(f"{len(photos)} {split}" for split, photos in self.data.splits.items())
+        sizes = ", ".join(f"{len(photos)} {split}" for split, photos in data.splits.items())
         self.recorder.say(
-            f"{self.data.dataset}: {len(self.data.class_names)} classes, photos: {sizes}; on {device}"
+            f"{data.dataset}: {len(data.class_names)} classes, photos: {sizes}; on {self.device}"
         )
-        if warning := imbalance_warning(counts, self.data.class_names, config.data.balance):
+        balance = self.config.data.balance
+        if warning := imbalance_warning(data.class_counts(), data.class_names, balance):
             self.recorder.say(f"warning: {warning}")
 
     def train(self) -> None:
@@ -139,9 +156,12 @@ class Run:
 
     def best_report(self) -> dict[str, Any]:
         """Return the validation report of ``best.pt``."""
-        content = load_checkpoint(self.folder / "best.pt")
-        report_: dict[str, Any] = content["val_report"]
-        return report_
+        stored = open_checkpoint(self.folder / "best.pt")
+        if stored.content.val_report is None:
+            raise CheckpointError(
+                f"{stored.path}: holds no report on the validation photos, so it is no best.pt"
+            )
+        return stored.content.val_report
 
     def _run_phase(self, phase: Phase) -> bool:
         """Run one phase, or the rest of it, and return whether it changed the network."""
@@ -150,7 +170,7 @@ class Run:
             self._begin(phase)
         optimizer = build_optimizer(self.model, phase)
         if self._optimizer_state is not None:
-            optimizer.load_state_dict(self._optimizer_state)
+            restore_optimizer(optimizer, self._optimizer_state)
             self._optimizer_state = None
         if config.kind == "apn_init":
             self._read_lessons(phase)
@@ -371,13 +391,15 @@ class Run:
             "trained_scales": self.progress.trained_scales,
             "fusion_trained": self.progress.fusion_trained,
             "step": self.progress.step,
+            "provenance": self._starts,
         }
 
     def _save_last(self, optimizer: torch.optim.Optimizer | None) -> None:
         state = copy.deepcopy(optimizer.state_dict()) if optimizer is not None else None
         self.progress.log_length = self.recorder.length()
         progress = asdict(self.progress)
-        save_checkpoint(self.folder / "last.pt", self._content() | {"progress": progress, "optimizer": state})
+        content = self._content() | {"progress": progress, "optimizer": state}
+        save_checkpoint(self.folder / "last.pt", content, previous=self.folder / "previous.pt")
 
     def _save_best(self, phase: Phase) -> None:
         """Write ``best.pt`` if this network is more complete than the best one so far, or as complete and better."""
