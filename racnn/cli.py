@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Callable, Iterable
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from racnn import __version__, cli_data
+from racnn import __version__, cli_checkpoint, cli_data
+from racnn.cli_checkpoint import Checkpoint
 from racnn.errors import ConfigError, DataError, TrainingError, UserError
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier
 
 def main() -> None:
     """Run the command line."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files and classes may hold any bytes
+        sys.stdout.reconfigure(errors="backslashreplace")
     run_with_messages(app)
 
 
@@ -100,7 +104,7 @@ def train(
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="best.pt or last.pt of a run.")],
+    checkpoint: Checkpoint,
     split: Annotated[str, typer.Option(help="test, val or train.")] = "test",
     data: Annotated[
         Path | None, typer.Option(help="The dataset's folder, if it moved since training.")
@@ -131,7 +135,7 @@ def evaluate(
 
 @app.command()
 def visualize(
-    checkpoint: Annotated[Path, typer.Argument(help="best.pt or last.pt of a run.")],
+    checkpoint: Checkpoint,
     photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.")],
     out: Annotated[Path, typer.Option(help="Folder for the pictures and regions.json.")] = Path("visualize"),
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many photos.")] = None,
@@ -154,6 +158,10 @@ def visualize(
     print(f"{len(rows)} pictures and regions.json in {out}")
     if damaged:
         raise DataError(f"{len(damaged)} of {len(paths)} photos were left out:\n" + "\n".join(damaged))
+
+
+app.command()(cli_checkpoint.inspect)
+app.command()(cli_checkpoint.export_weights)
 
 
 @app.command()
