@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from racnn import __version__, cli_data, cli_predict
+from racnn import __version__, cli_checkpoint, cli_data, cli_predict
+from racnn.cli_checkpoint import Checkpoint
 from racnn.errors import ConfigError, DataError, TrainingError, UserError
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier
 
 def main() -> None:
     """Run the command line."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files and classes may hold any bytes
+        sys.stdout.reconfigure(errors="backslashreplace")
     run_with_messages(app)
 
 
@@ -112,7 +116,7 @@ def train(
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="best.pt or last.pt of a run.")],
+    checkpoint: Checkpoint,
     split: Annotated[str, typer.Option(help="test, val or train.")] = "test",
     data: Annotated[
         Path | None, typer.Option(help="The dataset's folder, if it moved since training.")
@@ -159,7 +163,7 @@ def evaluate(
 
 @app.command()
 def visualize(
-    checkpoint: Annotated[Path, typer.Argument(help="best.pt or last.pt of a run.")],
+    checkpoint: Checkpoint,
     photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.")],
     out: Annotated[Path, typer.Option(help="Folder for the pictures and regions.json.")] = Path("visualize"),
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many photos.")] = None,
@@ -185,6 +189,8 @@ def visualize(
 
 
 app.command()(cli_predict.predict)
+app.command()(cli_checkpoint.inspect)
+app.command()(cli_checkpoint.export_weights)
 
 
 @app.command()

@@ -26,6 +26,10 @@ class CheckpointError(UserError):
     """A checkpoint that is missing, damaged, or of another shape than asked for."""
 
 
+class DamagedError(CheckpointError):
+    """A checkpoint that is not as it was written."""
+
+
 class TrainingError(RuntimeError):
     """Training cannot go on, for example because a loss is not finite. Nothing was changed by the failing step."""
 

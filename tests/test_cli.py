@@ -196,7 +196,12 @@ def test_a_run_ends_with_its_verdict(racnn, tiny_file, tmp_path, monkeypatch):
 def test_other_classes_than_the_network_s_are_refused(folder_run, racnn, tmp_path):
     other = write_folder_dataset(tmp_path / "other", classes=("auk", "wren", "tit"))
     result = racnn("evaluate", folder_run.folder / "best.pt", "--data", other)
-    assert_refused(result)
+    assert_refused(result, "3 classes here, 2 in the checkpoint", "class 3 is 'wren', was 'none'")
+    again = ("train", "--config", folder_run.folder / "config.yaml", "--out", folder_run.folder, "--resume")
+    assert_refused(racnn(*again, "--set", f"data.root={other}"), "3 classes here, 2 in the checkpoint")
+    shutil.rmtree(folder_run.root / "tit")
+    shutil.copytree(folder_run.root / "auk", folder_run.root / "owl")
+    assert_refused(racnn(*again), "2 classes here, 2 in the checkpoint", "class 2 is 'owl', was 'tit'")
 
 
 def test_a_damaged_photo_is_named_by_a_worker_and_the_program_ends(tiny_file, tmp_path):

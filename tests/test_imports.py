@@ -25,7 +25,7 @@ LAYERS = [
     {"losses", "metrics", "viz"},
     {"models", "data"},
     {"engine"},
-    {"cli_data", "cli_predict"},
+    {"cli_checkpoint", "cli_data", "cli_predict"},
     {"cli"},
     {"__main__"},
 ]
@@ -34,6 +34,7 @@ WITHOUT_TORCH = [
     "__init__.py",
     "__main__.py",
     "cli.py",
+    "cli_checkpoint.py",
     "cli_data.py",
     "cli_predict.py",
     "config/__init__.py",

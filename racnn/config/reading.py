@@ -15,8 +15,13 @@ from pydantic import BaseModel, ValidationError
 
 from racnn.config.idle import idle_requests
 from racnn.config.schedules import SCHEDULES
-from racnn.config.schema import AlternationConfig, Config, ModelConfig, PhaseConfig
+from racnn.config.schema import MOST_SCALES, AlternationConfig, Config, ModelConfig, PhaseConfig
 from racnn.errors import ConfigError, did_you_mean
+
+# What PyYAML raises: its own errors, and whatever a date such as 2001-99-99, a tag or too deep a nesting makes Python say.
+NOT_YAML = (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
+MOST_TOLD = 50  # mistakes in one message
+MOST_SHOWN = 80  # characters of a wrong value
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -65,7 +70,10 @@ def parse_config(values: dict[str, Any], *, origin: str, stored: bool = False) -
 
 
 def _mistakes(origin: str, lines: Sequence[str]) -> ConfigError:
-    return ConfigError(f"{origin}:\n" + "\n".join(f"  {line}" for line in dict.fromkeys(lines)))
+    told = [f"  {line}" for line in dict.fromkeys(lines)]
+    if len(told) > MOST_TOLD:
+        told[MOST_TOLD:] = [f"  and {len(told) - MOST_TOLD} more"]
+    return ConfigError(f"{origin}:\n" + "\n".join(told))
 
 
 def dump_config(config: Config) -> dict[str, Any]:
@@ -84,7 +92,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such configuration file{did_you_mean(path.name, siblings)}")
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # a SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except NOT_YAML as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if values is None:
         return {}
@@ -119,7 +127,7 @@ def _split_override(text: str) -> tuple[list[str], Any, str]:
         raise ConfigError(f"--set {text}: expected key=value, for example --set data.batch_size=8")
     try:
         return key.strip().split("."), yaml.safe_load(value), text
-    except yaml.YAMLError as error:
+    except NOT_YAML as error:
         raise ConfigError(f"--set {text}: the value is not valid YAML: {error}") from None
 
 
@@ -163,7 +171,11 @@ def _expand_schedule(values: dict[str, Any]) -> None:
         )
     model = values.get("model")
     sizes = model.get("view_sizes") if isinstance(model, dict) else None
-    if not isinstance(sizes, list) or not sizes or not all(isinstance(size, int | float) for size in sizes):
+    if (
+        not isinstance(sizes, list)
+        or not 0 < len(sizes) <= MOST_SCALES
+        or not all(isinstance(size, int | float) for size in sizes)
+    ):
         sizes = ModelConfig().view_sizes  # a mistake, if there is one, is told of by itself
     values["schedule"] = SCHEDULES[schedule](sizes)
 
@@ -186,9 +198,16 @@ def _explain(item: Any) -> str:
     shown = (
         ""
         if item["type"] == "missing" or isinstance(item["input"], dict | list)
-        else f", got {item['input']!r}"
+        else f", got {_shortened(item['input'])}"
     )
     return f"{path}: {message}{shown}"
+
+
+def _shortened(value: Any) -> str:
+    if isinstance(value, int) and abs(value) >= 10**MOST_SHOWN:
+        return "a huge number"  # Python refuses to write some of them out
+    text = repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def _is_aftermath(item: Any, items: Sequence[Any]) -> bool:

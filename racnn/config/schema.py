@@ -24,6 +24,10 @@ from pydantic import (
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Side = Annotated[float, Field(gt=0.0, le=1.0)]
 Bounds = tuple[Side, Side]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch takes
+Pixels = Annotated[int, Field(ge=16, le=4096)]
+MOST_SCALES = 16
+MOST_IDS = 10**6  # in a range of class ids
 DEFAULT_BOUNDS: tuple[Bounds, ...] = ((0.2, 0.95), (0.3, 0.8))
 
 
@@ -35,7 +39,7 @@ class RunConfig(_Section):
     """What names and paces a run."""
 
     out: str = "runs/default"
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     save_every: int = Field(
         0, ge=0, description="steps between checkpoints; 0: at the end of each epoch only"
     )
@@ -70,9 +74,9 @@ class AugmentConfig(_Section):
 class SyntheticConfig(_Section):
     """Size of the built-in set of drawn birds."""
 
-    num_train: int = Field(2000, ge=16)
-    num_test: int = Field(1000, ge=8)
-    seed: int = Field(0, ge=0)
+    num_train: int = Field(2000, ge=16, le=1_000_000)
+    num_test: int = Field(1000, ge=8, le=1_000_000)
+    seed: Seed = 0
 
 
 class DataConfig(_Section):
@@ -91,10 +95,10 @@ class DataConfig(_Section):
     cache: Path | None = Field(
         None, description="folder for decoded, resized training photos, written once before training"
     )
-    source_size: int = Field(448, ge=16)
+    source_size: Pixels = 448
     resize: Literal["squash", "crop"] = "squash"
     val_fraction: float = Field(0.1, gt=0.0, lt=1.0)
-    split_seed: int = Field(0, ge=0)
+    split_seed: Seed = 0
     held_out_fraction: float = Field(
         0.0, ge=0.0, le=0.5, description="share of the training photos kept for phases with photos: held_out"
     )
@@ -103,7 +107,7 @@ class DataConfig(_Section):
     )
     batch_size: int = Field(16, ge=1)
     eval_batch_size: int = Field(32, ge=1)
-    num_workers: int = Field(2, ge=0)
+    num_workers: int = Field(2, ge=0, le=256)
     augment: AugmentConfig = AugmentConfig()
     synthetic: SyntheticConfig = SyntheticConfig()
 
@@ -127,7 +131,7 @@ class ModelConfig(_Section):
     frozen_stages: int = Field(
         0, ge=0, description="first stages of the backbone, each up to a pooling, that stay as loaded"
     )
-    view_sizes: tuple[Annotated[int, Field(ge=16)], ...] = Field((448, 224, 224), min_length=1)
+    view_sizes: tuple[Pixels, ...] = Field((448, 224, 224), min_length=1, max_length=MOST_SCALES)
     shared_backbone: bool = False
     apn: Literal["compact", "paper"] = "compact"
     bounds: tuple[Bounds, ...] = Field(
@@ -349,5 +353,7 @@ def parse_ranges(text: str) -> list[int]:
         low, high = int(match[1]), int(match[2] or match[1])
         if high < low:
             raise ValueError(f"range '{part.strip()}' runs backwards")
+        if high - low > MOST_IDS:
+            raise ValueError(f"range '{part.strip()}' names more than {MOST_IDS} ids")
         ids.update(range(low, high + 1))
     return sorted(ids)

@@ -24,7 +24,15 @@ from torch.utils.data import DataLoader, Dataset
 from racnn.config import DataConfig
 from racnn.data.cache import PhotoCache, open_cache
 from racnn.data.cars import cars
-from racnn.data.catalog import Catalog, Record, hold_out, read_exclusions, read_record, without
+from racnn.data.catalog import (
+    Catalog,
+    Record,
+    hold_out,
+    read_exclusions,
+    read_record,
+    refuse_other_classes,
+    without,
+)
 from racnn.data.cub import cub200
 from racnn.data.dogs import dogs
 from racnn.data.drawn import synthetic_catalog
@@ -229,17 +237,25 @@ class Data:
         return [record.name for dataset in taught for record in dataset.records]
 
 
-def build_data(config: DataConfig, *, seed: int, val_names: Sequence[str] | None = None) -> Data:
+def build_data(
+    config: DataConfig,
+    *,
+    seed: int,
+    val_names: Sequence[str] | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Data:
     """Read a data set's annotations and split it; no photo is opened.
 
     Args:
         config: Which data set, and how it is split.
         seed: Of the random changes of the training photos, not of the split.
         val_names: The validation photos by name, as a checkpoint recorded them, instead of drawing them anew.
+        class_names: The classes that a checkpoint knows; others are refused.
 
     Raises:
         ConfigError: There is no data set of this name.
-        DataError: The data set is missing, damaged, or too small to be split, or does not hold ``val_names``.
+        DataError: The data set is missing, damaged, or too small to be split, or does not hold ``val_names``, or
+            has other classes than ``class_names``.
     """
     if config.dataset not in DATASETS:
         raise ConfigError(
@@ -247,6 +263,8 @@ def build_data(config: DataConfig, *, seed: int, val_names: Sequence[str] | None
             f"expected {', '.join(DATASETS)}"
         )
     catalog = DATASETS[config.dataset](config)
+    if class_names is not None:
+        refuse_other_classes(catalog.class_names, class_names)
     if config.exclude is not None:
         catalog = without(catalog, read_exclusions(config.exclude.expanduser()))
     skipped: dict[str, str] = {}

@@ -11,6 +11,7 @@ Convention:
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -88,6 +89,21 @@ def hold_out(
         names.sort(key=lambda name: hashlib.sha256(f"{purpose}:{seed}:{name}".encode()).digest())
         held.update(names[: min(max(round(len(names) * fraction), 1), len(names) - 1)])
     return [r for r in records if r.name not in held], [r for r in records if r.name in held]
+
+
+def refuse_other_classes(now: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse a data set that has other classes than a checkpoint knows.
+
+    Raises:
+        DataError: With both numbers and the first class that differs.
+    """
+    if list(now) != list(known):
+        pairs = enumerate(itertools.zip_longest(now, known, fillvalue="none"), start=1)
+        position, (is_now, was) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
+        raise DataError(
+            f"data: {len(now)} classes here, {len(known)} in the checkpoint: class {position} is '{is_now}', was "
+            f"'{was}'; expected the classes it was trained on, in their order"
+        )
 
 
 def existing_root(config: DataConfig, expected: str) -> Path:

@@ -8,7 +8,6 @@ import numpy as np
 
 from racnn.config import DataConfig
 from racnn.data.catalog import Box, Catalog, Part, Record, chosen_classes
-from racnn.errors import DataError
 
 FIRST_DRAWN_TEST = 1_000_000
 
@@ -18,15 +17,11 @@ def synthetic_catalog(config: DataConfig) -> Catalog:
 
     Training photos are the drawings 0, 1, ..., test photos the drawings from a million on. ``config.classes`` counts
     the species from 1 and leaves out the drawings of the others.
-
-    Raises:
-        DataError: More training photos than there are drawings before the first test photo.
     """
     from racnn.data.synthetic import PART_NAME, SPECIES
 
     num_train, num_test = config.synthetic.num_train, config.synthetic.num_test
-    if num_train > FIRST_DRAWN_TEST:
-        raise DataError(f"data.synthetic.num_train: expected at most {FIRST_DRAWN_TEST}, got {num_train}")
+    assert num_train <= FIRST_DRAWN_TEST, num_train  # the configuration sees to it
     species = [
         i - 1 for i in chosen_classes(config, range(1, len(SPECIES) + 1), "the species that can be drawn")
     ]

@@ -1,52 +1,99 @@
 """Checkpoints: one file that ``torch.load(weights_only=True)`` reads, written atomically, checked by a digest.
 
-The digest covers names, types and bytes of everything in the file and travels inside it, under ``digest``.
+The digest covers names, types and bytes of everything in the file and travels inside it, under ``digest``. A file of
+an older format is brought up to date as it is read. What is in a content is checked by :mod:`racnn.engine.stored`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Iterator
+import sys
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from racnn.errors import CheckpointError
+from racnn.engine.digest import digest, strange
+from racnn.engine.files import write_atomically
+from racnn.engine.published import SUFFIX, read_published
+from racnn.errors import CheckpointError, DamagedError
 
 FORMAT = 1
+# For each older format, what turns a content of it into one of the next. Add a function here, raise FORMAT, and make
+# a fixture of the new format with tests/fixtures/make.py; the old ones stay.
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+NAMES = ("last.pt", "previous.pt", "best.pt")
+NEEDED = {"format", "model", "config", "class_names", "digest"}
 
 
-def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+def save_checkpoint(path: Path, content: dict[str, Any], *, previous: Path | None = None) -> None:
     """Write a checkpoint so that a crash at any moment leaves the old one or the new one, never half of one.
 
     Args:
         path: Where to.
         content: Plain types and tensors only: what ``weights_only`` loading accepts.
+        previous: Where in the same folder to keep the checkpoint that is replaced.
     """
     content = {"format": FORMAT, **content}
+    found = strange(content, room=sys.maxsize)
+    assert found is None, found
     content["digest"] = digest(content)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    write_atomically(path, lambda file: torch.save(content, file), previous=previous)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU and check its digest. Nothing in the file is ever executed.
+    """Read a checkpoint, or an exported .safetensors file, onto the CPU. Nothing in the file is ever executed.
 
     Raises:
-        CheckpointError: Missing, damaged, not a checkpoint of this program, or of a newer format.
+        CheckpointError: Missing, damaged, not a checkpoint of this program, or of a newer format. Whole checkpoints
+            beside a damaged one are named.
     """
+    return up_to_date(as_written(path), path)
+
+
+def as_written(path: Path) -> dict[str, Any]:
+    """Return the content of a file with its own format and digest, which was checked; raise as above."""
+    try:
+        return _verified(path)
+    except DamagedError as error:
+        others = [str(other) for name in NAMES if (other := path.with_name(name)) != path and is_whole(other)]
+        hint = f"; whole in the same folder: {', '.join(others)}" if others else ""
+        raise DamagedError(f"{error}{hint}") from None
+
+
+def is_whole(path: Path) -> bool:
+    """Return whether a file is a checkpoint that can be read."""
+    try:
+        up_to_date(_verified(path), path)
+    except (CheckpointError, OSError):
+        return False
+    return True
+
+
+def up_to_date(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return a content as this version writes it, without its digest, which was that of the file.
+
+    Raises:
+        CheckpointError: It is of a newer format, or not of the format it says.
+    """
+    content = {key: value for key, value in content.items() if key != "digest"}
+    number = content["format"]
+    if type(number) is not int or number < 1:
+        raise CheckpointError(f"{path}: format: expected a number from 1 to {FORMAT}, got {number!r}")
+    if number > FORMAT:
+        raise CheckpointError(
+            f"{path}: checkpoint format {number} is newer than this version of racnn, which reads up to format {FORMAT}"
+        )
+    for old in range(number, FORMAT):
+        try:
+            content = {**MIGRATIONS[old](content), "format": old + 1}
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):  # nothing in it is checked yet
+            raise CheckpointError(f"{path}: its content is not that of checkpoint format {old}") from None
+    return content
+
+
+def _verified(path: Path) -> dict[str, Any]:
     if path.is_dir():
         inside = ", ".join(str(path / name) for name in ("best.pt", "last.pt") if (path / name).is_file())
         raise CheckpointError(
@@ -54,51 +101,26 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         )
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
+    room = path.stat().st_size
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ):  # a damaged or foreign file raises any of a dozen types; torch's words advise to trust it
-        raise CheckpointError(
+        content = read_published(path) if path.suffix == SUFFIX else _read(path, room)
+    except Exception:  # of a dozen types; torch's words advise to trust the file
+        raise DamagedError(
             f"{path}: cannot be read as a checkpoint: damaged, or another kind of file"
         ) from None
-    needed = {"format", "model", "config", "class_names", "digest"}
-    if not isinstance(content, dict) or not needed <= content.keys():
-        raise CheckpointError(
-            f"{path}: not a racnn checkpoint (expected the keys {', '.join(sorted(needed))})"
-        )
-    if content["format"] != FORMAT:
-        raise CheckpointError(
-            f"{path}: checkpoint format {content['format']}, this version reads format {FORMAT}"
-        )
-    recorded = content.pop("digest")
-    if digest(content) != recorded:
-        raise CheckpointError(f"{path}: damaged, its content does not match its digest")
+    if not isinstance(content, dict) or not content.keys() >= NEEDED:
+        raise DamagedError(f"{path}: not a racnn checkpoint (expected the keys {', '.join(sorted(NEEDED))})")
+    if found := strange(content, room=room):
+        raise DamagedError(f"{path}: holds {found}, which no racnn checkpoint does")
+    if digest({key: value for key, value in content.items() if key != "digest"}) != content["digest"]:
+        raise DamagedError(f"{path}: damaged, its content does not match its digest")
     return content
 
 
-def digest(content: Any) -> str:
-    """Return the sha256 of nested dictionaries, lists, plain values and tensors, independent of how they are stored."""
-    sha = hashlib.sha256()
-    for chunk in _chunks(content):
-        sha.update(chunk)
-    return sha.hexdigest()
-
-
-def _chunks(node: Any) -> Iterator[bytes | memoryview]:
-    if isinstance(node, dict):
-        yield f"dict {len(node)};".encode()
-        for key in node:
-            yield f"{key!r}:".encode()
-            yield from _chunks(node[key])
-    elif isinstance(node, list | tuple):
-        yield f"list {len(node)};".encode()
-        for item in node:
-            yield from _chunks(item)
-    elif isinstance(node, Tensor):
-        yield f"tensor {node.dtype} {tuple(node.shape)};".encode()
-        plain = node.detach().cpu().contiguous()
-        if plain.numel():
-            yield plain.view(-1).view(torch.uint8).numpy().data
-    else:
-        yield f"{type(node).__name__} {node!r};".encode()
+def _read(path: Path, room: int) -> Any:
+    """Read what torch wrote, unless it would unpack to more than the file: torch itself never packs."""
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+    if sum(record.file_size for record in records) > room:
+        raise ValueError("packed")
+    return torch.load(path, map_location="cpu", weights_only=True)

@@ -13,11 +13,11 @@ from PIL.Image import Image
 from torch import Tensor
 
 from racnn import viz
-from racnn.config import Config, parse_config
+from racnn.config import Config
 from racnn.data import Data, build_data, eval_loader
 from racnn.data.stream import photo_batches
 from racnn.data.transforms import SourceTransform
-from racnn.engine.checkpoint import digest, load_checkpoint
+from racnn.engine.digest import digest
 from racnn.engine.early_exit import (
     EarlyExit,
     Outcome,
@@ -29,7 +29,9 @@ from racnn.engine.early_exit import (
 )
 from racnn.engine.loop import Predictions, predict, report
 from racnn.engine.precision import prepare
-from racnn.errors import CheckpointError, ConfigError, DataError
+from racnn.engine.published import write_published
+from racnn.engine.stored import open_checkpoint
+from racnn.errors import ConfigError, DataError
 from racnn.models import RACNN, build_model
 from racnn.ops.regions import to_boxes_xyxy
 
@@ -61,32 +63,43 @@ def load_trained(path: Path | str, device: torch.device | str = "cpu") -> Traine
     """Build the network that a checkpoint describes and fill it.
 
     Args:
-        path: Of ``best.pt`` or ``last.pt``.
+        path: Of ``best.pt`` or ``last.pt``, or of a .safetensors file that was exported from one.
         device: Where to put the network.
 
     Raises:
-        CheckpointError: The file is missing or damaged, or its weights do not fit its own configuration.
+        CheckpointError: The file is missing or damaged, or its parts do not fit each other.
     """
-    path, device = Path(path), torch.device(device)
-    content = load_checkpoint(path)
-    config = parse_config(content["config"], origin=str(path), stored=True)
-    model = build_model(config.model, num_classes=len(content["class_names"]), weights=False)
-    try:
-        model.load_state_dict(content["model"])
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{path}: the weights do not fit the configuration stored beside them: {error}"
-        ) from None
+    device = torch.device(device)
+    stored = open_checkpoint(Path(path))
+    content, config = stored.content, stored.config
+    model = build_model(config.model, num_classes=len(content.class_names), weights=False)
+    model.load_state_dict(content.model)
     prepare(model, config, device)
     return Trained(
         model=model.eval(),
         config=config,
-        class_names=content["class_names"],
-        train_names=content["train_names"],
-        val_names=content["val_names"],
-        scales=max(1, content["trained_scales"]),
-        fused=content["fusion_trained"],
+        class_names=content.class_names,
+        train_names=content.train_names,
+        val_names=content.val_names,
+        scales=max(1, content.trained_scales),
+        fused=content.fusion_trained,
     )
+
+
+def export_trained(path: Path, out: Path) -> None:
+    """Write the network of a checkpoint as .safetensors, with what is needed to use it; what a run needs is left out.
+
+    Args:
+        path: Of a checkpoint.
+        out: Where to; a file there is replaced.
+
+    Raises:
+        CheckpointError: As :func:`load_trained` does.
+    """
+    content = open_checkpoint(path).content
+    kept = content.model_fields_set - {"progress", "optimizer"}
+    write_published(out, {name: getattr(content, name) for name in kept})
+    open_checkpoint(out)  # what is handed on can be read
 
 
 def data_of(trained: Trained, *, root: Path | None = None, skip_damaged: bool = False) -> Data:
@@ -105,13 +118,9 @@ def data_of(trained: Trained, *, root: Path | None = None, skip_damaged: bool = 
     if skip_damaged:
         changes |= {"on_error": "skip", "most_skipped": 1.0}
     data_config = config.data.model_copy(update=changes)
-    data = build_data(data_config, seed=config.run.seed, val_names=trained.val_names)
-    if data.class_names != trained.class_names:
-        raise DataError(
-            f"data.root: {data_config.root} has {len(data.class_names)} classes ({data.class_names[0]}, ...), "
-            f"the network knows {len(trained.class_names)} ({trained.class_names[0]}, ...); they must be the same"
-        )
-    return data
+    return build_data(
+        data_config, seed=config.run.seed, val_names=trained.val_names, class_names=trained.class_names
+    )
 
 
 def evaluate_trained(

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
+from pydantic import Field
 from torch import Tensor
+
+Count = Annotated[int, Field(ge=0, le=10**15, strict=True)]  # what a checkpoint says is held to that
 
 
 @dataclass
@@ -27,16 +31,16 @@ class Progress:
     """
 
     outcomes: list[bool] = field(default_factory=list)
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    total_epoch: int = 0
-    stale: int = 0
+    epoch: Count = 0
+    batch: Count = 0
+    step: Count = 0
+    total_epoch: Count = 0
+    stale: Count = 0
     start: dict[str, float] | None = None
     best: dict[str, float] | None = None
-    best_epoch: int = 0
+    best_epoch: Count = 0
     best_weights: dict[str, Tensor] | None = None
-    trained_scales: int = 0
+    trained_scales: Count = 0
     fusion_trained: bool = False
     best_key: list[float] = field(default_factory=list)
-    log_length: int = 0
+    log_length: Count = 0

@@ -16,6 +16,16 @@ def learning_rate(done: float, warmup: float) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * (done - warmup) / (1.0 - warmup)))
 
 
+def item_names(phase: Phase, num_scales: int) -> list[str]:
+    """Return the names of what a phase is judged by, where so many scales are looked at."""
+    kind = phase.config.kind
+    if kind in ("apn_init", "fusion"):
+        return ["loss" if kind == "apn_init" else "fused"]
+    if kind == "ranking":  # a region moves every finer view, not only the next one
+        return [f"scale_{s}" for s in range(min(phase.scales) + 1, num_scales + 1)]
+    return [f"scale_{s}" for s in phase.scales]
+
+
 def phase_items(phase: Phase, report: Mapping[str, Any], loss: float | None) -> dict[str, float]:
     """Return what a phase is judged by on the validation photos; larger is better.
 
@@ -24,20 +34,12 @@ def phase_items(phase: Phase, report: Mapping[str, Any], loss: float | None) -> 
     which the ranking loss looks at, also rises when the coarser scale falls and is no criterion. For ``apn_init``
     minus its own loss.
     """
-    kind, log_prob = phase.config.kind, report["log_prob"]
-    if kind == "apn_init":
+    if phase.config.kind == "apn_init":
         assert loss is not None
         return {"loss": -loss}
-    if kind == "fusion":
-        return {"fused": log_prob["fused"]}
-    if kind == "ranking":  # a region moves every finer view, not only the next one
-        first = min(phase.scales) + 1
-        return {
-            f"scale_{s}": log_prob[f"scale_{s}"]
-            for s in range(first, len(log_prob))
-            if f"scale_{s}" in log_prob
-        }
-    return {f"scale_{s}": log_prob[f"scale_{s}"] for s in phase.scales}
+    log_prob = report["log_prob"]
+    num_scales = sum(name.startswith("scale_") for name in log_prob)
+    return {name: log_prob[name] for name in item_names(phase, num_scales)}
 
 
 def better(new: Mapping[str, float], old: Mapping[str, float], *, no_item_may_fall: bool) -> bool:

@@ -17,15 +17,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import yaml
 from torch import Tensor
 
 from racnn import viz
 from racnn.config import Config, dump_config
 from racnn.data import build_data, eval_loader, mix_seed, train_loader
-from racnn.engine.checkpoint import load_checkpoint, save_checkpoint
+from racnn.engine.checkpoint import is_whole, save_checkpoint
 from racnn.engine.distributed import ALONE, World, join, leave, own_device, restarted
-from racnn.engine.folder import clear_folder, open_folder, refuse_other_photos
+from racnn.engine.folder import clear_folder, enter_folder, open_folder, refuse_other_photos
 from racnn.engine.interrupt import Interrupt, Stop
 from racnn.engine.lessons import read_boxes
 from racnn.engine.loop import NonFiniteError, Predictions, predict, report, to_device, train_one_epoch
@@ -33,11 +32,14 @@ from racnn.engine.phases import Phase, upcoming
 from racnn.engine.pool import pool_weights
 from racnn.engine.precision import determinism, prepare
 from racnn.engine.progress import Progress
+from racnn.engine.provenance import provenance, with_start
 from racnn.engine.recorder import Recorder, Silence
 from racnn.engine.remarks import collapse_warning, imbalance_warning
+from racnn.engine.resume import restore_optimizer
 from racnn.engine.schedule import better, learning_rate, phase_items
 from racnn.engine.steps import STEPS, build_optimizer, train_only
-from racnn.errors import TrainingError
+from racnn.engine.stored import Content, open_checkpoint
+from racnn.errors import CheckpointError, TrainingError
 from racnn.losses import balanced_weights
 from racnn.models import build_model
 from racnn.ops.regions import to_boxes_xyxy
@@ -106,11 +108,12 @@ class Run:
         self.world = world
         self.folder = Path(config.run.out)
         self.interrupt = Interrupt()
-        content = world.from_first(
-            lambda: open_folder(self.folder, config, resume=resume, overwrite=overwrite)
-        )
+        content = world.from_first(lambda: self._open_folder(resume=resume, overwrite=overwrite))
         self.data = build_data(
-            config.data, seed=config.run.seed, val_names=content["val_names"] if content else None
+            config.data,
+            seed=config.run.seed,
+            val_names=content.val_names if content else None,
+            class_names=content.class_names if content else None,
         )
         torch.manual_seed(config.run.seed)
         self.model = build_model(
@@ -119,29 +122,55 @@ class Run:
         self.progress = Progress()
         self._optimizer_state: dict[str, Any] | None = None
         if content:
-            refuse_other_photos(content, self.data)
-            self.model.load_state_dict(content["model"])
-            self.progress = Progress(**content["progress"])
-            self._optimizer_state = content["optimizer"]
+            self._take_up(content)
         prepare(self.model, config, device)
         taught = [phase for phase in config.phases() if phase.kind == "apn_init"]
         every = range(1, config.model.num_scales)
         self.model.check_enlargements((s, phase.enlarge) for phase in taught for s in phase.scales or every)
-        counts = self.data.class_counts()
         balanced = config.data.balance == "weights"
-        self.class_weights = balanced_weights(counts).to(device) if balanced else None
+        self.class_weights = balanced_weights(self.data.class_counts()).to(device) if balanced else None
         # before an earlier run is deleted: a photo may be damaged, a disk full
         world.from_first(lambda: self._use_cache(print))
         self._use_cache(lambda _: None)
+        start = provenance(config, self.data, device, step=self.progress.step)
+        self._starts = with_start(content.provenance if content else [], start)
         self.recorder = cast(Recorder, Silence())
-        world.from_first(lambda: self._prepare_folder(new=content is None))
-        for name, reason in self.data.skipped.items():
+        world.from_first(lambda: self._enter_folder(new=content is None))
+        self._say_what_begins()
+
+    def _open_folder(self, *, resume: bool, overwrite: bool) -> Content | None:
+        """Return what the run goes on from, or None where it is a new one."""
+        stored = open_folder(self.folder, self.config, resume=resume, overwrite=overwrite)
+        return stored.content if stored else None
+
+    def _enter_folder(self, *, new: bool) -> None:
+        """Make the run's folder what this run begins with, and begin to record in it."""
+        resolved = enter_folder(self.folder, self.config, self._starts, new=new)
+        self.recorder = Recorder(self.folder, step=self.progress.step, length=self.progress.log_length)
+        self.recorder.text("config", f"```yaml\n{resolved}\n```")
+
+    def _take_up(self, content: Content) -> None:
+        """Go on from a checkpoint that :func:`racnn.engine.folder.open_folder` found to be in order."""
+        refuse_other_photos(content, self.data)
+        self.model.load_state_dict(content.model)
+        assert content.progress is not None
+        self.progress = content.progress
+        self._optimizer_state = content.optimizer
+        best_is_whole = self.world.from_first(lambda: is_whole(self.folder / "best.pt"))
+        if self.progress.best_key and not best_is_whole:
+            print("warning: best.pt cannot be read; the network at the end of the next phase takes its place")
+            self.progress.best_key = []
+
+    def _say_what_begins(self) -> None:
+        data = self.data
+        for name, reason in data.skipped.items():
             self.recorder.say(f"left out {name}: {reason}")
-        sizes = ", ".join(f"{len(photos)} {split}" for split, photos in self.data.splits.items())
+        sizes = ", ".join(f"{len(photos)} {split}" for split, photos in data.splits.items())
         self.recorder.say(
-            f"{self.data.dataset}: {len(self.data.class_names)} classes, photos: {sizes}; on {device}"
+            f"{data.dataset}: {len(data.class_names)} classes, photos: {sizes}; on {self.device}"
         )
-        if warning := imbalance_warning(counts, self.data.class_names, config.data.balance):
+        balance = self.config.data.balance
+        if warning := imbalance_warning(data.class_counts(), data.class_names, balance):
             self.recorder.say(f"warning: {warning}")
 
     def _use_cache(self, say: Callable[[str], None]) -> None:
@@ -149,16 +178,6 @@ class Run:
         if self.config.data.cache is not None:
             for split in sorted(self.data.splits.keys() - {"test"}):
                 self.data.splits[split].use_cache(say)
-
-    def _prepare_folder(self, *, new: bool) -> None:
-        """Make the run's folder what this run begins with, and begin to record in it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if new:
-            clear_folder(self.folder)
-        resolved = yaml.safe_dump(dump_config(self.config), sort_keys=False)
-        (self.folder / "config.yaml").write_text(resolved, encoding="utf-8")
-        self.recorder = Recorder(self.folder, step=self.progress.step, length=self.progress.log_length)
-        self.recorder.text("config", f"```yaml\n{resolved}\n```")
 
     def train(self) -> None:
         """Run the phases that are left."""
@@ -172,10 +191,16 @@ class Run:
 
     def best_report(self) -> dict[str, Any]:
         """Return the validation report of ``best.pt``."""
-        report_: dict[str, Any] = self.world.from_first(
-            lambda: load_checkpoint(self.folder / "best.pt")["val_report"]
-        )
+        report_: dict[str, Any] = self.world.from_first(self._read_best_report)
         return report_
+
+    def _read_best_report(self) -> dict[str, Any]:
+        stored = open_checkpoint(self.folder / "best.pt")
+        if stored.content.val_report is None:
+            raise CheckpointError(
+                f"{stored.path}: holds no report on the validation photos, so it is no best.pt"
+            )
+        return stored.content.val_report
 
     def _run_phase(self, phase: Phase) -> bool:
         """Run one phase, or the rest of it, and return whether it changed the network."""
@@ -184,7 +209,7 @@ class Run:
             self._begin(phase)
         optimizer = build_optimizer(self.model, phase)
         if self._optimizer_state is not None:
-            optimizer.load_state_dict(self._optimizer_state)
+            restore_optimizer(optimizer, self._optimizer_state)
             self._optimizer_state = None
         if config.kind == "apn_init":
             self._read_lessons(phase)
@@ -458,6 +483,7 @@ class Run:
             "trained_scales": self.progress.trained_scales,
             "fusion_trained": self.progress.fusion_trained,
             "step": self.progress.step,
+            "provenance": self._starts,
         }
 
     def _save_last(self, optimizer: torch.optim.Optimizer | None) -> None:
@@ -466,7 +492,8 @@ class Run:
         state = copy.deepcopy(optimizer.state_dict()) if optimizer is not None else None
         self.progress.log_length = self.recorder.length()
         progress = asdict(self.progress)
-        save_checkpoint(self.folder / "last.pt", self._content() | {"progress": progress, "optimizer": state})
+        content = self._content() | {"progress": progress, "optimizer": state}
+        save_checkpoint(self.folder / "last.pt", content, previous=self.folder / "previous.pt")
 
     def _save_best(self, phase: Phase) -> None:
         """Write ``best.pt`` if this network is more complete than the best one so far, or as complete and better."""

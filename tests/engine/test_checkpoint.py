@@ -1,5 +1,6 @@
 """A checkpoint is whole or refused, and reading one never runs anything."""
 
+import os
 import pickle
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 
 from racnn.engine import checkpoint
 from racnn.engine.checkpoint import digest, load_checkpoint, save_checkpoint
-from racnn.errors import CheckpointError
+from racnn.errors import CheckpointError, DamagedError
 
 
 def content():
@@ -148,12 +149,77 @@ def test_a_torch_file_that_is_no_checkpoint_is_refused(tmp_path, stored):
         load_checkpoint(tmp_path / "x.pt")
 
 
-def test_another_format_is_refused(path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+def test_a_newer_format_is_refused(path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "FORMAT", 3)
     save_checkpoint(path, content())
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="checkpoint format 2, this version reads format 1"):
+    with pytest.raises(CheckpointError, match=rf"format 3 is newer .* up to format {checkpoint.FORMAT}$"):
         load_checkpoint(path)
+
+
+@pytest.mark.parametrize("number", [0, -1, "1", None, 1.0, True])
+def test_a_format_that_is_none_is_refused(path, number, monkeypatch):
+    monkeypatch.setattr(checkpoint, "FORMAT", number)
+    save_checkpoint(path, content())
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match="format: expected a number from 1 to"):
+        load_checkpoint(path)
+
+
+@pytest.fixture
+def three_formats(monkeypatch):
+    """As if format 2 had renamed a key of format 1, and format 3 another one of format 2."""
+
+    def renamed(old, new):
+        return lambda content: {**{k: v for k, v in content.items() if k != old}, new: content[old]}
+
+    monkeypatch.setattr(checkpoint, "FORMAT", 3)
+    steps = {1: renamed("progress", "position"), 2: renamed("position", "place")}
+    monkeypatch.setattr(checkpoint, "MIGRATIONS", steps)
+
+
+def test_an_older_format_is_brought_up_to_date_step_by_step(path, three_formats):
+    loaded = load_checkpoint(path)
+    assert loaded.keys() == {"format", "model", "config", "class_names", "place"}
+    assert loaded["format"] == 3
+    assert digest(loaded["place"]) == digest(content()["progress"])
+    assert checkpoint.as_written(path)["format"] == 1  # the file stays as it is
+    save_checkpoint(path, loaded)
+    assert digest(load_checkpoint(path)) == digest(loaded)
+
+
+def test_a_content_that_is_not_of_its_format_is_refused(path, three_formats):
+    save_checkpoint(
+        path, {key: value for key, value in content().items() if key != "progress"} | {"format": 1}
+    )
+    with pytest.raises(CheckpointError, match="its content is not that of checkpoint format 1"):
+        load_checkpoint(path)
+
+
+def test_there_is_a_way_from_every_format_to_this_one():
+    assert checkpoint.MIGRATIONS.keys() == set(range(1, checkpoint.FORMAT))
+
+
+def test_beside_a_damaged_checkpoint_the_whole_ones_are_named(path):
+    save_checkpoint(path.with_name("best.pt"), content())
+    path.with_name("previous.pt").write_bytes(b"junk")
+    path.with_name("mine.pt").write_bytes(b"junk")
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(
+        DamagedError, match=rf"last\.pt: cannot be read.*; whole in the same folder: {path.parent}/best\.pt$"
+    ):
+        load_checkpoint(path)
+    path.with_name("best.pt").unlink()
+    with pytest.raises(DamagedError, match=r"another kind of file$"):
+        load_checkpoint(path)
+
+
+def test_what_a_checkpoint_cannot_hold_is_not_saved(path):
+    before = path.read_bytes()
+    for odd in (Path("x"), {1, 2}, 2**70, torch.zeros(2).to_sparse()):
+        with pytest.raises(AssertionError):
+            save_checkpoint(path, {**content(), "odd": odd})
+    assert path.read_bytes() == before
 
 
 class Evil:
@@ -193,7 +259,7 @@ def test_a_crash_while_saving_leaves_the_old_checkpoint(path, monkeypatch, momen
     if moment == "save":
         monkeypatch.setattr(torch, "save", half)
     else:
-        monkeypatch.setattr(checkpoint.os, moment, crash)
+        monkeypatch.setattr(os, moment, crash)
     with pytest.raises(OSError, match="disk full"):
         save_checkpoint(path, {**content(), "class_names": ["other"]})
     monkeypatch.undo()

@@ -17,6 +17,7 @@ from racnn.config import load_config, parse_config
 from racnn.data import build_data, eval_loader
 from racnn.engine import trainer
 from racnn.engine.checkpoint import digest, load_checkpoint
+from racnn.engine.files import temporary_of
 from racnn.engine.folder import refuse_other_photos
 from racnn.engine.inference import data_of, load_trained
 from racnn.engine.loop import predict
@@ -26,7 +27,7 @@ from racnn.engine.trainer import Run, fit
 from racnn.errors import CheckpointError, ConfigError, DataError, TrainingError
 
 CPU = torch.device("cpu")
-RUN_FILES = {"last.pt", "best.pt", "config.yaml", "metrics.jsonl", "tensorboard"}
+RUN_FILES = {"last.pt", "previous.pt", "best.pt", "config.yaml", "run.json", "metrics.jsonl", "tensorboard"}
 STEPS_IN_ALL = 36
 HELD_OUT = [
     {"kind": "classification", "epochs": 1, "lr": 0.01},
@@ -39,8 +40,9 @@ def rows_of(folder):
 
 
 def without_config(path):
-    """Return the digest of all that a checkpoint holds but the configuration, which names the run's folder."""
-    return digest({key: value for key, value in load_checkpoint(path).items() if key != "config"})
+    """Return the digest of a checkpoint but for what names the run's folder and tells how it was started."""
+    told = ("config", "provenance")
+    return digest({key: value for key, value in load_checkpoint(path).items() if key not in told})
 
 
 class Crash(Exception):
@@ -273,6 +275,26 @@ def test_a_run_that_crashed_ends_bit_for_bit_like_one_that_did_not(finished, tin
     assert {path.name for path in folder.iterdir()} == RUN_FILES
 
 
+def test_a_run_goes_on_exactly_from_the_checkpoint_before_its_last(finished, tiny, tmp_path, monkeypatch):
+    """Even from the middle of a phase whose end is in best.pt already; and half-written files are swept."""
+    folder = tmp_path / "run"
+    config = tiny(folder, run__num_preview=0)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 25, crash)
+        with pytest.raises(Crash):
+            fit(config, device=CPU)
+    last, previous = (load_checkpoint(folder / name)["progress"] for name in ("last.pt", "previous.pt"))
+    assert len(last["outcomes"]) == len(previous["outcomes"]) + 1
+    (folder / "previous.pt").replace(folder / "last.pt")
+    for name in ("last.pt", "best.pt", "previous.pt", "config.yaml"):
+        temporary_of(folder / name).write_bytes(b"half of it")
+    fit(config, device=CPU, resume=True)
+    for name in ("last.pt", "best.pt"):
+        assert without_config(folder / name) == without_config(finished.folder / name)
+    assert rows_of(folder) == rows_of(finished.folder)
+    assert {path.name for path in folder.iterdir()} == RUN_FILES
+
+
 @pytest.fixture(scope="module")
 def crashed_and_whole(short, tmp_path_factory):
     """The folders of a run that crashed one step after a checkpoint and was resumed, and of one that did not."""
@@ -349,16 +371,11 @@ def test_a_run_with_held_out_photos_goes_on_exactly(tiny, tmp_path, monkeypatch)
 
 def test_held_out_photos_count_as_photos_of_the_run(tiny, tmp_path):
     data = build_data(tiny(tmp_path, schedule=HELD_OUT, data__held_out_fraction=0.3).data, seed=0)
-    stored = {"class_names": list(data.class_names), "train_names": data.training_names()}
-    refuse_other_photos(stored, data)
+    names = data.training_names()
+    refuse_other_photos(SimpleNamespace(train_names=names), data)
     lost = data.splits["held_out"].records[0].name
     with pytest.raises(DataError, match=f"1 training photos were added or removed.*{lost}"):
-        refuse_other_photos(stored | {"train_names": [n for n in data.training_names() if n != lost]}, data)
-    first, second, *rest = data.class_names
-    with pytest.raises(DataError, match=f"class 1 is '{first}', was '{second}'"):
-        refuse_other_photos(stored | {"class_names": [second, first, *rest]}, data)
-    with pytest.raises(DataError, match=f"class {len(rest) + 3} is 'none', was 'new'"):
-        refuse_other_photos(stored | {"class_names": [first, second, *rest, "new"]}, data)
+        refuse_other_photos(SimpleNamespace(train_names=[n for n in names if n != lost]), data)
 
 
 def test_fusion_starts_from_what_the_validation_photos_say(finished, tmp_path, monkeypatch):
@@ -555,6 +572,25 @@ def test_a_run_whose_last_checkpoint_is_damaged_is_not_resumed(old_run, short):
     (old_run / "last.pt").write_bytes(data)
     with pytest.raises(CheckpointError, match=r"last\.pt"):
         fit(short(old_run), device=CPU, resume=True)
+
+
+@pytest.mark.parametrize("left", [b"junk", None])
+def test_a_run_that_goes_on_replaces_a_best_checkpoint_that_cannot_be_read(
+    left, short, tmp_path, capsys, monkeypatch
+):
+    phase = {"kind": "classification", "scales": [1], "epochs": 1, "lr": 0.01}
+    config = short(tmp_path, schedule=[phase, {**phase, "lr": 1e-9}])
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2, crash)
+        with pytest.raises(Crash):
+            fit(config, device=CPU)
+    best = tmp_path / "best.pt"
+    assert load_checkpoint(best)["step"] == 1
+    best.unlink() if left is None else best.write_bytes(left)
+    _, report = fit(config, device=CPU, resume=True)
+    assert "warning: best.pt cannot be read" in capsys.readouterr().out
+    assert load_checkpoint(best)["step"] == 2
+    assert report["num_images"] == 8
 
 
 @pytest.mark.parametrize("balance", ["none", "weights"])

@@ -1,0 +1,110 @@
+"""What is needed to repeat a run, beside its configuration: versions, the code, the command, the device, the photos."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import racnn
+from racnn.config import Config
+from racnn.data import Data
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "albumentations",
+    "opencv-python-headless",
+    "numpy",
+)  # what numbers and pixels hang on
+
+
+def provenance(config: Config, data: Data, device: torch.device, *, step: int) -> dict[str, Any]:
+    """Return what a start of a run is made of, in plain types.
+
+    Args:
+        config: Of the run.
+        data: Its photos; none is opened.
+        device: Where it runs.
+        step: From which on.
+    """
+    return {
+        "step": step,
+        "command": shlex.join(sys.argv),
+        "versions": {
+            "racnn": racnn.__version__,
+            "python": platform.python_version(),
+            **{name: _version(name) for name in PACKAGES},
+        },
+        "commit": commit_of(Path(racnn.__file__).parent.parent),
+        "device": _device_name(device),
+        "threads": torch.get_num_threads(),
+        "seeds": {"run": config.run.seed, "split": config.data.split_seed},
+        "photos": fingerprint(data),
+    }
+
+
+def with_start(starts: Sequence[dict[str, Any]], start: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the starts of a run with another one, which is left out if nothing but its step is new."""
+    same = bool(starts) and {**starts[-1], "step": start["step"]} == start
+    return [*starts] if same else [*starts, start]
+
+
+def fingerprint(data: Data) -> dict[str, dict[str, Any]]:
+    """Return, for each split, how many photos it has and the sha256 of their sorted names with their classes."""
+    return {split: _fingerprint(data, split) for split in data.splits}
+
+
+def _fingerprint(data: Data, split: str) -> dict[str, Any]:
+    records = data.splits[split].records
+    lines = sorted(f"{record.name}\t{data.class_names[record.label]}\n" for record in records)
+    text = "".join(lines).encode(errors="surrogatepass")  # a file's name may be any bytes
+    return {"num": len(lines), "sha256": hashlib.sha256(text).hexdigest()}
+
+
+@functools.cache
+def commit_of(root: Path) -> dict[str, Any] | None:
+    """Return the commit of a checkout, and whether files were changed since; None where there is none."""
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"sha": commit.strip(), "changed": bool(changed.strip())}
+
+
+def _version(package: str) -> str | None:
+    """Return what is installed, without importing it."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git(root: Path, *words: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=10
+    )
+    return done.stdout
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"cuda: {torch.cuda.get_device_name(device)}"
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{device.type}: {next(models, platform.processor() or platform.machine())}"
