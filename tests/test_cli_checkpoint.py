@@ -20,7 +20,7 @@ from racnn.engine.inference import load_trained
 from racnn.errors import UserError
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ["evaluate", "visualize", "inspect", "export-weights", "train", "demo", "teacher", "slopes"]
+COMMANDS = ["evaluate", "visualize", "predict", "inspect", "export-weights", "train", "demo", "teacher", "slopes"]
 
 
 @pytest.fixture
@@ -54,6 +54,7 @@ def use(racnn, photo, tmp_path, capsys, tiny_file):
         words = {
             "evaluate": [checkpoint],
             "visualize": [checkpoint, photo, "--out", tmp_path / "pictures"],
+            "predict": [checkpoint, photo, "--workers", "0"],
             "inspect": [checkpoint],
             "export-weights": [checkpoint, "--out", tmp_path / "new.safetensors"],
             "train": ["--config", tiny_file(tmp_path / "c.yaml"), "--out", folder, "--resume"],
