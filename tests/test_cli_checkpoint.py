@@ -20,7 +20,17 @@ from racnn.engine.inference import load_trained
 from racnn.errors import UserError
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ["evaluate", "visualize", "predict", "inspect", "export-weights", "train", "demo", "teacher", "slopes"]
+COMMANDS = [
+    "evaluate",
+    "visualize",
+    "predict",
+    "inspect",
+    "export-weights",
+    "train",
+    "demo",
+    "teacher",
+    "slopes",
+]
 
 
 @pytest.fixture

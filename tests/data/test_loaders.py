@@ -288,11 +288,11 @@ def test_a_photo_under_two_names_is_refused(again, tmp_path):
 
 def test_noise_belongs_to_the_photo_and_the_epoch_alone():
     config = DataConfig(
-        dataset="synthetic", source_size=32, num_workers=0, synthetic={"num_train": 40, "num_test": 8}
+        dataset="synthetic", source_size=32, num_workers=0, synthetic={"num_train": 32, "num_test": 8}
     )
+    data = build_data(config, seed=0)
 
     def noise(epoch, batch_size, start=0):
-        data = build_data(config, seed=0)
         smaller = config.model_copy(update={"batch_size": batch_size})
         loader = train_loader(data, smaller, seed=0, epoch=epoch, start_batch=start, num_noise=6)
         return {int(i): row for b in loader for i, row in zip(b["index"], b["noise"], strict=True)}
@@ -304,7 +304,7 @@ def test_noise_belongs_to_the_photo_and_the_epoch_alone():
     assert len(every.unique()) == every.numel()
     assert every.min() >= 0
     assert every.max() < 1
-    assert abs(every.mean() - 0.5) < 0.06
+    assert abs(every.mean() - 0.5) < 0.08
 
 
 def test_samples_bring_no_noise_unless_asked():

@@ -96,6 +96,7 @@ def weights(folder):
     return digest(load_checkpoint(folder / "last.pt")["model"])
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_losses_of_one(alone, together):
     """Each sees half of every batch; a last batch of two photos gives each one, and so on."""
     left, right = rows(alone, "train"), rows(together[0], "train")
@@ -108,12 +109,14 @@ def test_two_processes_have_the_losses_of_one(alone, together):
             assert two[name] == pytest.approx(one[name], rel=exact), (one["step"], name)
 
 
+@pytest.mark.slow
 def test_two_processes_measure_every_photo_once(alone, together):
     for one, two in zip(rows(alone, "val"), rows(together[0], "val"), strict=True):
         for name in one.keys() - {"kind", "phase"}:
             assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-4), (one["step"], name)
 
 
+@pytest.mark.slow
 def test_only_the_first_process_speaks(together):
     lines = together[1].stdout.splitlines()
     assert sum("photos:" in line for line in lines) == 1
