@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from racnn.config import load_config
+from racnn.engine.checkpoint import load_checkpoint, save_checkpoint
 from racnn.engine.trainer import fit
 from racnn.models import RACNN
 from racnn.ops.response import largest_component
@@ -62,3 +63,12 @@ def test_a_short_run_in_bf16_ends(tmp_path):
     best, report = fit(load_config(None, settings), device=torch.device("cuda"))
     assert best.is_file()
     assert {"scale_1", "scale_2", "mean", "fused"} <= report["top1"].keys()
+
+
+def test_a_checkpoint_may_be_of_tensors_on_the_device_and_is_read_onto_the_cpu(tmp_path):
+    """The optimizer's state is there."""
+    content = {"model": {}, "config": {}, "class_names": [], "optimizer": {0: torch.ones(3, device="cuda")}}
+    save_checkpoint(tmp_path / "last.pt", content)
+    (state,) = load_checkpoint(tmp_path / "last.pt")["optimizer"].values()
+    assert state.device.type == "cpu"
+    assert torch.equal(state, torch.ones(3))

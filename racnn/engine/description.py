@@ -84,7 +84,7 @@ def format_description(found: Mapping[str, Any]) -> str:
     if found["val_top1"]:
         answers = "  ".join(f"{name} {100 * value:.1f}" for name, value in found["val_top1"].items())
         rows["validation"] = f"top-1 % {answers}"
-    lines = [found["path"], *(f"  {name:<12}{value}" for name, value in rows.items())]
+    lines = [found["path"], *(f"  {name:<13} {value}" for name, value in rows.items())]
     lines += [line for start in found["provenance"] for line in _start_lines(start)]
     return "\n".join(lines)
 
@@ -99,4 +99,4 @@ def _start_lines(start: Mapping[str, Any]) -> list[str]:
     if isinstance(commit, Mapping):
         rows["commit"] = f"{commit.get('sha')}{', with changes' if commit.get('changed') else ''}"
     rows["device"] = f"{start.get('device')}, {start.get('threads')} threads"
-    return [f"  {name:<12}{value}" for name, value in rows.items()]
+    return [f"  {name:<13} {value}" for name, value in rows.items()]

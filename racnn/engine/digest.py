@@ -41,7 +41,7 @@ def strange(content: Any, *, room: int) -> str | None:
         elif type(node) in (list, tuple):
             todo += [(item, depth + 1) for item in node]
         elif type(node) is Tensor:
-            if node.layout is not torch.strided or node.device.type != "cpu" or node.is_quantized:
+            if node.layout is not torch.strided or node.is_meta or node.is_quantized:  # on a GPU is fine
                 return f"a tensor of another kind ({node.layout}, {node.device})"
             size += node.numel() * node.element_size()
         elif type(node) is int:

@@ -53,8 +53,10 @@ def _faults_of_weights(progress: Progress, stored: Stored) -> Iterator[str]:
     for name, value in (progress.best_weights or {}).items():
         if name not in own or own[name].shape != value.shape or own[name].dtype != value.dtype:
             yield f"progress.best_weights.{name} fits no part of the network"
-    if progress.trained_scales > stored.config.model.num_scales:
-        yield f"progress.trained_scales is {progress.trained_scales} of {stored.config.model.num_scales} scales"
+    for name in ("step", "trained_scales", "fusion_trained"):
+        said, twice = getattr(progress, name), getattr(stored.content, name)
+        if said != twice:
+            yield f"progress.{name} is {said}, but {name} is {twice}"
 
 
 def _faults_of_progress(progress: Progress, phase: Phase, stored: Stored) -> Iterator[str]:
@@ -65,6 +67,8 @@ def _faults_of_progress(progress: Progress, phase: Phase, stored: Stored) -> Ite
     names = set(item_names(phase, scales))
     if progress.best is not None and progress.best.keys() != names:
         yield f"progress.best has {sorted(progress.best)}, but phase {phase.name} is judged by {sorted(names)}"
+    if config.kind == "fusion" and progress.start is not None and not progress.fusion_trained:
+        yield f"progress.fusion_trained is False in the middle of phase {phase.name}"
     begun = progress.epoch > 0 or progress.best is not None
     if config.keep != "last" and begun and (progress.best is None or progress.best_weights is None):
         yield f"progress.best_weights is missing, which phase {phase.name} keeps"
@@ -86,22 +90,25 @@ def _faults_of_optimizer(
             yield f"optimizer.state.{number} is of no parameter of the phase"
             continue
         for name, value in entry.items():
-            shape = () if name == "step" else tuple(parameters[number].shape)
-            if not _may_be(value, shape, never_negative=name in NEVER_NEGATIVE):
+            if not _may_be(name, value, parameters[number]):
                 yield f"optimizer.state.{number}.{name} does not fit"
 
 
-def _group_sizes(groups: Any) -> list[int] | None:
-    try:
-        return [len(group["params"]) for group in groups]
-    except (KeyError, TypeError):
-        return None
+def _group_sizes(groups: Any) -> list[int | None]:
+    """Return how many parameters each group has, None for what is no group."""
+    members = [group.get("params") if isinstance(group, dict) else None for group in _listed(groups)]
+    return [len(names) if isinstance(names, list) else None for names in members]
 
 
-def _may_be(value: Any, shape: tuple[int, ...], *, never_negative: bool) -> bool:
-    """Return whether an optimizer can have kept this; SGD keeps None before its first step."""
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _may_be(name: str, value: Any, parameter: Tensor) -> bool:
+    """Return whether an optimizer can have kept this of a parameter; SGD keeps None before its first step."""
     if value is None:
-        return not never_negative
-    if not isinstance(value, Tensor) or tuple(value.shape) != shape or value.dtype != torch.float32:
+        return name == "momentum_buffer"
+    shape = torch.Size() if name == "step" else parameter.shape
+    if not isinstance(value, Tensor) or value.shape != shape or value.dtype != torch.float32:
         return False
-    return bool(value.isfinite().all()) and not (never_negative and bool((value < 0).any()))
+    return bool(value.isfinite().all()) and not (name in NEVER_NEGATIVE and bool((value < 0).any()))

@@ -128,7 +128,10 @@ def test_a_part_that_is_wrong_is_named(change, said, content, tmp_path):
             lambda c: c["progress"].update(best={"scale_2": 0.1}),
             "is judged by ['scale_1', 'scale_2', 'scale_3']",
         ),
-        (lambda c: c["progress"].update(trained_scales=7), "progress.trained_scales is 7 of 3 scales"),
+        (
+            lambda c: c["progress"].update(trained_scales=7),
+            "progress.trained_scales is 7, but trained_scales is 3",
+        ),
         (lambda c: c["optimizer"]["param_groups"].pop(), "optimizer.param_groups are not those of the phase"),
         (lambda c: c["optimizer"].update(state=3), "optimizer.state: expected a dictionary, found int"),
         (
@@ -142,6 +145,10 @@ def test_a_part_that_is_wrong_is_named(change, said, content, tmp_path):
         (
             lambda c: c["optimizer"]["state"][1].update(step=torch.tensor(1.0).to(torch.float8_e5m2)),
             "optimizer.state.1.step does not fit",
+        ),
+        (
+            lambda c: c["optimizer"]["state"][1].update(exp_avg=None),
+            "optimizer.state.1.exp_avg does not fit",
         ),
         (
             lambda c: c["optimizer"]["state"][2]["exp_avg_sq"].sub_(9),
