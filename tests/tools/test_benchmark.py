@@ -161,8 +161,9 @@ class TestZoom:
     def test_the_figures_are_those_of_both_loops(self, run):
         found = run("zoom", "--side", "32", "--batch", "2", "--rounds", "3", "--device", "cpu")
         assert [(of_what, row["target"]) for (_, _, of_what), row in found.items()] == [
-            (zoom.PUBLISHED, 15.0),
-            (zoom.SLICED, 1.0),
+            (f"{zoom.PUBLISHED}, {zoom.TO_REGIONS}", 15.0),
+            (f"{zoom.PUBLISHED}, {zoom.TO_IMAGES}", None),
+            (f"{zoom.SLICED}, {zoom.TO_IMAGES}", 1.0),
         ]
         assert all(row["ratio"] > 0 for row in found.values())
 
