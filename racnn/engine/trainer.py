@@ -70,8 +70,10 @@ def fit(
     device = own_device(device)
     world = join(device)
     if restarted():  # by torchrun, after a process had died: the command is that of the beginning
-        resume = world.from_first(lambda: (Path(config.run.out) / "last.pt").exists())
-        overwrite = not resume
+        found = world.from_first(
+            lambda: [(Path(config.run.out) / n).exists() for n in ("last.pt", "best.pt")]
+        )
+        resume, overwrite = found[0], not any(found)  # what holds no network yet is the start that died
     run = Run(config, device=device, world=world, resume=resume, overwrite=overwrite)
     with run.interrupt, determinism(config.run.deterministic, device):
         try:

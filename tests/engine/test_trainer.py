@@ -691,3 +691,30 @@ def test_deterministic_algorithms_do_all_phases_on_a_cpu_and_change_no_bit(tiny,
         load_checkpoint(folder / "last.pt")["model"] for folder in (tmp_path / "run", finished.folder)
     )
     assert digest(left) == digest(right)
+
+
+class TestStartedAgainByTorchrun:
+    """The command is that of the beginning, without --resume."""
+
+    @pytest.fixture(autouse=True)
+    def _second_start(self, monkeypatch):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+
+    def test_a_run_with_a_checkpoint_goes_on(self, short, tmp_path):
+        fit(short(tmp_path / "run"), device=CPU, overwrite=True)
+        before = without_config(tmp_path / "run" / "last.pt")
+        fit(short(tmp_path / "run"), device=CPU)
+        assert without_config(tmp_path / "run" / "last.pt") == before
+
+    def test_a_start_that_died_before_its_first_checkpoint_begins_anew(self, short, tmp_path):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "config.yaml").write_text("half")
+        path, _ = fit(short(tmp_path / "run"), device=CPU)
+        assert path.exists()
+
+    def test_an_earlier_run_s_network_is_not_deleted(self, short, tmp_path):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "best.pt").write_bytes(b"years of work")
+        with pytest.raises(ConfigError, match="already holds a run"):
+            fit(short(tmp_path / "run"), device=CPU)
+        assert (tmp_path / "run" / "best.pt").read_bytes() == b"years of work"
