@@ -392,6 +392,14 @@ def test_predict_leaves_out_what_it_cannot_read_and_says_so(racnn, checkpoint, p
     assert fine["photo"].endswith("wide.png")
 
 
+def test_predict_goes_on_after_a_batch_of_damaged_photos(racnn, checkpoint, photos, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"no photo")
+    places = (tmp_path / "broken.jpg", photos / "wide.png")
+    result = racnn("predict", checkpoint, *places, "--json", "--batch-size", "1", "--workers", "0")
+    assert_refused(result, "1 of 2 photos could not be read")
+    assert [set(json.loads(line)) >= {"top"} for line in result.out.splitlines()] == [False, True]
+
+
 def test_early_exit_is_chosen_by_evaluate_and_used_by_predict(racnn, checkpoint, photos, tmp_path):
     command = ("predict", checkpoint, photos, "--early-exit", "--json", "--workers", "0")
     assert_refused(racnn(*command), "--early-exit", "racnn evaluate")

@@ -513,3 +513,8 @@ def test_a_stored_configuration_may_hold_keys_that_do_nothing(phase):
 def test_a_network_of_one_scale_has_nothing_to_shake_or_to_start_from(changes):
     (line,) = mistakes({"model": {"view_sizes": [32]}, "schedule": [{**PHASE, **changes}]})
     assert line.startswith(f"schedule.0: '{next(iter(changes))}'")
+
+
+def test_compiling_and_computing_again_exclude_each_other():
+    (line,) = mistakes({"run": {"compile": True, "activation_checkpointing": True}, "schedule": [PHASE]})
+    assert "exclude each other" in line

@@ -62,6 +62,12 @@ class RunConfig(_Section):
         False, description="keep few activations and compute the others again: less memory, a third more time"
     )
 
+    @model_validator(mode="after")
+    def _compiled_or_computed_again(self) -> RunConfig:
+        if self.compile and self.activation_checkpointing:
+            raise ValueError("compile and activation_checkpointing exclude each other: choose one")
+        return self
+
 
 class AugmentConfig(_Section):
     """Random changes of the training photos; the boxes and part points follow."""

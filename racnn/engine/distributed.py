@@ -109,8 +109,15 @@ def join(device: torch.device) -> World:
         store, rank, size = next(iter(dist.rendezvous("env://", timeout=PATIENCE)))
         # torchrun keeps its store when it starts processes again: the addresses of those that died are still in it
         fresh = dist.PrefixStore(f"start_{_num_restarts()}", store)
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=fresh, rank=rank, world_size=size, timeout=PATIENCE)
+        cuda = device.type == "cuda"
+        dist.init_process_group(
+            "nccl" if cuda else "gloo",
+            store=fresh,
+            rank=rank,
+            world_size=size,
+            timeout=PATIENCE,
+            device_id=device if cuda else None,
+        )
     return World(dist.get_rank(), size)
 
 
@@ -141,6 +148,7 @@ def own_device(device: torch.device) -> torch.device:
             f"torchrun: process {local} of this machine has no GPU, there are {torch.cuda.device_count()}; "
             "lower --nproc-per-node, or train with --device cpu"
         )
+    torch.cuda.set_device(local)  # or NCCL would put the objects of all processes on the first GPU
     return torch.device("cuda", local)
 
 

@@ -25,6 +25,7 @@ from racnn.errors import ConfigError
 from racnn.models import RACNN
 
 CURVE_POINTS = 11
+MOST_CANDIDATES = 2000
 NEVER = 2.0  # a threshold that no probability reaches
 
 
@@ -78,9 +79,13 @@ def calibrate(
         tuple(pool_weights(predictions.logits[:depth], predictions.labels)) for depth in range(1, depths)
     )
     answers = answers_by_depth(predictions.logits, predictions.fused, pools)
-    confidences = torch.cat([answer.exp().amax(dim=1) for answer in answers[:-1]] or [torch.zeros(0)])
-    candidates = [NEVER, *confidences.unique().flip(0).tolist()]
-    outcomes = [outcome(answers, predictions.labels, threshold, costs) for threshold in candidates]
+    confidences, right = _judged(answers, predictions.labels)
+    candidates = [NEVER, *confidences[:-1].unique().flip(0).tolist()]
+    some = max(1, len(candidates) // MOST_CANDIDATES)
+    outcomes = [
+        _outcome(confidences, right, threshold, costs)
+        for threshold in [*candidates[:-1:some], candidates[-1]]
+    ]
     chosen, least = outcomes[0], outcomes[0].top1 - tolerance - 1e-9
     for each in outcomes:
         if each.top1 < least:
@@ -119,16 +124,27 @@ def full_answer(logits: Sequence[Tensor], fused: Tensor | None) -> Tensor:
 
 def outcome(answers: Sequence[Tensor], labels: Tensor, threshold: float, costs: Sequence[float]) -> Outcome:
     """Return what a threshold makes of photos whose answers at all depths are known."""
-    left = torch.ones(len(labels), dtype=torch.bool)
-    right, cost, stopped = 0, 0.0, []
-    for depth, answer in enumerate(answers, start=1):
-        cost += costs[depth - 1] * int(left.sum())
-        sure = answer.exp().amax(dim=1) >= threshold if depth < len(answers) else torch.ones_like(left)
+    return _outcome(*_judged(answers, labels), threshold, costs)
+
+
+def _judged(answers: Sequence[Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how sure the answers are, and whether they are right, [depths, N]."""
+    confidences = torch.stack([answer.exp().amax(dim=1) for answer in answers])
+    return confidences, torch.stack([answer.argmax(dim=1) == labels for answer in answers])
+
+
+def _outcome(confidences: Tensor, right: Tensor, threshold: float, costs: Sequence[float]) -> Outcome:
+    depths, num = confidences.shape
+    left = torch.ones(num, dtype=torch.bool)
+    hits, cost, stopped = 0, 0.0, []
+    for depth in range(depths):
+        cost += costs[depth] * int(left.sum())
+        sure = confidences[depth] >= threshold if depth < depths - 1 else torch.ones_like(left)
         here = left & sure
-        right += int((answer.argmax(dim=1) == labels)[here].sum())
-        stopped.append(int(here.sum()) / len(labels))
+        hits += int(right[depth][here].sum())
+        stopped.append(int(here.sum()) / num)
         left = left & ~sure
-    return Outcome(threshold, right / len(labels), cost / len(labels), tuple(stopped))
+    return Outcome(threshold, hits / num, cost / num, tuple(stopped))
 
 
 @torch.no_grad()

@@ -27,8 +27,8 @@ RUN_FILES = (
     "run.json",
     "metrics.jsonl",
     "tensorboard",
-    "nonfinite.json",
 )
+DUMP = "nonfinite.json"  # of the batch at which a run had to stop; it lasts until the folder's next run
 MOST_NAMED = 20  # keys in one message
 # What a resumed run may have otherwise: none of it changes the weights.
 FREE_KEYS = (
@@ -40,6 +40,10 @@ FREE_KEYS = (
     "data.num_workers",
     "data.cache",
     "model.weights",
+    # the same but for rounding, and for batch norm, which sees the parts of a batch
+    "run.micro_batch",
+    "run.activation_checkpointing",
+    "run.compile",
 )
 
 
@@ -99,6 +103,7 @@ def enter_folder(folder: Path, config: Config, starts: Sequence[dict[str, Any]],
     folder.mkdir(parents=True, exist_ok=True)
     if new:
         clear_folder(folder)
+    (folder / DUMP).unlink(missing_ok=True)
     sweep(folder / name for name in RUN_FILES)
     resolved = yaml.safe_dump(dump_config(config), sort_keys=False)
     write_text(folder / "config.yaml", resolved)

@@ -74,7 +74,7 @@ def load_trained(path: Path | str, device: torch.device | str = "cpu") -> Traine
     content, config = stored.content, stored.config
     model = build_model(config.model, num_classes=len(content.class_names), weights=False)
     model.load_state_dict(content.model)
-    prepare(model, config, device)
+    prepare(model, config, device, training=False)
     return Trained(
         model=model.eval(),
         config=config,
@@ -232,8 +232,11 @@ def recognise(
             rows[position]["error"] = error
         readable = [position for position in range(len(rows)) if position not in batch.errors]
         images = batch.images.to(device)
+        if not readable:
+            yield from rows
+            continue
         stopped = look_until_sure(trained.model, images, early, scales=trained.scales, fused=trained.fused)
-        for index, answer, composed in stopped if readable else []:
+        for index, answer, composed in stopped:
             boxes = [to_boxes_xyxy(place, (config.source_size, config.source_size)) for place in composed[1:]]
             for i, which in enumerate(index.tolist()):
                 position = readable[which]

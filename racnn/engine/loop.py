@@ -38,7 +38,7 @@ def train_one_epoch(
     say: Callable[[str], None] = print,
     before_step: Callable[[], None],
     after_step: Callable[[dict[str, float]], None],
-) -> None:
+) -> int:
     """Take one optimizer step per batch.
 
     A batch that the GPU has no memory for is taken in halves, and so are those after it: the gradient is the same but for
@@ -54,8 +54,11 @@ def train_one_epoch(
         micro_batch: So many photos of a batch at a time; 0: all.
         world: The processes that share the batches.
         say: Told when a batch has to be taken in smaller parts.
-        before_step: Called before each step: sets the random state and the learning rate.
+        before_step: Called before each step, and before it is tried again: sets the random state and the learning rate.
         after_step: Called after each step with the losses by name and ``grad_norm``. It may raise to stop.
+
+    Returns:
+        ``micro_batch``, or the smaller part that the GPU had room for.
 
     Raises:
         NonFiniteError: A loss or gradient is not finite; the weights are those before the step.
@@ -64,9 +67,9 @@ def train_one_epoch(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     step = _joined_step(Step(model, phase, class_weights), device, world)
     for batch in batches:
-        before_step()
         num = len(batch["label"])
         while True:
+            before_step()
             optimizer.zero_grad(set_to_none=True)
             losses = _add_gradients(step, batch, device, micro_batch or num, world)
             if losses is not None:
@@ -82,6 +85,7 @@ def train_one_epoch(
             raise NonFiniteError(phase.name, bad, batch["index"].tolist())
         optimizer.step()
         after_step(record)
+    return micro_batch
 
 
 class NonFiniteError(TrainingError):

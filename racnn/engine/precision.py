@@ -64,19 +64,22 @@ def determinism(wanted: bool, device: torch.device) -> Iterator[None]:
         torch.utils.deterministic.fill_uninitialized_memory = before[3]  # type: ignore[attr-defined]
 
 
-def prepare(model: RACNN, config: Config, device: torch.device) -> None:
-    """Move a network to its device, with the memory layout and precision that the configuration asks for."""
+def prepare(model: RACNN, config: Config, device: torch.device, *, training: bool = True) -> None:
+    """Move a network to its device, with the memory layout and precision that the configuration asks for.
+
+    For training also compile it, or have it compute activations again, if asked.
+    """
     model.to(device)
     if config.run.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.compute_dtype = torch.bfloat16 if _use_bf16(config.run.precision, device) else None
-    for backbone in model.backbones:
+    for backbone in model.backbones if training else ():
         assert isinstance(backbone, Backbone)
         if config.run.activation_checkpointing:
             backbone.save_memory()
         if config.run.compile:
             backbone.compile(fullgraph=True)  # what cannot be compiled is an error, not slow
-    if config.run.compile:
+    if training and config.run.compile:
         # one for each size of view, batch and set of frozen layers; beyond it torch would go on uncompiled
         torch._dynamo.config.recompile_limit = COMPILED_VARIANTS
         torch._dynamo.config.fail_on_recompile_limit_hit = True

@@ -8,6 +8,7 @@ random state, and a run that is stopped and resumed ends with the weights it wou
 from __future__ import annotations
 
 import copy
+import gc
 import itertools
 import json
 import signal
@@ -24,7 +25,7 @@ from racnn.config import Config, dump_config
 from racnn.data import build_data, eval_loader, mix_seed, train_loader
 from racnn.engine.checkpoint import is_whole, save_checkpoint
 from racnn.engine.distributed import ALONE, World, join, leave, own_device, restarted
-from racnn.engine.folder import clear_folder, enter_folder, open_folder, refuse_other_photos
+from racnn.engine.folder import DUMP, clear_folder, enter_folder, open_folder, refuse_other_photos
 from racnn.engine.interrupt import Interrupt, Stop
 from racnn.engine.lessons import read_boxes
 from racnn.engine.loop import NonFiniteError, Predictions, predict, report, to_device, train_one_epoch
@@ -69,7 +70,9 @@ def fit(
     """
     device = own_device(device)
     world = join(device)
-    if restarted():  # by torchrun, after a process had died: the command is that of the beginning
+    if world.from_first(
+        restarted
+    ):  # by torchrun, after a process had died: the command is that of the beginning
         found = world.from_first(
             lambda: [(Path(config.run.out) / n).exists() for n in ("last.pt", "best.pt")]
         )
@@ -110,6 +113,7 @@ class Run:
         self.world = world
         self.folder = Path(config.run.out)
         self.interrupt = Interrupt()
+        self._micro_batch = config.run.micro_batch  # smaller where the GPU turns out to be
         content = world.from_first(lambda: self._open_folder(resume=resume, overwrite=overwrite))
         self.data = build_data(
             config.data,
@@ -133,7 +137,8 @@ class Run:
         self.class_weights = balanced_weights(self.data.class_counts()).to(device) if balanced else None
         # before an earlier run is deleted: a photo may be damaged, a disk full
         world.from_first(lambda: self._use_cache(print))
-        self._use_cache(lambda _: None)
+        if not world.first:
+            self._use_cache(lambda _: None)
         start = provenance(config, self.data, device, step=self.progress.step)
         self._starts = with_start(content.provenance if content else [], start)
         self.recorder = cast(Recorder, Silence())
@@ -264,6 +269,7 @@ class Run:
             if self._stopped():
                 if not (self.folder / "last.pt").exists():
                     self._save_last(None)
+                self.world.wait()  # or torchrun would end the first process while it writes
                 raise Stop
 
         for split in (phase.config.photos, "val"):
@@ -308,18 +314,19 @@ class Run:
             if stopped or (every and progress.step % every == 0):
                 self._save_last(optimizer)
             if stopped:
+                self.world.wait()
                 raise Stop
 
         train_only(self.model, phase)
         try:
-            train_one_epoch(
+            self._micro_batch = train_one_epoch(
                 self.model,
                 self._loader(phase, progress.batch),
                 phase=phase,
                 optimizer=optimizer,
                 device=self.device,
                 class_weights=self.class_weights,
-                micro_batch=self.config.run.micro_batch,
+                micro_batch=self._micro_batch,
                 world=self.world,
                 say=self.recorder.say,
                 before_step=before_step,
@@ -330,6 +337,8 @@ class Run:
                 f"{error}. {self._dump(phase, error)} names the photos of the batch"
             ) from None
         self.world.same_buffers(self.model)
+        if self.world.size > 1:
+            gc.collect()  # DistributedDataParallel refers to itself, and holds a copy of all gradients
 
     def _stopped(self) -> bool:
         """Return whether this process or another one was told to stop."""
@@ -341,13 +350,14 @@ class Run:
     def _dump(self, phase: Phase, error: NonFiniteError) -> Path:
         """Write down the batch whose loss or gradient was not finite."""
         records = self.data.splits[phase.config.photos].records
+        index = self.world.interleave(error.index)
         content = {
             "phase": phase.name,
             "step": self.progress.step,
             "values": {name: str(value) for name, value in error.values.items()},
-            "photos": [str(records[i].path or records[i].name) for i in error.index],
+            "photos": [str(records[i].path or records[i].name) for i in index],
         }
-        path = self.folder / "nonfinite.json"
+        path = self.folder / DUMP
         if self.world.first:
             path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import urllib.error
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -81,25 +82,14 @@ class Backbone(nn.Module):
 
     def forward(self, view: Tensor) -> Tensor:
         """Return features [B, channels, h, w] of a normalised view [B, 3, H, W]."""
-        if self.recompute and isinstance(self.features, nn.Sequential):
+        if self.recompute:
             return run_in_segments(self.features, view)
         features: Tensor = self.features(view)
         return features
 
     def save_memory(self) -> None:
-        """Keep few activations and compute the others again in the backward pass, see :mod:`racnn.models.recompute`.
-
-        Raises:
-            ConfigError: This timm network does not know how.
-        """
+        """Keep few activations and compute the others again in the backward pass, see :mod:`racnn.models.recompute`."""
         self.recompute = True
-        if isinstance(self.features, _TimmTrunk):
-            try:
-                self.features.network.set_grad_checkpointing(True)
-            except (AttributeError, AssertionError, NotImplementedError):
-                raise ConfigError(
-                    "run.activation_checkpointing: this backbone does not know how; set it to false"
-                ) from None
 
 
 def vgg(name: str) -> Backbone:
@@ -175,7 +165,9 @@ class _TimmTrunk(nn.Module):
                 f"but an output of shape {list(features.shape)}"
             )
         self.channels = features.shape[1]
-        self.stride = side // features.shape[2]
+        info = getattr(network, "feature_info", None)
+        # a side that is no multiple of the stride gives a map that was rounded up
+        self.stride = info[-1]["reduction"] if info else 2 ** round(math.log2(side / features.shape[2]))
         self.left_out = tuple(
             child for child, layer in network.named_children() if called.isdisjoint(layer.modules())
         )

@@ -16,14 +16,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
-def run_in_segments(layers: nn.Sequential, view: Tensor) -> Tensor:
-    """Return ``layers(view)``; between its segments alone are activations kept for the backward pass."""
+def run_in_segments(trunk: nn.Module, view: Tensor) -> Tensor:
+    """Return ``trunk(view)``; between its segments alone are activations kept for the backward pass.
+
+    A trunk that is no plain sequence of layers is one segment: then no more than one scale's activations are there at a
+    time.
+    """
     if not torch.is_grad_enabled():
-        return layers(view)
-    num = max(1, round(math.sqrt(len(layers))))
-    ends = [round(i * len(layers) / num) for i in range(num + 1)]
-    for start, end in pairwise(ends):
-        segment = layers[start:end]
+        features: Tensor = trunk(view)
+        return features
+    for segment in _segments(trunk):
 
         def contexts(
             part: nn.Module = segment,
@@ -32,6 +34,14 @@ def run_in_segments(layers: nn.Sequential, view: Tensor) -> Tensor:
 
         view = checkpoint(segment, view, use_reentrant=False, context_fn=contexts)
     return view
+
+
+def _segments(trunk: nn.Module) -> list[nn.Module]:
+    if not isinstance(trunk, nn.Sequential):
+        return [trunk]
+    num = max(1, round(math.sqrt(len(trunk))))
+    ends = [round(i * len(trunk) / num) for i in range(num + 1)]
+    return [trunk[start:end] for start, end in pairwise(ends)]
 
 
 @contextmanager

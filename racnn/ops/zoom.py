@@ -106,7 +106,11 @@ def _all_pixels(position: Tensor, support: Tensor, source: int) -> Tensor:
 
 def _some_pixels(position: Tensor, support: Tensor, source: int) -> Tensor:
     """Return the numbers of the pixels that a triangle can reach, [B, target, K], some beyond the image."""
-    reach = math.floor(2.0 * (float(support.max()) + SLACK))
+    # of a network that has diverged both may be NaN: its weights, not the choice of pixels, shall tell
+    position = position.nan_to_num().clamp(-source, 2 * source)
+    support = support.nan_to_num(nan=1.0).clamp(max=source)
+    widest = float(support.max()) if support.numel() else 1.0
+    reach = math.floor(2.0 * (widest + SLACK))
     first = (position - 0.5 - support - SLACK).ceil().long()
     return first[:, :, None] + torch.arange(reach + 1, device=position.device)
 
@@ -124,7 +128,7 @@ def _gather(image: Tensor, pixels: Tensor, weights: Tensor) -> Tensor:
     weights = weights[:, None].expand(-1, channels, -1, -1).flatten(0, 2)
     rows = image.reshape(-1, width)
     sampled = F.embedding_bag(index, rows, mode="sum", per_sample_weights=weights)
-    return sampled.view(batch, channels, -1, width).transpose(2, 3)
+    return sampled.view(batch, channels, pixels.shape[1], width).transpose(2, 3)
 
 
 def _mask_of_samples(span: Tensor, held: Tensor, target: int, steepness: float) -> Tensor:

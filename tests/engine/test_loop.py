@@ -68,13 +68,12 @@ def one_step(phase, *, micro_batch=0, class_weights=None, said=None):
     return record, gradients
 
 
-@pytest.mark.parametrize("micro_batch", [1, 2, 3])
 @pytest.mark.parametrize(("kind", "scales", "changes"), PHASES)
-def test_a_batch_taken_in_parts_has_the_same_losses_and_gradients(kind, scales, changes, micro_batch):
+def test_a_batch_taken_in_parts_has_the_same_losses_and_gradients(kind, scales, changes):
     phase = phase_of(kind, scales, **changes)
     weights = torch.tensor([0.5, 1.0, 1.5]) if kind in ("classification", "fusion") else None
     whole, gradients = one_step(phase, class_weights=weights)
-    parts, others = one_step(phase, class_weights=weights, micro_batch=micro_batch)
+    parts, others = one_step(phase, class_weights=weights, micro_batch=2)  # 2, 2 and 1
     assert parts == pytest.approx(whole, rel=0.01)
     assert others.keys() == gradients.keys()
     for name, gradient in gradients.items():

@@ -693,6 +693,23 @@ def test_deterministic_algorithms_do_all_phases_on_a_cpu_and_change_no_bit(tiny,
     assert digest(left) == digest(right)
 
 
+def test_the_dump_of_a_first_step_that_is_not_finite_stays_and_is_in_no_one_s_way(
+    short, tmp_path, monkeypatch
+):
+    plain = STEPS["classification"]
+
+    def spoilt(*args):
+        return {name: value * float("nan") for name, value in plain(*args).items()}
+
+    with monkeypatch.context() as patch:
+        patch.setitem(STEPS, "classification", spoilt)
+        with pytest.raises(TrainingError, match=r"nonfinite\.json"):
+            fit(short(tmp_path / "run"), device=CPU)
+    assert json.loads((tmp_path / "run" / "nonfinite.json").read_text())["step"] == 0
+    fit(short(tmp_path / "run"), device=CPU)
+    assert not (tmp_path / "run" / "nonfinite.json").exists()
+
+
 class TestStartedAgainByTorchrun:
     """The command is that of the beginning, without --resume."""
 

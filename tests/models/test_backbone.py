@@ -145,6 +145,12 @@ class TestTimm:
         backbone(torch.rand(2, 3, 64, 64)).sum().backward()
         assert [name for name, value in backbone.named_parameters() if value.grad is None] == []
 
+    def test_stride_is_that_of_views_of_whole_cells(self) -> None:
+        pytest.importorskip("timm")
+        backbone = build_backbone("timm/tf_efficientnet_b2")  # made for 260 px, of which it makes 9 cells
+        assert backbone.stride == 32
+        assert_contract(backbone)
+
     def test_timm_network_without_a_map_is_refused(self) -> None:
         pytest.importorskip("timm")
         with pytest.raises(ConfigError, match=r"timm/vit_tiny_patch16_224 cannot be .*no map of features"):

@@ -265,3 +265,12 @@ class TestBothWaysToSample:
             found.append((view, *torch.autograd.grad((view * upstream).sum(), (image, region))))
         for few, all_ in zip(*found, strict=True):
             torch.testing.assert_close(few, all_, rtol=1e-9, atol=1e-9)
+
+    def test_no_photo_gives_no_view(self) -> None:
+        assert zoom(torch.zeros(0, 3, 8, 9), torch.zeros(0, 3), (4, 5)).shape == (0, 3, 4, 5)
+
+    def test_a_region_that_is_not_a_number_shows_in_its_own_view_alone(self) -> None:
+        regions = torch.tensor([[0.0, 0.0, 0.5], [float("nan"), 0.0, float("nan")]])
+        view = zoom(torch.rand(2, 3, 8, 9), regions, (4, 5))
+        assert view[0].isfinite().all()
+        assert view[1].isnan().any()
