@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from evil import Evil
 from PIL import Image
 
 from racnn.config import dump_config
@@ -176,16 +177,6 @@ def test_a_place_that_cannot_be_exported_to_is_told(name, finished, racnn, tmp_p
 
 
 # --- what should not be trusted ---------------------------------------------------------------------------------------
-
-
-class Evil:
-    """Touches a file when it is unpickled."""
-
-    def __init__(self, victim):
-        self.victim = victim
-
-    def __reduce__(self):
-        return Path.touch, (self.victim,)
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from racnn.config import DataConfig
+from racnn.data import start_worker
 from racnn.data.photos import check_places, iter_photos, read_reduced
 from racnn.data.transforms import SourceTransform
 from racnn.errors import DataError
@@ -84,8 +85,6 @@ def photo_batches(
     Raises:
         DataError: A path does not exist, or a folder holds no photos.
     """
-    from racnn.data import start_worker
-
     places = list(places)
     check_places(places)
     transform = SourceTransform(config.source_size, config.resize)

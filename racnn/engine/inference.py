@@ -231,10 +231,10 @@ def recognise(
         for position, error in batch.errors.items():
             rows[position]["error"] = error
         readable = [position for position in range(len(rows)) if position not in batch.errors]
-        images = batch.images.to(device)
         if not readable:
             yield from rows
             continue
+        images = batch.images.to(device)
         stopped = look_until_sure(trained.model, images, early, scales=trained.scales, fused=trained.fused)
         for index, answer, composed in stopped:
             boxes = [to_boxes_xyxy(place, (config.source_size, config.source_size)) for place in composed[1:]]

@@ -15,10 +15,8 @@ from racnn.config import PhaseConfig
 from racnn.engine.distributed import ALONE, World
 from racnn.losses import response_map
 from racnn.models import RACNN
-from racnn.ops.regions import bounding_region, clamp
-from racnn.ops.response import component_box, peak_point
-
-PEAK_HALF_SIDE = 0.5  # of the view: the paper's square of half the side
+from racnn.ops.regions import bounding_region
+from racnn.ops.response import component_box, peak_point, peak_region
 
 
 @torch.no_grad()
@@ -84,5 +82,5 @@ def taught_region(box: Tensor, place: Tensor, target: str) -> Tensor:
     """
     inside = (box - place[:, :2].repeat(1, 2)) / place[:, 2:]
     if target == "peak":
-        return clamp(torch.cat([inside[:, :2], torch.full_like(place[:, 2:], PEAK_HALF_SIDE)], dim=1))
+        return peak_region(inside[:, :2])
     return bounding_region(inside.clamp(-1.0, 1.0))

@@ -148,9 +148,8 @@ def _add_gradients(
             apart = isinstance(step, DistributedDataParallel) and not last
             with step.no_sync() if apart else nullcontext():  # type: ignore[operator]
                 terms = step(to_device(part, device))
-                (
-                    world.size * share * terms["loss"]
-                ).backward()  # the average over processes makes it their sum
+                # the average over processes makes it their sum
+                (world.size * share * terms["loss"]).backward()
             for name, value in terms.items():
                 losses[name] = losses.get(name, 0.0) + share * value.detach().float()
     except torch.OutOfMemoryError:

@@ -17,17 +17,16 @@ from racnn.ops.regions import bounding_region, clamp
 ROUNDS = 16  # of spreading labels, between two looks at whether any still changes
 
 
-def peak_region(response: Tensor, half_side: float = 0.5) -> Tensor:
+def peak_region(point: Tensor, half_side: float = 0.5) -> Tensor:
     """Return the paper's start: a square of fixed size centred on the highest response.
 
     Args:
-        response: [B, h, w].
+        point: [B, 2], from :func:`peak_point`.
         half_side: ``tl`` of the square; the paper's "half the side" is 0.5.
 
     Returns:
         [B, 3], moved inside the image where it would stick out.
     """
-    point = peak_point(response)
     return clamp(torch.cat([point, torch.full_like(point[:, :1], half_side)], dim=1))
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from evil import Evil
 
 from racnn.engine import checkpoint
 from racnn.engine.checkpoint import digest, load_checkpoint, save_checkpoint
@@ -220,16 +221,6 @@ def test_what_a_checkpoint_cannot_hold_is_not_saved(path):
         with pytest.raises(AssertionError):
             save_checkpoint(path, {**content(), "odd": odd})
     assert path.read_bytes() == before
-
-
-class Evil:
-    """Touches a file when it is unpickled."""
-
-    def __init__(self, victim):
-        self.victim = victim
-
-    def __reduce__(self):
-        return Path.touch, (self.victim,)
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")

@@ -9,7 +9,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from racnn.ops.regions import to_boxes_xyxy
-from racnn.ops.response import component_region, largest_component, peak_region
+from racnn.ops.response import component_region, largest_component, peak_point, peak_region
 
 
 def _map(height: int, width: int, *blocks: tuple[slice, slice]) -> Tensor:
@@ -142,13 +142,15 @@ class TestPeakRegion:
     def test_square_is_centred_on_the_highest_cell(self) -> None:
         response = torch.rand(1, 4, 10, generator=torch.Generator().manual_seed(0))
         response[0, 3, 1] = 2.0  # row 3 of 4, column 1 of 10
-        region = peak_region(response, 0.2)
+        region = peak_region(peak_point(response), 0.2)
         torch.testing.assert_close(region, torch.tensor([[-0.7, 0.75, 0.2]]))
 
     def test_square_is_moved_inside(self) -> None:
         response = torch.zeros(2, 4, 10)
         response[0, 3, 1] = response[1, 0, 9] = 1.0
-        torch.testing.assert_close(peak_region(response), torch.tensor([[-0.5, 0.5, 0.5], [0.5, -0.5, 0.5]]))
+        torch.testing.assert_close(
+            peak_region(peak_point(response)), torch.tensor([[-0.5, 0.5, 0.5], [0.5, -0.5, 0.5]])
+        )
 
 
 class TestTrim:
