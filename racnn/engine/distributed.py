@@ -11,6 +11,8 @@ Convention
 from __future__ import annotations
 
 import os
+import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -81,6 +83,11 @@ class World:
         dist.all_gather_object(every, rows)
         return [part[i] for i in range(len(every[0])) for part in every if i < len(part)]
 
+    def restarted(self) -> bool:
+        """Return whether torchrun started these processes again after one had died, on whichever machine."""
+        mine = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        return any(self.interleave([mine]))
+
     def same_buffers(self, module: nn.Module) -> None:
         """Give every rank the buffers of rank 0: the statistics of batch norm."""
         if self.size > 1:
@@ -108,7 +115,7 @@ def join(device: torch.device) -> World:
     if not dist.is_initialized():
         store, rank, size = next(iter(dist.rendezvous("env://", timeout=PATIENCE)))
         # torchrun keeps its store when it starts processes again: the addresses of those that died are still in it
-        fresh = dist.PrefixStore(f"start_{_num_restarts()}", store)
+        fresh = dist.PrefixStore(agree(store, rank, size), store)
         cuda = device.type == "cuda"
         dist.init_process_group(
             "nccl" if cuda else "gloo",
@@ -119,6 +126,33 @@ def join(device: torch.device) -> World:
             device_id=device if cuda else None,
         )
     return World(dist.get_rank(), size)
+
+
+def agree(store: dist.Store, rank: int, size: int) -> str:
+    """Return a name for this start that all of its processes know, and none of an earlier start.
+
+    torchrun's count of restarts is none: each machine counts those of its own processes. So every process greets with a
+    word of its own, rank 0 answers with its word and the greetings it has read, and whoever finds his own among them
+    knows that the answer is of this start.
+    """
+    mine = uuid.uuid4().hex
+    end = time.monotonic() + PATIENCE.total_seconds()
+    others = range(1, size)
+    if rank:
+        store.set(f"greeting_{rank}", mine)
+    while time.monotonic() < end:
+        if rank:
+            name, *heard = store.get("answer").decode().split()
+            if mine in heard:
+                store.set(f"{name}_{rank}", "heard")
+                return name
+        else:
+            heard = [store.get(f"greeting_{r}").decode() for r in others]
+            store.set("answer", " ".join([mine, *heard]))
+            if store.check([f"{mine}_{r}" for r in others]):
+                return mine
+        time.sleep(0.05)
+    raise TimeoutError(f"process {rank} of {size} waited {PATIENCE} for the others to begin")
 
 
 def leave() -> None:
@@ -150,12 +184,3 @@ def own_device(device: torch.device) -> torch.device:
         )
     torch.cuda.set_device(local)  # or NCCL would put the objects of all processes on the first GPU
     return torch.device("cuda", local)
-
-
-def restarted() -> bool:
-    """Return whether torchrun started this process again after one had died."""
-    return _num_restarts() > 0
-
-
-def _num_restarts() -> int:
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))

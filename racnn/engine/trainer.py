@@ -20,15 +20,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from racnn import viz
 from racnn.config import Config, dump_config
-from racnn.data import build_data, eval_loader, mix_seed, train_loader
+from racnn.data import build_data, mix_seed, train_loader
 from racnn.engine.checkpoint import is_whole, save_checkpoint
-from racnn.engine.distributed import ALONE, World, join, leave, own_device, restarted
+from racnn.engine.distributed import ALONE, World, join, leave, own_device
 from racnn.engine.folder import DUMP, clear_folder, enter_folder, open_folder, refuse_other_photos
 from racnn.engine.interrupt import Interrupt, Stop
 from racnn.engine.lessons import read_boxes
-from racnn.engine.loop import NonFiniteError, Predictions, predict, report, to_device, train_one_epoch
+from racnn.engine.loop import NonFiniteError, predict, train_one_epoch
 from racnn.engine.phases import Phase, upcoming
 from racnn.engine.pool import pool_weights
 from racnn.engine.precision import determinism, prepare
@@ -38,13 +37,12 @@ from racnn.engine.recorder import Recorder, Silence
 from racnn.engine.remarks import collapse_warning, imbalance_warning
 from racnn.engine.resume import restore_optimizer
 from racnn.engine.schedule import better, learning_rate, phase_items
-from racnn.engine.steps import STEPS, build_optimizer, train_only
+from racnn.engine.steps import build_optimizer, train_only
 from racnn.engine.stored import Content, open_checkpoint
+from racnn.engine.validation import Validation, flat, summary
 from racnn.errors import CheckpointError, TrainingError
 from racnn.losses import balanced_weights
 from racnn.models import build_model
-from racnn.ops.regions import to_boxes_xyxy
-from racnn.ops.zoom import zoom
 
 NORM_BATCHES = 8  # of training photos, from which the mean length of the descriptors is taken
 
@@ -70,9 +68,7 @@ def fit(
     """
     device = own_device(device)
     world = join(device)
-    if world.from_first(
-        restarted
-    ):  # by torchrun, after a process had died: the command is that of the beginning
+    if world.restarted():  # the command is still that of the beginning
         found = world.from_first(
             lambda: [(Path(config.run.out) / n).exists() for n in ("last.pt", "best.pt")]
         )
@@ -130,6 +126,7 @@ class Run:
         if content:
             self._take_up(content)
         prepare(self.model, config, device)
+        self.validation = Validation(self.model, self.data, config, device, world)
         taught = [phase for phase in config.phases() if phase.kind == "apn_init"]
         every = range(1, config.model.num_scales)
         self.model.check_enlargements((s, phase.enlarge) for phase in taught for s in phase.scales or every)
@@ -242,8 +239,8 @@ class Run:
         if config.kind == "fusion":
             some = itertools.islice(self._loader(phase, 0), NORM_BATCHES)  # shuffled: photos of all classes
             norms = predict(self.model, some, device=self.device, world=self.world).norms
-            validation = self._predict(self.model.num_scales)
-            weights = pool_weights(validation.logits, validation.labels)
+            predictions = self.validation.predict(self.model.num_scales, fused=False)
+            weights = pool_weights(predictions.logits, predictions.labels)
             self.model.start_fusion_from_classifiers(norms, weights)
             shown = ", ".join(f"{weight:.2f}" for weight in weights)
             self.recorder.say(f"{phase.name}: the scales count {shown} at its start")
@@ -274,7 +271,7 @@ class Run:
 
         for split in (phase.config.photos, "val"):
             photos = self.data.splits[split]
-            batches = self._eval_loader(split)
+            batches = self.validation.batches(split)
             self.recorder.start_bar(f"{phase.name}: reading boxes, {split}", len(batches), 0)
             photos.lessons = read_boxes(
                 self.model,
@@ -393,72 +390,23 @@ class Run:
 
     def _validate(self, phase: Phase) -> dict[str, float]:
         """Measure the network on the validation photos and return the items that this phase is judged by."""
-        progress = self.progress
+        progress, validation = self.progress, self.validation
         scales = max(progress.trained_scales, phase.scales_to_run(self.model.num_scales))
-        if phase.config.kind == "apn_init":
+        taught = phase.config.kind == "apn_init"
+        if taught:
             scales = max(scales, max(phase.scales) + 1)
-        predictions = self._predict(scales)
-        result = report(predictions, data=self.data, split="val", bounds=self.model.bounds)
-        items = phase_items(phase, result, self._val_loss(phase) if phase.config.kind == "apn_init" else None)
-        flat = {f"top1_{k}": v for k, v in result["top1"].items()}
-        flat |= {f"log_prob_{k}": v for k, v in result["log_prob"].items()}
-        for name, statistics in result["regions"].items():
-            flat |= {f"{name}_{k}": v for k, v in statistics.items()}
-        for name, measures in result["localisation"].items():
-            flat |= {f"{name}_{k}": v for k, v in (measures or {}).items() if v is not None}
-        self.recorder.scalars(
-            "val", flat | {f"judged_{k}": v for k, v in items.items()}, step=progress.step, phase=phase.name
-        )
-        self._say_validation(phase, result)
-        self._draw_preview(predictions)
-        return items
-
-    def _say_validation(self, phase: Phase, result: dict[str, Any]) -> None:
-        shown = "  ".join(f"{name} {100 * value:.1f}" for name, value in result["top1"].items())
-        sides = "  ".join(f"side_{n[-1]} {s['tl_mean']:.2f}" for n, s in result["regions"].items())
-        self.recorder.say(f"{phase.name} epoch {self.progress.epoch}: val top-1 % {shown}  {sides}".rstrip())
+        predictions = validation.predict(scales, fused=progress.fusion_trained)
+        result = validation.report(predictions)
+        items = phase_items(phase, result, validation.loss(phase) if taught else None)
+        figures = flat(result) | {f"judged_{k}": v for k, v in items.items()}
+        self.recorder.scalars("val", figures, step=progress.step, phase=phase.name)
+        self.recorder.say(f"{phase.name} epoch {progress.epoch}: {summary(result)}")
         for warning in collapse_warning(result["regions"], self.model.bounds):
             self.recorder.say(f"warning: {warning}")
-
-    def _val_loss(self, phase: Phase) -> float:
-        """Return the phase's own loss over the validation photos."""
-        self.model.eval()
-        rows: list[tuple[float, int]] = []
-        with torch.no_grad():
-            for batch in self._eval_loader("val"):
-                loss = STEPS[phase.config.kind](self.model, to_device(batch, self.device), phase)["loss"]
-                rows.append((loss.item(), len(batch["label"])))
-        rows = self.world.interleave(rows)
-        return sum(loss * num for loss, num in rows) / sum(num for _, num in rows)
-
-    def _predict(self, scales: int) -> Predictions:
-        return predict(
-            self.model,
-            self._eval_loader("val"),
-            device=self.device,
-            scales=scales,
-            fused=self.progress.fusion_trained,
-            world=self.world,
-        )
-
-    def _eval_loader(self, split: str) -> Any:
-        return eval_loader(
-            self.data.splits[split], self.config.data, rank=self.world.rank, num_ranks=self.world.size
-        )
-
-    def _draw_preview(self, predictions: Predictions) -> None:
-        num = self.config.run.num_preview
-        if not num or not predictions.regions or not self.world.first:
-            return
-        val = self.data.splits["val"].without_augmentation()
-        photos = torch.stack([val[(0, i)]["image"] for i in range(min(num, len(val)))]).float() / 255.0
-        places = [place[: len(photos)] for place in predictions.places[1:]]
-        boxes = [to_boxes_xyxy(place, (photos.shape[2], photos.shape[3])) for place in places]
-        sides = self.model.view_sizes[1:]
-        views = [
-            zoom(photos, place, (side, side)).clamp(0, 1) for place, side in zip(places, sides, strict=False)
-        ]
-        self.recorder.picture("val/regions", viz.preview(photos, boxes, views), step=self.progress.step)
+        picture = validation.picture(predictions)
+        if picture is not None:
+            self.recorder.picture("val/regions", picture, step=progress.step)
+        return items
 
     def _loader(self, phase: Phase, start_batch: int) -> Any:
         return train_loader(
@@ -511,7 +459,8 @@ class Run:
         """Write ``best.pt`` if this network is more complete than the best one so far, or as complete and better."""
         progress = self.progress
         scales = max(progress.trained_scales, 1)
-        result = report(self._predict(scales), data=self.data, split="val", bounds=self.model.bounds)
+        validation = self.validation
+        result = validation.report(validation.predict(scales, fused=progress.fusion_trained))
         name = "fused" if "fused" in result["top1"] else "mean"
         key = [float(scales + progress.fusion_trained), result["top1"][name], result["log_prob"][name]]
         if not progress.best_key or key >= progress.best_key:

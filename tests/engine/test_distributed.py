@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ import yaml
 
 from racnn.compat import import_torchvision
 from racnn.engine.checkpoint import digest, load_checkpoint
-from racnn.engine.distributed import ALONE, own_device
+from racnn.engine.distributed import ALONE, agree, own_device
 from racnn.errors import ConfigError
 
 import_torchvision()
@@ -147,13 +149,42 @@ def test_a_process_that_is_killed_is_started_again_and_ends_with_the_same_weight
 ):
     """The victim kills itself, as a machine that goes down would, once, in the middle of the third phase."""
     folder = tmp_path / "run"
-    mark = {"RACNN_TEST_KILL": f"{victim}:11:{tmp_path / 'killed'}"}
-    (tmp_path / "sitecustomize.py").write_text(KILLER)
-    environment = {**mark, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
-    done = run(config, folder, processes=2, restarts=1, environment=environment)
+    done = run(config, folder, processes=2, restarts=1, environment=killing(victim, tmp_path))
     assert (tmp_path / "killed").exists()
     assert done.returncode == 0, done.stderr[-3000:]
     assert weights(folder) == weights(together[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_machine_whose_process_is_killed_starts_again_with_the_others(config, together, tmp_path, victim):
+    """Two machines, each with a torchrun and a process: only the one of the victim counts the restart."""
+    folder = tmp_path / "run"
+    environment = {**ENVIRONMENT, **killing(victim, tmp_path)}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    train = ["racnn", "train", "--config", str(config), "--out", str(folder), "--device", "cpu"]
+    torchrun = ["torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "1"]
+    endpoint = ["--rdzv-backend", "c10d", "--rdzv-id", "two", "--rdzv-endpoint", f"127.0.0.1:{port}"]
+    machine = [sys.executable, "-m", *torchrun, *endpoint, "-m", *train]
+    with subprocess.Popen(machine, env=environment, stderr=subprocess.PIPE, text=True) as other:
+        try:
+            done = subprocess.run(machine, env=environment, capture_output=True, text=True, timeout=300)
+            stderr = other.communicate(timeout=120)[1]
+        finally:
+            other.kill()
+    assert (tmp_path / "killed").exists()
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert other.returncode == 0, stderr[-3000:]
+    assert weights(folder) == weights(together[0])
+
+
+def killing(victim, folder):
+    """The environment of processes of which one kills itself, once, at step 11 of those it sees."""
+    (folder / "sitecustomize.py").write_text(KILLER)
+    paths = [str(folder), os.environ.get("PYTHONPATH", "")]
+    return {"RACNN_TEST_KILL": f"{victim}:11:{folder / 'killed'}", "PYTHONPATH": os.pathsep.join(paths)}
 
 
 KILLER = """
@@ -197,6 +228,17 @@ def wait_for(condition, seconds=120):
     while not condition():
         assert time.monotonic() < end, "it never came"
         time.sleep(0.05)
+
+
+def test_processes_agree_on_a_name_whatever_an_earlier_start_left_behind():
+    store = torch.distributed.HashStore()
+    names = []
+    for _ in range(3):  # a start, and two after it that find its words in the store
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda rank: agree(store, rank, 4), [3, 1, 0, 2]))
+        assert len(set(found)) == 1
+        names.append(found[0])
+    assert len(set(names)) == 3
 
 
 def test_a_single_process_needs_no_group():
