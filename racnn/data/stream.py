@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from racnn.config import DataConfig
-from racnn.data import start_worker
+from racnn.data.loaders import start_worker
 from racnn.data.photos import check_places, iter_photos, read_reduced
 from racnn.data.transforms import SourceTransform
 from racnn.errors import DataError

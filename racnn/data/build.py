@@ -1,0 +1,166 @@
+"""From a configuration to a data set that is read, checked and split."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from racnn.config import DataConfig
+from racnn.data.cars import cars
+from racnn.data.catalog import Catalog, Record, hold_out, read_exclusions, refuse_other_classes, without
+from racnn.data.cub import cub200
+from racnn.data.dogs import dogs
+from racnn.data.drawn import synthetic_catalog
+from racnn.data.folders import folder
+from racnn.data.manifest import manifest
+from racnn.data.samples import PhotoDataset
+from racnn.data.survey import find_damaged
+from racnn.errors import ConfigError, DataError, did_you_mean
+
+DATASETS: dict[str, Callable[[DataConfig], Catalog]] = {
+    "cub200": cub200,
+    "dogs": dogs,
+    "cars": cars,
+    "folder": folder,
+    "manifest": manifest,
+    "synthetic": synthetic_catalog,
+}
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set that is ready to use; ``val_names`` are the photos kept for validation."""
+
+    dataset: str
+    class_names: list[str]
+    part_names: list[str]
+    focus_parts: tuple[int, ...]
+    splits: dict[str, PhotoDataset]  # train, val, test, and held_out where training photos are held out
+    val_names: list[str]
+    skipped: dict[str, str] = field(default_factory=dict)  # damaged photos left out, with the reason
+
+    def class_counts(self) -> list[int]:
+        """Return how many photos each class has for training."""
+        labels = [record.label for record in self.splits["train"].records]
+        return np.bincount(labels, minlength=len(self.class_names)).tolist()
+
+    def training_names(self) -> list[str]:
+        """Return the names of all photos that some phase is trained on."""
+        taught = [self.splits[split] for split in ("train", "held_out") if split in self.splits]
+        return [record.name for dataset in taught for record in dataset.records]
+
+
+def build_data(
+    config: DataConfig,
+    *,
+    seed: int,
+    val_names: Sequence[str] | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Data:
+    """Read a data set's annotations and split it; no photo is opened.
+
+    Args:
+        config: Which data set, and how it is split.
+        seed: Of the random changes of the training photos, not of the split.
+        val_names: The validation photos by name, as a checkpoint recorded them, instead of drawing them anew.
+        class_names: The classes that a checkpoint knows; others are refused.
+
+    Raises:
+        ConfigError: There is no data set of this name.
+        DataError: The data set is missing, damaged, or too small to be split, or does not hold ``val_names``, or
+            has other classes than ``class_names``.
+    """
+    if config.dataset not in DATASETS:
+        raise ConfigError(
+            f"data.dataset: no data set is called '{config.dataset}'{did_you_mean(config.dataset, DATASETS)}; "
+            f"expected {', '.join(DATASETS)}"
+        )
+    catalog = DATASETS[config.dataset](config)
+    if class_names is not None:
+        refuse_other_classes(catalog.class_names, class_names)
+    if config.exclude is not None:
+        catalog = without(catalog, read_exclusions(config.exclude.expanduser()))
+    skipped: dict[str, str] = {}
+    if config.on_error == "skip":
+        skipped = find_damaged(catalog, config)
+        catalog = without(catalog, skipped)
+    if val_names is not None:
+        val_names = [name for name in val_names if name not in skipped]
+    train, val = _split(catalog, config, val_names)
+    taught = {"train": train}
+    if config.held_out_fraction:
+        kept, held_out = hold_out(
+            train, fraction=config.held_out_fraction, seed=config.split_seed, purpose="held_out"
+        )
+        if not held_out:
+            raise DataError(
+                "data.held_out_fraction: no class has two training photos, so none can be held out"
+            )
+        taught = {"train": kept, "held_out": held_out}
+    _check_splits(catalog, taught["train"], val)
+    _refuse_doubles([*train, *val, *catalog.test])
+    return Data(
+        dataset=catalog.dataset,
+        class_names=catalog.class_names,
+        part_names=catalog.part_names,
+        focus_parts=catalog.focus_parts,
+        splits={
+            **{
+                split: PhotoDataset(catalog, records, config, seed=seed, augment=True)
+                for split, records in taught.items()
+            },
+            "val": PhotoDataset(catalog, val, config),
+            "test": PhotoDataset(catalog, catalog.test, config),
+        },
+        val_names=[record.name for record in val],
+        skipped=skipped,
+    )
+
+
+def _split(
+    catalog: Catalog, config: DataConfig, val_names: Sequence[str] | None
+) -> tuple[list[Record], list[Record]]:
+    """Return the training and the validation photos."""
+    if val_names is None:
+        if catalog.val is not None:
+            return catalog.train, catalog.val
+        return hold_out(catalog.train, fraction=config.val_fraction, seed=config.split_seed, purpose="val")
+    pool = catalog.train + (catalog.val or [])
+    wanted = set(val_names)
+    missing = wanted.difference(record.name for record in pool)
+    if missing:
+        raise DataError(
+            f"data.root: {len(missing)} of the {len(wanted)} validation photos of the checkpoint are not in this "
+            f"{catalog.dataset} data set, for example '{min(missing)}'; expected the data it was trained on"
+        )
+    return [r for r in pool if r.name not in wanted], [r for r in pool if r.name in wanted]
+
+
+def _check_splits(catalog: Catalog, train: Sequence[Record], val: Sequence[Record]) -> None:
+    """Refuse a data set from which nothing could be learnt or measured."""
+    if len(catalog.class_names) < 2:
+        raise DataError(f"data.classes: expected at least two classes, got {catalog.class_names}")
+    for split, records in (("training", train), ("validation", val), ("test", catalog.test)):
+        if not records:
+            raise DataError(
+                f"data: the {catalog.dataset} data set has no {split} photos: a class needs three photos, for training, "
+                "validation and test, where the data set brings no split of its own"
+            )
+    taught = {record.label for record in train}
+    for label, name in enumerate(catalog.class_names):
+        if label not in taught:
+            raise DataError(f"data: class '{name}' has no training photos")
+
+
+def _refuse_doubles(records: Sequence[Record]) -> None:
+    """Refuse a photo that stands twice: in two splits, its test would be no test."""
+    counts = Counter(os.path.normpath(record.path or record.name) for record in records)
+    doubles = [name for name, count in counts.items() if count > 1]
+    if doubles:
+        raise DataError(
+            f"data.root: {len(doubles)} photos are listed more than once, for example {doubles[0]}"
+        )
