@@ -20,6 +20,7 @@ FAULTS = {
     "SIGTERM, SIGINT": [
         "engine/test_trainer.py::test_sigterm_saves_right_after_the_step_and_exits_with_143",
         "engine/test_trainer.py::test_a_run_stopped_by_signals_ends_bit_for_bit_like_one_that_was_not",
+        "engine/test_trainer.py::test_a_second_signal_ends_at_once_even_while_a_checkpoint_is_written",
         "test_cli.py::test_sigterm_ends_with_143",
     ],
     "resume at any step, in any phase, with another number of workers": [
@@ -29,6 +30,7 @@ FAULTS = {
     ],
     "a rank dies": [
         "engine/test_distributed.py::test_a_process_that_is_killed_is_started_again_and_ends_with_the_same_weights",
+        "engine/test_distributed.py::test_a_machine_whose_process_is_killed_starts_again_with_the_others",
     ],
     "a loss or gradient that is not finite": [
         "engine/test_trainer.py::test_a_number_that_is_not_finite_stops_before_the_step",
@@ -67,6 +69,7 @@ FAULTS = {
     ],
     "a full disk, a folder that cannot be written": [
         "test_faults.py::test_a_disk_that_is_full_ends_the_run_and_leaves_the_old_checkpoint",
+        "engine/test_checkpoint.py::test_a_full_device_is_told_as_what_it_is",
         "test_faults.py::test_a_folder_that_cannot_be_written_is_told",
         "data/test_cache.py::test_a_full_disk_is_told_before_anything_is_written",
     ],

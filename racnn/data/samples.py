@@ -13,7 +13,7 @@ from racnn.config import DataConfig
 from racnn.data.cache import PhotoCache, open_cache
 from racnn.data.catalog import Catalog, Record, read_record
 from racnn.data.photos import read_reduced
-from racnn.data.transforms import SourceTransform
+from racnn.data.transforms import SourceTransform, channels_first
 from racnn.errors import ConfigError, DataError
 
 
@@ -102,7 +102,7 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
                 resized = transform.shrink(resized, size)
         image, box, located = transform.finish(resized, size, box_xyxy, points, seed)
         sample = {
-            "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
+            "image": channels_first(image),
             "label": torch.tensor(record.label),
             "index": torch.tensor(index),
             "share": torch.tensor(share, dtype=torch.float64),

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -68,9 +67,7 @@ class PhotoStream(IterableDataset[PhotoBatch]):
                 errors[position] = str(error)
                 sizes.append(None)
                 continue
-            resized = self.transform.shrink(photo, size)
-            source, _, _ = self.transform.finish(resized, size, None, (), 0)
-            images.append(torch.from_numpy(np.ascontiguousarray(source.transpose(2, 0, 1))))
+            images.append(self.transform.source(photo, size))
             sizes.append(size)
         side = self.transform.source_size
         stacked = torch.stack(images) if images else torch.zeros(0, 3, side, side, dtype=torch.uint8)

@@ -20,6 +20,8 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor
 
 from racnn.config import AugmentConfig
 
@@ -109,6 +111,16 @@ class SourceTransform:
         parts_in_frame = np.where(visible, np.concatenate([points[4:], visible], 1), 0.0)
         return image, box_in_frame.astype(np.float32), parts_in_frame.astype(np.float32)
 
+    def source(self, image: np.ndarray, size: tuple[int, int]) -> Tensor:
+        """Return the source alone, uint8 [3, S, S], of a photo that has no annotations; without random changes.
+
+        Args:
+            image: The upright photo, uint8, maybe decoded smaller than it is.
+            size: The photo's own height and width.
+        """
+        assert self.random_changes is None
+        return channels_first(self.finish(self.shrink(image, size), size, None, (), 0)[0])
+
     def to_photo(self, box_xyxy: Sequence[float], photo_size: tuple[int, int]) -> list[float]:
         """Return a box in pixels of the source, made without augmentation, in pixels of the photo of size (h, w)."""
         height, width = photo_size
@@ -124,6 +136,11 @@ class SourceTransform:
             return self.resize_to, self.resize_to
         scale = self.resize_to / min(height, width)
         return round(height * scale), round(width * scale)
+
+
+def channels_first(image: np.ndarray) -> Tensor:
+    """Return an image uint8 [h, w, 3] as a tensor [3, h, w]."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
 def _random_changes(size: int, augment: AugmentConfig) -> Any:

@@ -10,7 +10,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -39,7 +39,7 @@ def save_checkpoint(path: Path, content: dict[str, Any], *, previous: Path | Non
     found = strange(content, room=sys.maxsize)
     assert found is None, found
     content["digest"] = digest(content)
-    write_atomically(path, lambda file: torch.save(content, file), previous=previous)
+    write_atomically(path, lambda file: _write(content, file), previous=previous)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -91,6 +91,18 @@ def up_to_date(content: dict[str, Any], path: Path) -> dict[str, Any]:
         except (AttributeError, IndexError, KeyError, TypeError, ValueError):  # nothing in it is checked yet
             raise CheckpointError(f"{path}: its content is not that of checkpoint format {old}") from None
     return content
+
+
+def _write(content: dict[str, Any], file: BinaryIO) -> None:
+    try:
+        torch.save(content, file)
+    except RuntimeError as error:
+        cause = error.__context__
+        if isinstance(
+            cause, (OSError, SystemExit)
+        ):  # torch covers it with a complaint that the file is not whole
+            raise cause from None
+        raise
 
 
 def _verified(path: Path) -> dict[str, Any]:

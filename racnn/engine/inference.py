@@ -263,12 +263,10 @@ def look(trained: Trained, photo: np.ndarray) -> tuple[Image, dict[str, Any]]:
         per scale and ``fused``, lists of names with probabilities.
     """
     model, config = trained.model, trained.config.data
-    transform = SourceTransform(config.source_size, config.resize, None)
-    source, _, _ = transform(photo, None, (), 0)
-    device = next(model.parameters()).device
-    images = torch.from_numpy(np.ascontiguousarray(source.transpose(2, 0, 1)))[None].to(device)
-    output = model(images, scales=trained.scales)
+    transform = SourceTransform(config.source_size, config.resize)
     size = (photo.shape[0], photo.shape[1])
+    images = transform.source(photo, size)[None].to(next(model.parameters()).device)
+    output = model(images, scales=trained.scales)
     source_size = (config.source_size, config.source_size)
     boxes = [transform.to_photo(box[0].tolist(), size) for box in output.boxes_xyxy(source_size)]
     views = [model.to_pixels(view)[0].cpu() for view in output.views]

@@ -237,6 +237,18 @@ def test_a_file_with_code_in_it_is_refused_and_not_executed(tmp_path, save):
     assert not victim.exists()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("floats", [10, 10**6])
+def test_a_full_device_is_told_as_what_it_is(path, monkeypatch, floats):
+    def write(path, write, **_):
+        with Path("/dev/full").open("wb", buffering=0) as file:
+            write(file)
+
+    monkeypatch.setattr(checkpoint, "write_atomically", write)
+    with pytest.raises(OSError, match="No space left on device"):
+        save_checkpoint(path, {**content(), "more": torch.zeros(floats)})
+
+
 @pytest.mark.parametrize("moment", ["save", "fsync", "replace"])
 def test_a_crash_while_saving_leaves_the_old_checkpoint(path, monkeypatch, moment):
     def half(stored, file):

@@ -424,6 +424,40 @@ def test_sigint_exits_with_130_and_gives_the_handlers_back(short, tmp_path, monk
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
+def test_a_second_signal_ends_at_once_even_while_a_checkpoint_is_written(short, tmp_path, monkeypatch):
+    """The checkpoint of the step before it stays whole, and is gone on from."""
+    changes = {
+        "run__save_every": 1,
+        "schedule": [{"kind": "classification", "scales": [1], "epochs": 3, "lr": 0.01}],
+    }
+    plain, config = torch.save, short(tmp_path / "run", **changes)
+
+    class Impatient:
+        def __init__(self, file):
+            self.file, self.writes = file, 0
+
+        def write(self, data):
+            self.writes += 1
+            if self.writes == 3:
+                terminate(signal.SIGINT)
+            return self.file.write(data)
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2, lambda: (patch.setattr(torch, "save", slow), terminate()))
+        slow = lambda content, file: plain(content, Impatient(file))  # noqa: E731
+        with pytest.raises(SystemExit) as caught:
+            fit(config, device=CPU)
+    assert caught.value.code == 130
+    assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] == 1
+    assert not temporary_of(tmp_path / "run" / "last.pt").exists()
+    fit(config, device=CPU, resume=True)
+    fit(short(tmp_path / "whole", **changes), device=CPU)
+    assert without_config(tmp_path / "run" / "last.pt") == without_config(tmp_path / "whole" / "last.pt")
+
+
 def test_the_seed_decides_the_weights(short, tmp_path):
     digests = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
