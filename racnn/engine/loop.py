@@ -176,7 +176,10 @@ def _halved(size: int, phase: Phase, say: Callable[[str], None]) -> int:
 
 @dataclass
 class Predictions:
-    """What a network said of every photo of a split, on the CPU; lists hold one entry a scale or region."""
+    """What a network said of every photo of a split, on the CPU; lists hold one entry a scale or region.
+
+    ``lessons`` are the boxes that its photos brought along for an APN to learn, [N, 4], or None.
+    """
 
     logits: list[Tensor]
     fused: Tensor | None
@@ -186,6 +189,7 @@ class Predictions:
     boxes: Tensor
     parts: Tensor
     norms: list[float]
+    lessons: Tensor | None = None
 
 
 @torch.no_grad()
@@ -195,6 +199,7 @@ def predict(
     *,
     device: torch.device,
     scales: int | None = None,
+    propose: bool = False,
     fused: bool = True,
     world: World = ALONE,
 ) -> Predictions:
@@ -205,6 +210,7 @@ def predict(
         batches: From :func:`racnn.data.eval_loader`.
         device: Where the network is.
         scales: Run only so many; None runs all.
+        propose: Keep also the region that the last of them proposes.
         fused: Keep the fusion layer's logits where all scales are run.
         world: The processes that share the batches; all of them return the predictions of all photos.
 
@@ -214,7 +220,7 @@ def predict(
     model.eval()
     rows: list[dict[str, Any]] = []
     for batch in batches:
-        output = model(batch["image"].to(device, non_blocking=True), scales=scales)
+        output = model(batch["image"].to(device, non_blocking=True), scales=scales, propose=propose)
         if not all(logits.isfinite().all() for logits in output.logits):
             raise TrainingError("the network gives answers that are not finite: its training has diverged")
         rows.append(
@@ -224,7 +230,7 @@ def predict(
                 "regions": [x.cpu() for x in output.regions],
                 "places": [x.cpu() for x in output.places],
                 "norms": [x.norm(dim=1).cpu() for x in output.descriptors],
-                **{key: batch[key] for key in ("label", "box", "parts")},
+                **{key: batch[key] for key in ("label", "box", "parts", "lesson") if key in batch},
             }
         )
     rows = world.interleave(rows)
@@ -237,6 +243,7 @@ def predict(
         boxes=torch.cat([row["box"] for row in rows]),
         parts=torch.cat([row["parts"] for row in rows]),
         norms=[norm.mean().item() for norm in _joined(rows, "norms")],
+        lessons=torch.cat([row["lesson"] for row in rows]) if "lesson" in rows[0] else None,
     )
 
 

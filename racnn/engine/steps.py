@@ -39,10 +39,9 @@ def apn_init_step(
 ) -> dict[str, Tensor]:
     """Return the loss of the phase's APN against the batch's ``lesson``, see :mod:`racnn.engine.lessons`."""
     (scale,) = phase.scales
-    output = model(batch["image"], scales=scale)
-    region = model.apns[scale - 1](output.features[-1].detach())
-    taught = taught_region(batch["lesson"], output.places[-1], phase.config.target)
-    return losses.apn_init_losses(region, taught, scale, bounds=model.bounds[scale - 1])
+    output = model(batch["image"], scales=scale, propose=True)
+    taught = taught_region(batch["lesson"], output.places[scale - 1], phase.config.target)
+    return losses.apn_init_losses(output.regions[-1], taught, scale, bounds=model.bounds[scale - 1])
 
 
 def fusion_step(

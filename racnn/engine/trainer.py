@@ -393,11 +393,12 @@ class Run:
         progress, validation = self.progress, self.validation
         scales = max(progress.trained_scales, phase.scales_to_run(self.model.num_scales))
         taught = phase.config.kind == "apn_init"
-        if taught:
-            scales = max(scales, max(phase.scales) + 1)
-        predictions = validation.predict(scales, fused=progress.fusion_trained)
+        last = taught and scales == max(
+            phase.scales
+        )  # the region is proposed by the last scale that is trained
+        predictions = validation.predict(scales, fused=progress.fusion_trained, propose=last)
         result = validation.report(predictions)
-        items = phase_items(phase, result, validation.loss(phase) if taught else None)
+        items = phase_items(phase, result, validation.apn_loss(predictions, phase) if taught else None)
         figures = flat(result) | {f"judged_{k}": v for k, v in items.items()}
         self.recorder.scalars("val", figures, step=progress.step, phase=phase.name)
         self.recorder.say(f"{phase.name} epoch {progress.epoch}: {summary(result)}")

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from racnn import viz
+from racnn import losses, viz
 from racnn.config import Config
 from racnn.data import Data, eval_loader
 from racnn.engine.distributed import World
-from racnn.engine.loop import Predictions, predict, report, to_device
+from racnn.engine.lessons import taught_region
+from racnn.engine.loop import Predictions, predict, report
 from racnn.engine.phases import Phase
-from racnn.engine.steps import STEPS
 from racnn.models.racnn import RACNN
 from racnn.ops.regions import to_boxes_xyxy
 from racnn.ops.zoom import zoom
@@ -45,26 +45,29 @@ class Validation:
             self.data.splits[split], self.config.data, rank=self.world.rank, num_ranks=self.world.size
         )
 
-    def predict(self, scales: int, *, fused: bool) -> Predictions:
-        """Return what the first ``scales`` scales, and the fusion layer if ``fused``, answer."""
+    def predict(self, scales: int, *, fused: bool, propose: bool = False) -> Predictions:
+        """Return what the first ``scales`` scales, and the fusion layer if ``fused``, answer, see :func:`racnn.engine.loop.predict`."""
         return predict(
-            self.model, self.batches(), device=self.device, scales=scales, fused=fused, world=self.world
+            self.model,
+            self.batches(),
+            device=self.device,
+            scales=scales,
+            propose=propose,
+            fused=fused,
+            world=self.world,
         )
 
     def report(self, predictions: Predictions) -> dict[str, Any]:
         """Return the measures of predictions on the validation photos, see :func:`racnn.engine.loop.report`."""
         return report(predictions, data=self.data, split="val", bounds=self.model.bounds)
 
-    def loss(self, phase: Phase) -> float:
-        """Return a phase's own loss, the mean over photos."""
-        self.model.eval()
-        rows: list[tuple[float, int]] = []
-        with torch.no_grad():
-            for batch in self.batches():
-                loss = STEPS[phase.config.kind](self.model, to_device(batch, self.device), phase)["loss"]
-                rows.append((loss.item(), len(batch["label"])))
-        rows = self.world.interleave(rows)
-        return sum(loss * num for loss, num in rows) / sum(num for _, num in rows)
+    def apn_loss(self, predictions: Predictions, phase: Phase) -> float:
+        """Return an ``apn_init`` phase's loss, the mean over photos."""
+        (scale,) = phase.scales
+        assert predictions.lessons is not None
+        taught = taught_region(predictions.lessons, predictions.places[scale - 1], phase.config.target)
+        region, bounds = predictions.regions[scale - 1], self.model.bounds[scale - 1]
+        return losses.apn_init_losses(region, taught, scale, bounds=bounds)["loss"].item()
 
     def picture(self, predictions: Predictions) -> np.ndarray | None:
         """Return the first photos with their regions and views, or None where none are to be drawn."""

@@ -39,7 +39,8 @@ class RACNNOutput:
         logits: [B, num_classes] per scale.
         fused: [B, num_classes] logits of the fusion layer; None unless all scales were run.
         regions: [B, 3] per APN that was run, in the frame of the view it was proposed from.
-        places: [B, 3] per scale, where its view lies in the image; ``places[0]`` is the whole image.
+        places: [B, 3] per scale, where its view lies in the image; ``places[0]`` is the whole image. A region that was
+            proposed and not looked at has its place here too.
         views: [B, 3, h, w] per scale, normalised.
         features: [B, C, h, w] per scale.
         descriptors: [B, C] per scale, float32.
@@ -146,6 +147,7 @@ class RACNN(nn.Module):
         images: Tensor,
         *,
         scales: int | None = None,
+        propose: bool = False,
         shake: Tensor | None = None,
         move_samples: bool = True,
     ) -> RACNNOutput:
@@ -158,6 +160,7 @@ class RACNN(nn.Module):
             images: [B, 3, H, W], floating in [0, 1] or uint8, of any size; larger than ``view_sizes[0]`` gives the
                 finer scales more detail to zoom into.
             scales: Run only so many scales.
+            propose: Let the last of them propose a region too, though nothing looks at it; not for the finest scale.
             shake: [B, num_regions, 3], see :func:`racnn.ops.regions.jitter`: shake the regions before they are cut, as
                 training of the finer scales wants.
             move_samples: Derivatives in a region follow its sample points, see :func:`racnn.ops.zoom.zoom`.
@@ -168,14 +171,32 @@ class RACNN(nn.Module):
         output = self.look(source)
         for _ in range(last - 1):
             self.look_closer(source, output, shake=shake, move_samples=move_samples)
+        if propose:
+            self.propose(output)
         return output
 
     def look(self, source: Tensor) -> RACNNOutput:
         """Look at the whole of a normalised source [B, 3, H, W]: the first scale."""
-        output = RACNNOutput()
         place = whole(len(source), device=source.device)
-        self._see(output, place, self._cut(source, place, self.view_sizes[0], masked=False))
+        output = RACNNOutput(places=[place])
+        self._see(output, self._cut(source, place, self.view_sizes[0], masked=False))
         return output
+
+    def propose(self, output: RACNNOutput, *, shake: Tensor | None = None) -> None:
+        """Propose a region from the last view: ``output`` gains a region and its place.
+
+        Args:
+            output: With fewer scales than the network has.
+            shake: As in :meth:`forward`.
+        """
+        scale = len(output.regions)
+        assert scale == len(output.logits) - 1, "the last region was not looked at"
+        region = self.apns[scale](output.features[scale].detach())
+        if shake is not None:
+            low, high = self.bounds[scale]
+            region = jitter(region, shake[:, scale], low=low, high=high)
+        output.regions.append(region)
+        output.places.append(compose(output.places[scale].detach(), region))
 
     def look_closer(
         self,
@@ -185,7 +206,7 @@ class RACNN(nn.Module):
         shake: Tensor | None = None,
         move_samples: bool = True,
     ) -> None:
-        """Propose a region from the last view, cut it from the source and look at it: ``output`` gains a scale.
+        """Propose a region, cut it from the source and look at it: ``output`` gains a scale.
 
         Args:
             source: [B, 3, H, W], normalised; what ``output`` was made from.
@@ -193,24 +214,18 @@ class RACNN(nn.Module):
             shake: As in :meth:`forward`.
             move_samples: As in :meth:`forward`.
         """
-        scale = len(output.logits) - 1
-        region = self.apns[scale](output.features[scale].detach())
-        if shake is not None:
-            low, high = self.bounds[scale]
-            region = jitter(region, shake[:, scale], low=low, high=high)
-        output.regions.append(region)
-        place, view = self._zoom_in(
-            source, scale, output.places[scale], output.views[scale], region, move_samples
+        self.propose(output, shake=shake)
+        region, place = output.regions[-1], output.places[-1]
+        self._see(
+            output, self._zoom_in(source, output.views[-1], region, place, len(output.views), move_samples)
         )
-        self._see(output, place, view)
 
-    def _see(self, output: RACNNOutput, place: Tensor, view: Tensor) -> None:
+    def _see(self, output: RACNNOutput, view: Tensor) -> None:
         """Add to the output what the next scale makes of its view."""
         scale = len(output.logits)
         features = self._extract(scale, view)
         descriptor = features.float().mean(dim=(2, 3))
         output.logits.append(self.classifiers[scale](descriptor))
-        output.places.append(place)
         output.views.append(view)
         output.features.append(features)
         output.descriptors.append(descriptor)
@@ -231,7 +246,8 @@ class RACNN(nn.Module):
         """
         scale = number - 1
         source = self.normalise(images)
-        _, view = self._zoom_in(source, scale, output.places[scale], output.views[scale], region)
+        place = compose(output.places[scale].detach(), region)
+        view = self._zoom_in(source, output.views[scale], region, place, number)
         return self.classifiers[number](self._extract(number, view).float().mean(dim=(2, 3)))
 
     @torch.no_grad()
@@ -333,18 +349,17 @@ class RACNN(nn.Module):
     def _zoom_in(
         self,
         source: Tensor,
-        scale: int,
-        place: Tensor,
         view: Tensor,
         region: Tensor,
+        place: Tensor,
+        scale: int,
         move_samples: bool = True,
-    ) -> tuple[Tensor, Tensor]:
-        """Return where the region of a scale's view lies in the source, and the next scale's view of it."""
-        place = compose(place.detach(), region)
-        side = self.view_sizes[scale + 1]
+    ) -> Tensor:
+        """Return what a scale, counted from 0, sees of a region of the view before it, which lies at a place in the source."""
+        side = self.view_sizes[scale]
         if self.zoom_from == "source":
-            return place, self._cut(source, place, side, move_samples=move_samples)
-        return place, self._cut(view.detach(), region, side, move_samples=move_samples)
+            return self._cut(source, place, side, move_samples=move_samples)
+        return self._cut(view.detach(), region, side, move_samples=move_samples)
 
     def _cut(
         self, image: Tensor, region: Tensor, side: int, *, masked: bool = True, move_samples: bool = True

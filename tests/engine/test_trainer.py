@@ -87,6 +87,17 @@ def test_a_run_takes_every_step_of_its_schedule(finished):
     assert len(set(finished.digests.values())) > STEPS_IN_ALL - 3  # nearly each one moved something
 
 
+def test_a_scale_that_is_not_trained_is_not_measured(finished):
+    """While APN 1 learns there is no scale 2 yet, but region 1."""
+    val = [row for row in rows_of(finished.folder) if row["kind"] == "val"]
+    learning = [row for row in val if row["phase"] == "02-apn_init_1"]
+    assert learning
+    for row in learning:
+        assert {name for name in row if name.startswith("top1")} == {"top1_scale_1", "top1_mean"}
+        assert "region_1_iou" in row
+        assert row["judged_loss"] < 0
+
+
 def test_a_run_folder_holds_what_it_promises_and_nothing_else(finished):
     assert {path.name for path in finished.folder.iterdir()} == RUN_FILES
 

@@ -84,6 +84,16 @@ class TestOutput:
         for ours, full in zip(output.logits, model(images).logits, strict=False):
             assert torch.equal(ours, full)
 
+    @pytest.mark.parametrize("scales", [1, 2])
+    def test_the_last_scale_may_propose_what_nothing_looks_at(self, scales: int) -> None:
+        model, images = _model(), _images()
+        output, further = model(images, scales=scales, propose=True), model(images, scales=scales + 1)
+        assert len(output.logits) == len(output.views) == len(output.features) == scales
+        for ours, theirs in zip(
+            (*output.regions, *output.places), (*further.regions, *further.places), strict=True
+        ):
+            assert torch.equal(ours, theirs)
+
     def test_descriptor_is_the_mean_of_the_features_and_logits_its_linear_layer(self) -> None:
         model = _model()
         output = model(_images())
