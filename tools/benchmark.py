@@ -2,6 +2,7 @@
 
     python tools/benchmark.py zoom --json zoom.json      the zoom, forward and backward
     python tools/benchmark.py step --backbone vgg16      steps of training, their memory, what is not convolution
+    python tools/benchmark.py phases                     what the time of each phase of the recipe is spent on
     python tools/benchmark.py infer                      photos a second
     python tools/benchmark.py data                       from a JPEG to a tensor
 
@@ -83,6 +84,23 @@ def step(
     figures = []
     for name in backbone or ["vgg16", "vgg19"]:
         figures += measure(backbone=name, batch=batch, side=side, rounds=rounds, device=pick_device(device))
+    show(figures, json_file)
+
+
+@app.command()
+def phases(
+    backbone: Annotated[str, typer.Option(help="Any that model.backbone names.")] = "vgg16",
+    batch: Batch = 2,
+    side: Side = 448,
+    rounds: Rounds = 3,
+    device: Device = "auto",
+    json_file: Json = None,
+) -> None:
+    """Train each phase of the default recipe for a step: how long it takes, and on which operations."""
+    from bench.phases import measure
+    from racnn.engine.precision import pick_device
+
+    figures = measure(backbone=backbone, batch=batch, side=side, rounds=rounds, device=pick_device(device))
     show(figures, json_file)
 
 

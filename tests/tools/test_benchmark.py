@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 import benchmark
-from bench import data, figures, infer, memory, step, zoom
+from bench import breakdown, data, figures, infer, memory, step, zoom
 from bench.device import matrix_product_rate, operations, shares_of_the_peak
 from racnn.config import DataConfig
 from racnn.errors import DataError
@@ -229,8 +229,8 @@ class TestStep:
         def linear():
             torch.nn.functional.linear(torch.ones(512, 256), weight).backward(torch.ones(512, 256))
 
-        assert step.share_outside_layers(linear, CPU) < 0.5
-        assert step.share_outside_layers(lambda: torch.ones(10**6).exp(), CPU) == 1.0
+        assert breakdown.shares(linear, CPU)[breakdown.LAYERS] > 0.5
+        assert breakdown.shares(lambda: torch.ones(10**6).exp(), CPU)[breakdown.REST] == 1.0
 
     def test_the_figures_are_written(self, run, monkeypatch):
         monkeypatch.setattr(step, "in_fresh_process", lambda call: call())
@@ -245,3 +245,25 @@ class TestStep:
             ("share of the time of", 0.2),
             ("share of the memory of", 0.6),
         ]
+
+
+class TestPhases:
+    def test_every_phase_of_the_recipe_is_measured_and_its_shares_are_all_of_it(self, run):
+        found = run("phases", "--backbone", "tiny", "--side", "32", "--device", "cpu")
+        names = [
+            "classification_1",
+            "apn_init_1",
+            "classification_2",
+            "apn_init_2",
+            "classification_3",
+            "ranking_1_2",
+            "classification_1_2_3",
+            "fusion",
+        ]
+        assert [name for name, _, _ in found if ":" not in name] == names
+        assert {baseline for name, _, baseline in found if ":" not in name} == {"classification_1_2_3"}
+        for name in names:
+            own = {key[0]: row["ratio"] for key, row in found.items() if key[2] == name and ":" in key[0]}
+            assert len(own) == len(breakdown.GROUPS) + 1
+            assert sum(own.values()) == pytest.approx(1.0)
+            assert own[f"{name}: {breakdown.LAYERS}"] > 0

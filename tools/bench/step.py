@@ -12,9 +12,8 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
 
+from bench.breakdown import LAYERS, shares
 from bench.device import shares_of_the_peak, waiter
 from bench.figures import Figure, share_of_time, summary, take_turns, times_as_fast
 from bench.memory import in_fresh_process, peak_added
@@ -28,9 +27,6 @@ from racnn.models import RACNN
 
 Batch = dict[str, Tensor]
 Step = Callable[[], None]
-
-# Parts of the names of the operations that convolve or multiply by a layer's weights, and of their derivatives
-LAYERS = ("conv", "linear", "addmm", "aten::mm")
 
 
 def measure(*, backbone: str, batch: int, side: int, rounds: int, device: torch.device) -> list[Figure]:
@@ -52,7 +48,7 @@ def measure(*, backbone: str, batch: int, side: int, rounds: int, device: torch.
         recipe: engine_step(config, phase_of(config, "ranking"), data, device),
     }
     times = take_turns(steps, rounds, wait=waiter(device))
-    outside = share_outside_layers(steps[classify], device)
+    outside = 1.0 - shares(steps[classify], device)[LAYERS]
     return [
         times_as_fast(classify, plain_classify, times, 2.0),
         times_as_fast(rank, plain_rank, times, 4.0),
@@ -114,22 +110,6 @@ def plain_ranking(model: RACNN, batch: Batch, phase: Phase) -> Tensor:
 
 def _loss_of_the_engine(model: RACNN, batch: Batch, phase: Phase) -> Tensor:
     return STEPS[phase.config.kind](model, batch, phase)["loss"]
-
-
-def share_outside_layers(call: Step, device: torch.device) -> float:
-    """Return the share of a call's time that is spent outside convolutions and linear layers, both ways."""
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
-    with profile(activities=activities) as profiler:
-        call()
-        waiter(device)()
-    # kernels stand in the list twice, by themselves and with the operation that started them: the latter counts
-    times = {
-        event.key: event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
-        for event in profiler.key_averages()
-        if event.device_type == DeviceType.CPU
-    }
-    inside = sum(time for name, time in times.items() if any(part in name for part in LAYERS))
-    return 1.0 - inside / sum(times.values())
 
 
 def memory_share(backbone: str, batch: int, side: int, device: torch.device) -> float:
