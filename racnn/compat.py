@@ -6,7 +6,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
-_KEPT_LIBRARIES: list[Any] = []  # a torch.library.Library unregisters its schemas when it is collected
+_KEPT_LIBRARIES: list[Any] = []  # a Library unregisters its schemas when it is collected
 
 
 def import_torchvision() -> ModuleType:
@@ -25,13 +25,13 @@ def import_torchvision() -> ModuleType:
     except RuntimeError as error:
         if "operator torchvision::nms does not exist" not in str(error):
             raise
-        import torch
+        from torch import library
 
         for name in [m for m in sys.modules if m == "torchvision" or m.startswith("torchvision.")]:
             del sys.modules[name]
-        library = torch.library.Library("torchvision", "FRAGMENT")
+        fragment = library.Library("torchvision", "FRAGMENT")
         for operator in ("nms", "qnms"):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _KEPT_LIBRARIES.append(library)
+            fragment.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _KEPT_LIBRARIES.append(fragment)
         import torchvision
     return torchvision

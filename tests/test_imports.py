@@ -168,10 +168,11 @@ class TestTorchvision:
     def test_schemas_that_exist_already_do_no_harm(self) -> None:
         code = (
             "import torch\n"
-            "library = torch.library.Library('torchvision', 'FRAGMENT')\n"
+            "from torch import library\n"
+            "fragment = library.Library('torchvision', 'FRAGMENT')\n"
             "for name in ('nms', 'qnms'):\n"
             "    if not hasattr(torch.ops.torchvision, name):\n"
-            "        library.define(name + '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')\n"
+            "        fragment.define(name + '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')\n"
             "from racnn.compat import import_torchvision\n"
             "print(import_torchvision().models.vgg11.__name__)\n"
         )
