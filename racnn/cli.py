@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import io
 import json
 import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -44,7 +45,25 @@ def main() -> None:
     """Run the command line."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files and classes may hold any bytes
         sys.stdout.reconfigure(errors="backslashreplace")
-    run_with_messages(app)
+    try:
+        run_with_messages(app)
+    except SystemExit as end:
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            _end_at_once(end)
+        raise
+
+
+def _end_at_once(end: SystemExit) -> NoReturn:
+    """End one of several processes as Python would, but without the destructors of C++ libraries.
+
+    DistributedDataParallel of torch 2.13 leaves threads of gloo behind, with which they abort now and then, and
+    torchrun would call a finished training failed.
+    """
+    assert end.code is None or isinstance(end.code, int), "a text is not a code to leave with"
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(end.code or 0)
 
 
 def run_with_messages(command: Callable[[], Any]) -> None:

@@ -255,3 +255,31 @@ def test_under_torchrun_a_single_gpu_cannot_be_named(monkeypatch):
     with pytest.raises(ConfigError, match="has no GPU"):
         own_device(torch.device("cuda"))
     assert own_device(torch.device("cpu")) == torch.device("cpu")
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="the test asks glibc for a call at the end of the process"
+)
+@pytest.mark.parametrize(("arguments", "code"), [(["--version"], 0), (["train", "--config", "none.yaml"], 2)])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_library_that_aborts_at_the_end_fails_none_of_several_processes(arguments, code, processes):
+    """DistributedDataParallel leaves threads behind with which C++'s destructors abort, when all has been done."""
+    program = (
+        "import atexit, ctypes, sys\n"
+        "atexit.register(print, 'told at the end')\n"
+        "libc = ctypes.CDLL(None)\n"
+        "libc.__cxa_atexit(ctypes.cast(libc.abort, ctypes.c_void_p), None, None)\n"
+        f"sys.argv[1:] = {arguments}\n"
+        "from racnn.cli import main\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**ENVIRONMENT, "WORLD_SIZE": str(processes)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == (code if processes > 1 else -signal.SIGABRT)
+    assert done.stdout.endswith("told at the end\n")
+    assert ("none.yaml" in done.stderr) == (code == 2)
