@@ -2,8 +2,8 @@
 
     python tools/plots.py docs/experiments
 
-``*.slopes.txt`` is what tools/slopes.py prints, ``*.rows.csv`` is what tools/study.py writes. Each gives a picture of the
-same name. Needs matplotlib (requirements-dev.txt).
+``*.slopes.txt`` is what tools/slopes.py prints. ``*.rows.csv`` and ``*.finals.csv`` are what tools/study.py writes: the first
+is drawn by variant, for scale 2, the second with every scale. Each gives a picture of the same name. Needs matplotlib (requirements-dev.txt).
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def main(folder: Annotated[Path, typer.Argument(help="Folder of the numbers, and
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "racnn"  # the same numbers give the same file
     drawn = 0
-    for pattern, draw in (("*.slopes.txt", draw_slopes), ("*.rows.csv", draw_rows)):
+    for pattern, draw in DRAWINGS.items():
         for path in sorted(folder.glob(pattern)):
             figure = draw(path)
             figure.savefig(path.with_suffix(".svg"), bbox_inches="tight", metadata={"Date": None})
             print(path.with_suffix(".svg"))
             drawn += 1
     if not drawn:
-        raise DataError(f"{folder}: expected files of numbers, *.slopes.txt or *.rows.csv, found none")
+        raise DataError(f"{folder}: expected files of numbers, {', '.join(DRAWINGS)}, found none")
 
 
 def draw_slopes(path: Path) -> Any:
@@ -68,25 +68,46 @@ def draw_slopes(path: Path) -> Any:
 
 def draw_rows(path: Path) -> Any:
     """Return a figure: for each variant of a study top-1 and held-out log-probability of scale 2, seeds as dots."""
+    return _dots(path, ["scale_2"])
+
+
+def draw_finals(path: Path) -> Any:
+    """Return a figure: the same of every scale and the fused answer, for a study of few variants."""
+    return _dots(path, ["scale_1", "scale_2", "scale_3", "fused"])
+
+
+def _dots(path: Path, answers: list[str]) -> Any:
     from matplotlib.figure import Figure
 
     with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row.get("top1_scale_2")]
-    names = list(dict.fromkeys(row["variant"] for row in rows))
-    figure = Figure(figsize=(8, 0.6 + 0.35 * len(names)))
+        found = list(csv.DictReader(file))
+    names = list(dict.fromkeys(row["variant"] for row in found))
+    lines: dict[str, list[dict[str, str]]] = {}  # the seeds' rows of each line of dots
+    for name in names:
+        for answer in answers:
+            rows = [row for row in found if row["variant"] == name and row.get(f"top1_{answer}")]
+            if rows:
+                lines[name if len(answers) == 1 else f"{name}: {answer}"] = [
+                    {"top1": row[f"top1_{answer}"], "log_prob": row[f"log_prob_{answer}"]} for row in rows
+                ]
+    figure = Figure(figsize=(8, 0.6 + 0.35 * len(lines)))
     axes = figure.subplots(1, 2, sharey=True)
+    which = " of scale 2" if len(answers) == 1 else ""
     for axis, column, factor, title in (
-        (axes[0], "top1_scale_2", 100.0, "top-1 of scale 2, %"),
-        (axes[1], "log_prob_scale_2", 1.0, "mean log-probability, scale 2"),
+        (axes[0], "top1", 100.0, f"top-1{which}, %"),
+        (axes[1], "log_prob", 1.0, f"mean log-probability{which}"),
     ):
-        for place, name in enumerate(names):
-            values = [factor * float(row[column]) for row in rows if row["variant"] == name]
+        for place, rows in enumerate(lines.values()):
+            values = [factor * float(row[column]) for row in rows]
             axis.plot(values, [place] * len(values), "o", color="#2563eb", alpha=0.6)
             axis.plot(statistics.mean(values), place, "|", color="black", markersize=14)
-        axis.set(title=title, yticks=range(len(names)), yticklabels=names)
+        axis.set(title=title, yticks=range(len(lines)), yticklabels=list(lines))
         axis.grid(axis="x", linewidth=0.3)
     axes[0].invert_yaxis()
     return figure
+
+
+DRAWINGS = {"*.slopes.txt": draw_slopes, "*.rows.csv": draw_rows, "*.finals.csv": draw_finals}
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ def recipe_schedule(view_sizes: Sequence[int]) -> list[dict[str, Any]]:
     schedule: list[dict[str, Any]] = [{"kind": "classification", "scales": [1], "epochs": 30, "lr": 0.005}]
     for scale in range(2, num_scales + 1):
         # region 1 is the object, read from a fine map; the next ones are the part that tells the class
-        whole = {"enlarge": 2.0 if view_sizes[0] < FINE_VIEW else 1.0, "trim": 0.01}
+        whole = {"enlarge": 2.0 if view_sizes[0] < FINE_VIEW else 1.0, "trim": 0.03}
         part = {"response": "cam", "level": 0.2}
         schedule.append(_apn_init_phase(scale - 1, epochs=6, **(whole if scale == 2 else part)))
         schedule.append(

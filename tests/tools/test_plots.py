@@ -21,6 +21,10 @@ taught,0,0.5,0.75,-0.5
 taught,1,0.5,0.85,-0.7
 peak,0,0.5,0.6,-0.9
 """
+FINALS = """variant,seed,top1_scale_1,top1_scale_2,top1_fused,log_prob_scale_1,log_prob_scale_2,log_prob_fused
+one look,0,0.5,,,-1.5,,
+recipe,0,0.5,0.75,0.8,-1.4,-0.5,-0.4
+"""
 
 
 @pytest.fixture
@@ -32,6 +36,7 @@ def tool():
 def numbers(tmp_path):
     (tmp_path / "a.slopes.txt").write_text(SLOPES)
     (tmp_path / "b.rows.csv").write_text(ROWS)
+    (tmp_path / "c.finals.csv").write_text(FINALS)
     return tmp_path
 
 
@@ -39,7 +44,9 @@ def test_every_file_gets_its_picture_and_the_same_again(tool, numbers):
     pictures = []
     for _ in range(2):
         tool.main(numbers)
-        pictures.append([(numbers / name).read_bytes() for name in ("a.slopes.svg", "b.rows.svg")])
+        pictures.append(
+            [(numbers / name).read_bytes() for name in ("a.slopes.svg", "b.rows.svg", "c.finals.svg")]
+        )
     assert pictures[0] == pictures[1]
     assert all(b"<svg" in picture for picture in pictures[0])
 
@@ -52,6 +59,11 @@ def test_the_points_are_those_of_the_files(tool, numbers):
     assert [label.get_text() for label in top1.get_yticklabels()] == ["taught", "peak"]
     assert [list(line.get_xdata()) for line in top1.lines][:2] == [[75.0, 85.0], [80.0]]
     assert [list(line.get_xdata()) for line in log_prob.lines][2:] == [[-0.9], [-0.9]]
+    top1, log_prob = tool.draw_finals(numbers / "c.finals.csv").axes
+    answers = ["one look: scale_1", "recipe: scale_1", "recipe: scale_2", "recipe: fused"]
+    assert [label.get_text() for label in top1.get_yticklabels()] == answers
+    assert list(top1.lines[-1].get_xdata()) == [80.0]
+    assert list(log_prob.lines[0].get_xdata()) == [-1.5]
 
 
 def test_a_folder_without_numbers_is_refused(tool, tmp_path):
