@@ -125,6 +125,9 @@ def focus_points(parts: Tensor, focus_parts: Sequence[int]) -> Tensor:
     return torch.where(visible, xy, 0.0).sum(dim=1) / visible.sum(dim=1)  # 0 / 0 is NaN
 
 
+OVERLAPS = ("iou", "iou_50", "coverage", "pointing", "iou_centred", "coverage_centred")
+
+
 def localisation(
     regions: Tensor, boxes: Tensor, points: Tensor | None = None, parents: Tensor | None = None
 ) -> dict[str, float | None] | None:
@@ -132,9 +135,9 @@ def localisation(
 
     ``iou`` mean intersection over union with the object's box, ``iou_50`` share of photos where it is at least 0.5,
     ``coverage`` mean share of the object's box inside the region, ``pointing`` share of photos where the region's
-    centre lies in the object's box. ``part_hit`` share of photos with a known part whose point lies in the region;
-    ``part_hit_centred`` is the same for a region of the same side in the middle of the parent region: what a box
-    that looks at nothing would reach.
+    centre lies in the object's box. ``part_hit`` share of photos with a known part whose point lies in the region.
+    ``iou_centred``, ``coverage_centred`` and ``part_hit_centred`` are the same for a region of the same side in the middle
+    of the parent region: what a box that looks at nothing would reach.
 
     Args:
         regions: [N, 3] in the frame of the source.
@@ -148,14 +151,16 @@ def localisation(
     """
     regions, boxes = _exact(regions), _exact(boxes)
     known = boxes.isfinite().all(dim=1) & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-    report: dict[str, float | None] = dict.fromkeys(("iou", "iou_50", "coverage", "pointing"))
-    if known.any():
-        report.update(_overlap(regions[known], boxes[known]))
     points = torch.full((len(regions), 2), math.nan) if points is None else _exact(points)
     parents = torch.zeros_like(regions) if parents is None else _exact(parents)
+    centred = torch.cat([parents[:, :2], regions[:, 2:]], dim=1)
+    report: dict[str, float | None] = dict.fromkeys(OVERLAPS)
+    if known.any():
+        report.update(_overlap(regions[known], boxes[known]))
+        middle = _overlap(centred[known], boxes[known])
+        report.update({f"{key}_centred": middle[key] for key in ("iou", "coverage")})
     marked = points.isfinite().all(dim=1)
     if marked.any():
-        centred = torch.cat([parents[:, :2], regions[:, 2:]], dim=1)
         report["part_hit"] = _share(_holds(regions[marked], points[marked]))
         report["part_hit_centred"] = _share(_holds(centred[marked], points[marked]))
     return report if known.any() or marked.any() else None
@@ -270,10 +275,17 @@ def format_report(report: Mapping[str, Any]) -> str:
     blocks = [title, _table(head, rows)]
     found = {key: values for key, values in report["localisation"].items() if values}
     if found:
-        head = ["object, part", "IoU", "IoU>=.5 %", "coverage %", "pointing %", "part hit %", "centred %"]
-        keys = ("iou_50", "coverage", "pointing", "part_hit", "part_hit_centred")
+        # "centred": the same of a box of that size in the middle
+        head = ["object, part", "IoU", "centred", "coverage %", "centred %"]
+        head += ["pointing %", "part hit %", "centred %"]
+        keys = ("coverage", "coverage_centred", "pointing", "part_hit", "part_hit_centred")
         rows = [
-            [name, _number(values["iou"]), *(_percent(values.get(key)) for key in keys)]
+            [
+                name,
+                _number(values["iou"]),
+                _number(values["iou_centred"]),
+                *(_percent(values.get(k)) for k in keys),
+            ]
             for name, values in found.items()
         ]
         blocks.append(_table(head, rows))

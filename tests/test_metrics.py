@@ -198,11 +198,14 @@ class TestLocalisation:
             "iou_50": 1.0,
             "coverage": pytest.approx(1.0),
             "pointing": 1.0,
+            # of [-0.5, 0.5]^2: they share 0.8 x 0.9 of 1.0 each
+            "iou_centred": pytest.approx(0.72 / 1.28),
+            "coverage_centred": pytest.approx(0.72),
         }
 
     def test_of_something_disjoint_is_zero(self) -> None:
-        report = _measure([-0.5, -0.5, 0.3], [0.0, 0.0, 0.9, 0.4])
-        assert report == {"iou": 0.0, "iou_50": 0.0, "coverage": 0.0, "pointing": 0.0}
+        report = _measure([-0.5, -0.5, 0.3], [0.4, 0.4, 0.9, 0.8])
+        assert report == dict.fromkeys(metrics.OVERLAPS, 0.0)
 
     def test_disjoint_along_both_axes_does_not_overlap(self) -> None:
         # two negative sides would multiply to a positive area
@@ -268,10 +271,11 @@ class TestLocalisation:
 
     def test_centred_region_is_in_the_middle_of_its_parent(self) -> None:
         region, parents = torch.tensor([[0.6, 0.6, 0.1]]), torch.tensor([[0.3, -0.4, 0.5]])
-        points = torch.tensor([[0.35, -0.45]])
-        report = metrics.localisation(region, torch.full((1, 4), NAN), points, parents)
+        points, box = torch.tensor([[0.35, -0.45]]), torch.tensor([[0.2, -0.5, 0.4, -0.3]])
+        report = metrics.localisation(region, box, points, parents)
         assert report is not None
         assert (report["part_hit"], report["part_hit_centred"]) == (0.0, 1.0)
+        assert (report["iou"], report["iou_centred"]) == (0.0, pytest.approx(1.0))
 
     def test_order_of_photos_does_not_matter(self) -> None:
         generator = torch.Generator().manual_seed(5)
@@ -316,7 +320,7 @@ class TestReport:
         assert list(report["per_class"][0]) == ["name", "n", "correct"]
         assert list(report["per_class"][0]["correct"]) == single
         assert list(report["localisation"]["region_2"]) == [
-            "iou", "iou_50", "coverage", "pointing", "part_hit", "part_hit_centred",
+            "iou", "iou_50", "coverage", "pointing", "iou_centred", "coverage_centred", "part_hit", "part_hit_centred",
         ]  # fmt: skip
         assert list(report["regions"]["region_2"]) == [
             "tx_mean", "tx_std", "ty_mean", "ty_std", "tl_mean", "tl_std", "at_bound",

@@ -63,6 +63,7 @@ SHOWN = {  # columns of the table: name in rows.csv, digits, factor
     "log p 2": ("log_prob_scale_2", 3, 1),
     "log p 3": ("log_prob_scale_3", 3, 1),
     "IoU 1": ("region_1_iou", 2, 1),
+    "centred": ("region_1_iou_centred", 2, 1),
     "side 1": ("region_1_tl_mean", 2, 1),
     "part 2": ("region_2_part_hit", 1, 100),
     "side 2": ("region_2_tl_mean", 2, 1),
