@@ -83,6 +83,15 @@ def run_with_messages(command: Callable[[], Any]) -> None:
     except BrokenPipeError:  # the reader of our output had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
         raise SystemExit(1) from None
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        print(
+            f"error: {error}\na process that reads photos died: too little memory, or too small a /dev/shm; "
+            "try --set data.num_workers=0",
+            file=sys.stderr,
+        )
+        raise SystemExit(1) from None
     except OSError as error:  # a full disk, a folder that cannot be written
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None

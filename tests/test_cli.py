@@ -217,6 +217,17 @@ def test_a_damaged_photo_is_named_by_a_worker_and_the_program_ends(tiny_file, tm
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_a_worker_that_died_is_told_with_advice(tiny_file, racnn, tmp_path, monkeypatch):
+    def died(*_, **__):
+        raise RuntimeError("DataLoader worker (pid 77) is killed by signal: Bus error.")
+
+    monkeypatch.setattr("racnn.engine.trainer.train_one_epoch", died)
+    result = racnn("train", "--config", tiny_file(tmp_path / "c.yaml"), "--out", tmp_path / "run")
+    assert result.code == 1
+    assert "pid 77" in result.err
+    assert "data.num_workers=0" in result.err
+
+
 def test_sigterm_ends_with_143(tiny_file, racnn, tmp_path, monkeypatch):
     from racnn.engine.recorder import Recorder
 

@@ -73,7 +73,10 @@ FAULTS = {
         "test_faults.py::test_a_folder_that_cannot_be_written_is_told",
         "data/test_cache.py::test_a_full_disk_is_told_before_anything_is_written",
     ],
-    "two runs in one folder": ["test_cli.py::test_a_run_is_refused_twice_and_can_be_resumed"],
+    "two runs in one folder": [
+        "test_cli.py::test_a_run_is_refused_twice_and_can_be_resumed",
+        "engine/test_trainer.py::test_the_second_is_refused_and_changes_nothing",
+    ],
 }
 
 

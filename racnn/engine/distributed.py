@@ -36,10 +36,12 @@ class World:
     Attributes:
         rank: Of this process, from 0.
         size: How many there are.
+        launch: A name that torchrun's processes keep when it starts them again; None without torchrun.
     """
 
     rank: int = 0
     size: int = 1
+    launch: str | None = None
 
     @property
     def first(self) -> bool:
@@ -69,6 +71,12 @@ class World:
             raise SystemExit(value)
         return value
 
+    def first_before_others(self, call: Callable[[], T]) -> T:
+        """Return what a call returns on each rank. Rank 0 goes first, so that a mistake of the user is told once."""
+        own: list[T] = []
+        self.from_first(lambda: own.append(call()))
+        return own[0] if self.first else call()
+
     def total(self, values: Tensor) -> Tensor:
         """Return the sum of a tensor over all ranks."""
         if self.size > 1:
@@ -82,11 +90,6 @@ class World:
         every: list[Any] = [None] * self.size
         dist.all_gather_object(every, rows)
         return [part[i] for i in range(len(every[0])) for part in every if i < len(part)]
-
-    def restarted(self) -> bool:
-        """Return whether torchrun started these processes again after one had died, on whichever machine."""
-        mine = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-        return any(self.interleave([mine]))
 
     def same_buffers(self, module: nn.Module) -> None:
         """Give every rank the buffers of rank 0: the statistics of batch norm."""
@@ -109,12 +112,13 @@ def join(device: torch.device) -> World:
     Args:
         device: Where this process trains, see :func:`own_device`.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    if "TORCHELASTIC_RUN_ID" not in os.environ and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ALONE
-    if not dist.is_initialized():
-        store, rank, size = next(iter(dist.rendezvous("env://", timeout=PATIENCE)))
-        # torchrun keeps its store when it starts processes again: the addresses of those that died are still in it
+    store, rank, size = next(iter(dist.rendezvous("env://", timeout=PATIENCE)))
+    # torchrun keeps its store when it starts processes again: this name is still in it, and so are the addresses of those
+    # that died
+    launch = store.compare_set("launch", "", uuid.uuid4().hex).decode()
+    if size > 1 and not dist.is_initialized():
         fresh = dist.PrefixStore(agree(store, rank, size), store)
         cuda = device.type == "cuda"
         dist.init_process_group(
@@ -125,7 +129,7 @@ def join(device: torch.device) -> World:
             timeout=PATIENCE,
             device_id=device if cuda else None,
         )
-    return World(dist.get_rank(), size)
+    return World(rank, size, launch)
 
 
 def agree(store: dist.Store, rank: int, size: int) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -15,9 +18,13 @@ from racnn.config import Config, dump_config
 from racnn.data import Data
 from racnn.engine.checkpoint import is_whole
 from racnn.engine.files import sweep, write_text
+from racnn.engine.provenance import fingerprint
 from racnn.engine.resume import check_resumable
 from racnn.engine.stored import Content, Stored, open_checkpoint
 from racnn.errors import CheckpointError, ConfigError, DamagedError, DataError
+
+if sys.platform != "win32":
+    import fcntl
 
 RUN_FILES = (
     "last.pt",
@@ -28,6 +35,7 @@ RUN_FILES = (
     "metrics.jsonl",
     "tensorboard",
 )
+LOCK = ".lock"
 DUMP = "nonfinite.json"  # of the batch at which a run had to stop; it lasts until the folder's next run
 MOST_NAMED = 20  # keys in one message
 # What a resumed run may have otherwise: none of it changes the weights.
@@ -41,6 +49,7 @@ FREE_KEYS = (
     "data.cache",
     "model.weights",
     # the same but for rounding, and for batch norm, which sees the parts of a batch
+    "data.eval_batch_size",
     "run.micro_batch",
     "run.activation_checkpointing",
     "run.compile",
@@ -78,7 +87,7 @@ def refuse_other_photos(content: Content, data: Data) -> None:
         data: As it is now.
 
     Raises:
-        DataError: Photos were added or removed.
+        DataError: Photos were added or removed, or are in another order or of other classes.
     """
     changed = set(data.training_names()) ^ set(content.train_names)
     if changed:
@@ -86,6 +95,16 @@ def refuse_other_photos(content: Content, data: Data) -> None:
             f"--resume: {len(changed)} training photos were added or removed since the run began, for example "
             f"'{min(changed)}'; restore them, or begin a new run"
         )
+    if data.training_names() != list(content.train_names):
+        raise DataError(
+            "--resume: the training photos come in another order than when the run began; restore it, or begin a new run"
+        )
+    before = content.provenance[-1].get("photos", {}) if content.provenance else {}
+    for split, now in fingerprint(data).items():
+        if split != "test" and before.get(split, now) != now:
+            raise DataError(
+                f"--resume: photos of the split '{split}' have other classes than when the run began; restore them, or begin a new run"
+            )
 
 
 def enter_folder(folder: Path, config: Config, starts: Sequence[dict[str, Any]], *, new: bool) -> str:
@@ -105,10 +124,66 @@ def enter_folder(folder: Path, config: Config, starts: Sequence[dict[str, Any]],
         clear_folder(folder)
     (folder / DUMP).unlink(missing_ok=True)
     sweep(folder / name for name in RUN_FILES)
+    write_text(folder / "run.json", json.dumps({"starts": starts}, indent=2) + "\n")
     resolved = yaml.safe_dump(dump_config(config), sort_keys=False)
     write_text(folder / "config.yaml", resolved)
-    write_text(folder / "run.json", json.dumps({"starts": starts}, indent=2) + "\n")
     return resolved
+
+
+def launch_of(folder: Path) -> str | None:
+    """Return the name of the launch that was the last to enter a folder, see :class:`racnn.engine.distributed.World`."""
+    try:
+        name = json.loads((folder / "run.json").read_text(encoding="utf-8"))["starts"][-1]["launch"]
+    except (OSError, ValueError, LookupError, TypeError):  # none, or not written by a run
+        return None
+    return name if isinstance(name, str) else None
+
+
+class FolderLock:
+    """Keeps other processes out of a run's folder until it is released, or this process ends, however it ends.
+
+    It is a record lock, which the loader's workers do not inherit: they may outlive a process that was killed. Where the file
+    system knows no locks, and on Windows, it keeps nobody out.
+
+    Args:
+        folder: Is made if it is not there.
+
+    Raises:
+        ConfigError: Another process holds it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.made_folder = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / LOCK
+        self.file = self._locked()
+        while not os.fstat(
+            self.file.fileno()
+        ).st_nlink:  # released, and with that deleted, since it was opened
+            self.file.close()
+            self.file = self._locked()
+
+    def _locked(self) -> IO[str]:
+        file = self.path.open("a")
+        if sys.platform != "win32":
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                file.close()
+                raise ConfigError(
+                    f"{self.path.parent}: another process is training there; wait until it ends, or choose another --out"
+                ) from None
+            except OSError:
+                pass
+        return file
+
+    def release(self) -> None:
+        """Let others in. A folder that was made for this and is empty goes."""
+        self.path.unlink(missing_ok=True)
+        if self.made_folder:
+            with suppress(OSError):  # it is not empty
+                self.path.parent.rmdir()
+        self.file.close()
 
 
 def clear_folder(folder: Path) -> None:

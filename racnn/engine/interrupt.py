@@ -1,10 +1,17 @@
-"""SIGTERM and SIGINT ask for a stop at the next step; a second one ends the program at once."""
+"""SIGTERM and SIGINT ask for a stop at the next step; a second one ends the program at once.
+
+Some managers send a job's signal to each of its processes and, through torchrun, once more to ours: what comes within a
+second is still the first.
+"""
 
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType
 from typing import Any
+
+SAME = 1.0  # seconds
 
 
 class Stop(BaseException):
@@ -16,6 +23,7 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.signal = 0
+        self._first = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
@@ -31,6 +39,8 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.signal:
+        now = time.monotonic()
+        if not self.signal:
+            self.signal, self._first = number, now
+        elif now - self._first > SAME:
             raise SystemExit(128 + number)
-        self.signal = number

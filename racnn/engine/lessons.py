@@ -13,6 +13,7 @@ from torch import Tensor
 
 from racnn.config import PhaseConfig
 from racnn.engine.distributed import ALONE, World
+from racnn.engine.parts import Parts
 from racnn.losses import response_map
 from racnn.models import RACNN
 from racnn.ops.regions import bounding_region
@@ -47,23 +48,25 @@ def read_boxes(
     """
     model.eval()
     weight = model.classifiers[scale - 1].get_parameter("weight") if config.response == "cam" else None
-    boxes: list[Tensor] = []  # one a batch
+
+    def read(batch: dict[str, Tensor]) -> Tensor:
+        images, labels = batch["image"].to(device), batch["label"].to(device)
+        output = model(images, scales=scale)
+        features = model.enlarged_features(images, output, scale=scale, factor=config.enlarge)
+        response = response_map(features, weight=weight, labels=labels)
+        if config.target == "peak":
+            box = peak_point(response).repeat(1, 2)
+        else:
+            box = component_box(response, config.level, config.trim)
+        place = output.places[scale - 1]
+        return (place[:, :2].repeat(1, 2) + place[:, 2:] * box).float().cpu()
+
+    boxes: list[Tensor] = []  # one tensor a batch
+    parts = Parts()
     for batch in batches:
-        found: list[Tensor] = []
         # an enlarged view takes the place of so many plain ones in memory
-        few = max(1, int(len(batch["label"]) / config.enlarge**2))
-        for images, labels in zip(batch["image"].split(few), batch["label"].split(few), strict=True):
-            images, labels = images.to(device), labels.to(device)
-            output = model(images, scales=scale)
-            features = model.enlarged_features(images, output, scale=scale, factor=config.enlarge)
-            response = response_map(features, weight=weight, labels=labels)
-            if config.target == "peak":
-                box = peak_point(response).repeat(1, 2)
-            else:
-                box = component_box(response, config.level, config.trim)
-            place = output.places[scale - 1]
-            found.append((place[:, :2].repeat(1, 2) + place[:, 2:] * box).float().cpu())
-        boxes.append(torch.cat(found))
+        parts.size = parts.size or max(1, int(len(batch["label"]) / config.enlarge**2))
+        boxes.append(torch.cat(parts.run(read, batch)))
         after_batch()
     return torch.cat(world.interleave(boxes))
 

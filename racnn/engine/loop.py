@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from racnn import metrics
 from racnn.data import Data
 from racnn.engine.distributed import ALONE, World
+from racnn.engine.parts import Parts
 from racnn.engine.phases import Phase
 from racnn.engine.steps import STEPS, Batch
 from racnn.errors import TrainingError
@@ -80,9 +83,8 @@ def train_one_epoch(
         sums = world.total(torch.stack(list(losses.values())))
         values = torch.cat([sums, norm.float().reshape(1)]).tolist()
         record = dict(zip([*losses, "grad_norm"], values, strict=True))
-        bad = {name: value for name, value in record.items() if not abs(value) < float("inf")}
-        if bad:
-            raise NonFiniteError(phase.name, bad, batch["index"].tolist())
+        if not all(math.isfinite(value) for value in values):
+            raise NonFiniteError(phase.name, record, batch["index"].tolist())
         optimizer.step()
         after_step(record)
     return micro_batch
@@ -92,12 +94,12 @@ class NonFiniteError(TrainingError):
     """A loss or gradient is not finite.
 
     Attributes:
-        values: Those that are not, by name.
+        values: The losses and ``grad_norm`` by name, those that are finite too.
         index: Positions of the batch's photos in their split.
     """
 
     def __init__(self, phase: str, values: dict[str, float], index: list[int]) -> None:
-        shown = ", ".join(f"{name} = {value}" for name, value in values.items())
+        shown = ", ".join(f"{name} = {value}" for name, value in values.items() if not math.isfinite(value))
         super().__init__(
             f"phase {phase}: {shown} is not finite; stopped before the optimizer step. "
             "Try a smaller learning rate, clip_grad, or run.precision=fp32"
@@ -126,8 +128,12 @@ def _joined_step(step: Step, device: torch.device, world: World) -> nn.Module:
     """Return the step; of several processes the one that averages the gradients over them."""
     if world.size == 1:
         return step
-    ids = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(step, ids, gradient_as_bucket_view=True)
+    if device.type == "cuda":
+        return DistributedDataParallel(step, [device.index], gradient_as_bucket_view=True)
+    # DDP sorts its buckets anew after the first step, and with them the order in which three or more processes add up: a
+    # run that goes on in the middle of an epoch would get other bits. It does not where it looks for unused parameters.
+    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+    return DistributedDataParallel(step, gradient_as_bucket_view=True, find_unused_parameters=True)
 
 
 def _add_gradients(
@@ -202,8 +208,9 @@ def predict(
     propose: bool = False,
     fused: bool = True,
     world: World = ALONE,
+    after_batch: Callable[[], None] = lambda: None,
 ) -> Predictions:
-    """Run the network over batches without random changes.
+    """Run the network over batches without random changes. What the GPU has no memory for is taken in halves.
 
     Args:
         model: Put into evaluation mode.
@@ -213,42 +220,53 @@ def predict(
         propose: Keep also the region that the last of them proposes.
         fused: Keep the fusion layer's logits where all scales are run.
         world: The processes that share the batches; all of them return the predictions of all photos.
+        after_batch: Called after each batch; it may raise to stop.
 
     Raises:
-        TrainingError: An answer is not finite.
+        TrainingError: An answer is not finite, or there is no memory for a single photo.
     """
     model.eval()
-    rows: list[dict[str, Any]] = []
-    for batch in batches:
+
+    def answers(batch: Batch) -> dict[str, Any]:
         output = model(batch["image"].to(device, non_blocking=True), scales=scales, propose=propose)
         if not all(logits.isfinite().all() for logits in output.logits):
             raise TrainingError("the network gives answers that are not finite: its training has diverged")
-        rows.append(
-            {
-                "logits": [x.float().cpu() for x in output.logits],
-                "fused": output.fused.float().cpu() if fused and output.fused is not None else None,
-                "regions": [x.cpu() for x in output.regions],
-                "places": [x.cpu() for x in output.places],
-                "norms": [x.norm(dim=1).cpu() for x in output.descriptors],
-                **{key: batch[key] for key in ("label", "box", "parts", "lesson") if key in batch},
-            }
-        )
-    rows = world.interleave(rows)
+        return {
+            "logits": [x.float().cpu() for x in output.logits],
+            "fused": output.fused.float().cpu() if fused and output.fused is not None else None,
+            "regions": [x.cpu() for x in output.regions],
+            "places": [x.cpu() for x in output.places],
+            "norms": [x.norm(dim=1).cpu() for x in output.descriptors],
+            **{key: batch.get(key) for key in ("label", "box", "parts", "lesson")},
+        }
+
+    parts, rows = Parts(), []
+    for batch in batches:
+        rows.append(_joined(parts.run(answers, batch)))
+        after_batch()
+    every = _joined(world.interleave(rows))
     return Predictions(
-        logits=_joined(rows, "logits"),
-        fused=None if rows[0]["fused"] is None else torch.cat([row["fused"] for row in rows]),
-        labels=torch.cat([row["label"] for row in rows]),
-        regions=_joined(rows, "regions"),
-        places=_joined(rows, "places"),
-        boxes=torch.cat([row["box"] for row in rows]),
-        parts=torch.cat([row["parts"] for row in rows]),
-        norms=[norm.mean().item() for norm in _joined(rows, "norms")],
-        lessons=torch.cat([row["lesson"] for row in rows]) if "lesson" in rows[0] else None,
+        logits=every["logits"],
+        fused=every["fused"],
+        labels=every["label"],
+        regions=every["regions"],
+        places=every["places"],
+        boxes=every["box"],
+        parts=every["parts"],
+        norms=[norm.mean().item() for norm in every["norms"]],
+        lessons=every["lesson"],
     )
 
 
-def _joined(rows: list[Any], key: str) -> list[Tensor]:
-    return [torch.cat(parts) for parts in zip(*(row[key] for row in rows), strict=True)]
+def _joined(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return rows of tensors, lists of tensors, or None, as one row."""
+
+    def join(values: tuple[Any, ...]) -> Any:
+        if isinstance(values[0], list):
+            return [torch.cat(parts) for parts in zip(*values, strict=True)]
+        return None if values[0] is None else torch.cat(values)
+
+    return {key: join(tuple(row[key] for row in rows)) for key in rows[0]}
 
 
 def report(predictions: Predictions, *, data: Data, split: str, bounds: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.metadata
+import os
 import platform
 import shlex
 import subprocess
@@ -18,17 +19,15 @@ import torch
 import racnn
 from racnn.config import Config
 from racnn.data import Data
+from racnn.engine.distributed import ALONE, World
 
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "albumentations",
-    "opencv-python-headless",
-    "numpy",
-)  # what numbers and pixels hang on
+# what numbers and pixels hang on
+PACKAGES = ("torch", "torchvision", "timm", "albumentations", "opencv-python-headless", "pillow", "numpy")
 
 
-def provenance(config: Config, data: Data, device: torch.device, *, step: int) -> dict[str, Any]:
+def provenance(
+    config: Config, data: Data, device: torch.device, *, step: int, world: World = ALONE
+) -> dict[str, Any]:
     """Return what a start of a run is made of, in plain types.
 
     Args:
@@ -36,10 +35,12 @@ def provenance(config: Config, data: Data, device: torch.device, *, step: int) -
         data: Its photos; none is opened.
         device: Where it runs.
         step: From which on.
+        world: The processes that train.
     """
     return {
         "step": step,
         "command": shlex.join(sys.argv),
+        "folder": os.getcwd(),  # what relative paths are relative to
         "versions": {
             "racnn": racnn.__version__,
             "python": platform.python_version(),
@@ -47,9 +48,12 @@ def provenance(config: Config, data: Data, device: torch.device, *, step: int) -
         },
         "commit": commit_of(Path(racnn.__file__).parent.parent),
         "device": _device_name(device),
+        "processes": world.size,
+        "launch": world.launch,
         "threads": torch.get_num_threads(),
         "seeds": {"run": config.run.seed, "split": config.data.split_seed},
         "photos": fingerprint(data),
+        "weights": _digest_of_weights(config.model.weights),
     }
 
 
@@ -69,6 +73,14 @@ def _fingerprint(data: Data, split: str) -> dict[str, Any]:
     lines = sorted(f"{record.name}\t{data.class_names[record.label]}\n" for record in records)
     text = "".join(lines).encode(errors="surrogatepass")  # a file's name may be any bytes
     return {"num": len(lines), "sha256": hashlib.sha256(text).hexdigest()}
+
+
+def _digest_of_weights(weights: str | None) -> str | None:
+    """Return the sha256 of the file that the network's first weights come from, None where it is no file here."""
+    if weights is None or not Path(weights).is_file():
+        return None
+    with open(weights, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @functools.cache

@@ -24,7 +24,15 @@ from racnn.config import Config, dump_config
 from racnn.data import build_data, mix_seed, train_loader
 from racnn.engine.checkpoint import is_whole, save_checkpoint
 from racnn.engine.distributed import ALONE, World, join, leave, own_device
-from racnn.engine.folder import DUMP, clear_folder, enter_folder, open_folder, refuse_other_photos
+from racnn.engine.folder import (
+    DUMP,
+    FolderLock,
+    clear_folder,
+    enter_folder,
+    launch_of,
+    open_folder,
+    refuse_other_photos,
+)
 from racnn.engine.interrupt import Interrupt, Stop
 from racnn.engine.lessons import read_boxes
 from racnn.engine.loop import NonFiniteError, predict, train_one_epoch
@@ -68,11 +76,6 @@ def fit(
     """
     device = own_device(device)
     world = join(device)
-    if world.restarted():  # the command is still that of the beginning
-        found = world.from_first(
-            lambda: [(Path(config.run.out) / n).exists() for n in ("last.pt", "best.pt")]
-        )
-        resume, overwrite = found[0], not any(found)  # what holds no network yet is the start that died
     run = Run(config, device=device, world=world, resume=resume, overwrite=overwrite)
     with run.interrupt, determinism(config.run.deterministic, device):
         try:
@@ -84,9 +87,7 @@ def fit(
             )
             raise SystemExit(128 + number) from None
         finally:
-            run.recorder.close()
-            if world.first and not run.progress.step and not (run.folder / "last.pt").exists():
-                clear_folder(run.folder)  # a start that failed leaves nothing in the way of the next
+            run.leave_folder()
     report = run.best_report()
     leave()
     return run.folder / "best.pt", report
@@ -109,49 +110,77 @@ class Run:
         self.world = world
         self.folder = Path(config.run.out)
         self.interrupt = Interrupt()
+        self.progress = Progress()
+        self.recorder = cast(Recorder, Silence())
         self._micro_batch = config.run.micro_batch  # smaller where the GPU turns out to be
-        content = world.from_first(lambda: self._open_folder(resume=resume, overwrite=overwrite))
-        self.data = build_data(
-            config.data,
-            seed=config.run.seed,
-            val_names=content.val_names if content else None,
-            class_names=content.class_names if content else None,
+        self._lock: FolderLock | None = None  # of the first process
+        self._entered = False
+        try:
+            self._build(world.from_first(lambda: self._open_folder(resume=resume, overwrite=overwrite)))
+        except BaseException:
+            self.leave_folder()
+            raise
+
+    def _build(self, content: Content | None) -> None:
+        """Make or take up the network and the data, and enter the folder last."""
+        config, device, world = self.config, self.device, self.world
+        self.data = world.first_before_others(
+            lambda: build_data(
+                config.data,
+                seed=config.run.seed,
+                val_names=content.val_names if content else None,
+                class_names=content.class_names if content else None,
+            )
         )
         torch.manual_seed(config.run.seed)
-        self.model = build_model(
-            config.model, num_classes=len(self.data.class_names), weights=content is None
+        num_classes = len(self.data.class_names)
+        self.model = world.first_before_others(
+            lambda: build_model(config.model, num_classes=num_classes, weights=content is None)
         )
-        self.progress = Progress()
         self._optimizer_state: dict[str, Any] | None = None
         if content:
             self._take_up(content)
         prepare(self.model, config, device)
-        self.validation = Validation(self.model, self.data, config, device, world)
+        self.validation = Validation(
+            self.model, self.data, config, device, world, after_batch=self._leave_validation
+        )
         taught = [phase for phase in config.phases() if phase.kind == "apn_init"]
         every = range(1, config.model.num_scales)
         self.model.check_enlargements((s, phase.enlarge) for phase in taught for s in phase.scales or every)
         balanced = config.data.balance == "weights"
         self.class_weights = balanced_weights(self.data.class_counts()).to(device) if balanced else None
         # before an earlier run is deleted: a photo may be damaged, a disk full
-        world.from_first(lambda: self._use_cache(print))
-        if not world.first:
-            self._use_cache(lambda _: None)
-        start = provenance(config, self.data, device, step=self.progress.step)
+        world.first_before_others(lambda: self._use_cache(print if world.first else lambda _: None))
+        start = provenance(config, self.data, device, step=self.progress.step, world=world)
         self._starts = with_start(content.provenance if content else [], start)
-        self.recorder = cast(Recorder, Silence())
         world.from_first(lambda: self._enter_folder(new=content is None))
         self._say_what_begins()
 
     def _open_folder(self, *, resume: bool, overwrite: bool) -> Content | None:
         """Return what the run goes on from, or None where it is a new one."""
+        if self.folder.exists() or not resume:
+            self._lock = FolderLock(self.folder)
+        if self.world.launch is not None and self.world.launch == launch_of(self.folder):
+            # torchrun has started the processes again that it had started for this run
+            resume = (self.folder / "last.pt").exists()
+            overwrite = not resume
         stored = open_folder(self.folder, self.config, resume=resume, overwrite=overwrite)
         return stored.content if stored else None
 
     def _enter_folder(self, *, new: bool) -> None:
         """Make the run's folder what this run begins with, and begin to record in it."""
+        self._entered = True
         resolved = enter_folder(self.folder, self.config, self._starts, new=new)
         self.recorder = Recorder(self.folder, step=self.progress.step, length=self.progress.log_length)
         self.recorder.text("config", f"```yaml\n{resolved}\n```")
+
+    def leave_folder(self) -> None:
+        """Let other processes use the folder; a start that failed leaves nothing in their way."""
+        self.recorder.close()
+        if self._lock is not None:
+            if self._entered and not self.progress.step and not (self.folder / "last.pt").exists():
+                clear_folder(self.folder)
+            self._lock.release()
 
     def _take_up(self, content: Content) -> None:
         """Go on from a checkpoint that :func:`racnn.engine.folder.open_folder` found to be in order."""
@@ -162,7 +191,10 @@ class Run:
         self._optimizer_state = content.optimizer
         best_is_whole = self.world.from_first(lambda: is_whole(self.folder / "best.pt"))
         if self.progress.best_key and not best_is_whole:
-            print("warning: best.pt cannot be read; the network at the end of the next phase takes its place")
+            if self.world.first:
+                print(
+                    "warning: best.pt cannot be read; the network at the end of the next phase takes its place"
+                )
             self.progress.best_key = []
 
     def _say_what_begins(self) -> None:
@@ -192,6 +224,7 @@ class Run:
             progress.epoch = progress.batch = progress.stale = progress.best_epoch = 0
             progress.start = progress.best = progress.best_weights = None
             self._save_last(None)
+            self._stop_if_told()
 
     def best_report(self) -> dict[str, Any]:
         """Return the validation report of ``best.pt``."""
@@ -259,15 +292,13 @@ class Run:
 
         def after_batch() -> None:
             self.recorder.tick()
-            if self.world.size == 1:  # several stop together, after the first step
+            if self.world.size == 1:  # several stop together, after the last batch
                 stop_here()
 
         def stop_here() -> None:
-            if self._stopped():
-                if not (self.folder / "last.pt").exists():
-                    self._save_last(None)
-                self.world.wait()  # or torchrun would end the first process while it writes
-                raise Stop
+            if self._stopped() and not (self.folder / "last.pt").exists():
+                self._save_last(None)
+            self._stop_if_told()
 
         for split in (phase.config.photos, "val"):
             photos = self.data.splits[split]
@@ -308,11 +339,10 @@ class Run:
                 }
                 self.recorder.scalars("train", losses | rates, step=progress.step, phase=phase.name)
             every, stopped = self.config.run.save_every, self._stopped()
-            if stopped or (every and progress.step % every == 0):
+            last = progress.batch == batches  # after which _finish_epoch saves
+            if not last and (stopped or (every and progress.step % every == 0)):
                 self._save_last(optimizer)
-            if stopped:
-                self.world.wait()
-                raise Stop
+                self._stop_if_told()
 
         train_only(self.model, phase)
         try:
@@ -330,9 +360,10 @@ class Run:
                 after_step=after_step,
             )
         except NonFiniteError as error:
-            raise TrainingError(
-                f"{error}. {self._dump(phase, error)} names the photos of the batch"
-            ) from None
+            path = self._dump(phase, error)
+            if not self.world.first:  # the first process says it
+                raise SystemExit(1) from None
+            raise TrainingError(f"{error}. {path} names the photos of the batch and all losses") from None
         self.world.same_buffers(self.model)
         if self.world.size > 1:
             gc.collect()  # DistributedDataParallel refers to itself, and holds a copy of all gradients
@@ -343,6 +374,17 @@ class Run:
             return bool(self.interrupt.signal)
         told = torch.tensor(float(bool(self.interrupt.signal)), device=self.device)
         return bool(self.world.total(told).item())
+
+    def _stop_if_told(self) -> None:
+        """Leave here, where everything is saved, if this process or another one was told to stop."""
+        if self._stopped():
+            self.world.wait()  # or torchrun would end the first process while it writes
+            raise Stop
+
+    def _leave_validation(self) -> None:
+        """Leave in the middle of a validation, which a run that is taken up from its last checkpoint repeats."""
+        if self.world.size == 1 and (self.folder / "last.pt").exists():
+            self._stop_if_told()
 
     def _dump(self, phase: Phase, error: NonFiniteError) -> Path:
         """Write down the batch whose loss or gradient was not finite."""
@@ -360,8 +402,10 @@ class Run:
         return path
 
     def _finish_epoch(self, phase: Phase, optimizer: torch.optim.Optimizer) -> None:
-        """Validate, remember the best, and save."""
+        """Save, validate, and remember the best. What follows the save is done again if the run is taken up from it."""
         progress, config = self.progress, phase.config
+        self._save_last(optimizer)
+        self._stop_if_told()
         progress.epoch += 1
         progress.total_epoch += 1
         progress.batch = 0
@@ -372,7 +416,6 @@ class Run:
                 progress.best_weights = self._weights(phase)
         else:
             progress.stale += 1
-        self._save_last(optimizer)
 
     def _end(self, phase: Phase) -> bool:
         """Put the weights to keep in place and return whether they differ from those before the phase."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,7 @@ class Validation:
         config: Of the run.
         device: Where the network is.
         world: The processes that share the photos; every measure is of all photos, on every rank.
+        after_batch: Called after each batch of photos; it may raise to stop.
     """
 
     model: RACNN
@@ -38,6 +40,7 @@ class Validation:
     config: Config
     device: torch.device
     world: World
+    after_batch: Callable[[], None]
 
     def batches(self, split: str = "val") -> DataLoader:
         """Return this rank's photos of a split, unchanged and in order."""
@@ -55,6 +58,7 @@ class Validation:
             propose=propose,
             fused=fused,
             world=self.world,
+            after_batch=self.after_batch,
         )
 
     def report(self, predictions: Predictions) -> dict[str, Any]:

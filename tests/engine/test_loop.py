@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from racnn.config import PhaseConfig
-from racnn.engine.loop import NonFiniteError, train_one_epoch
+from racnn.engine.lessons import read_boxes
+from racnn.engine.loop import NonFiniteError, predict, train_one_epoch
 from racnn.engine.phases import Phase
 from racnn.engine.steps import STEPS, build_optimizer, train_only
 from racnn.errors import TrainingError
@@ -128,6 +129,51 @@ class TestOutOfMemory:
         self.small_gpu(monkeypatch, room=0)
         with pytest.raises(TrainingError, match=r"single photo.*view_sizes"):
             one_step(phase_of("classification", (1,)))
+
+
+class TestOutOfMemoryWithoutGradient:
+    """Validation, evaluation and the reading of lessons."""
+
+    def small_gpu(self, monkeypatch, model, room):
+        plain, sizes = model.forward, []
+
+        def forward(images, **rest):
+            sizes.append(len(images))
+            if len(images) > room:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB")
+            return plain(images, **rest)
+
+        monkeypatch.setattr(model, "forward", forward)
+        return sizes
+
+    @pytest.fixture
+    def batches(self):
+        full = batch(phase_of("classification", (1,)))
+        return [full | {"box": torch.rand(NUM, 4), "parts": torch.rand(NUM, 2, 2)}] * 2
+
+    def test_answers_are_those_of_whole_batches(self, monkeypatch, batches):
+        model = make()
+        whole = predict(model, batches, device=CPU)
+        sizes = self.small_gpu(monkeypatch, model, room=3)
+        halved = predict(model, batches, device=CPU)
+        assert sizes == [5, 3, 2, 3, 2]
+        for left, right in zip(whole.logits + whole.regions, halved.logits + halved.regions, strict=True):
+            torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-5)
+        assert torch.equal(whole.labels, halved.labels)
+        assert torch.equal(whole.boxes, halved.boxes)
+
+    def test_lessons_are_those_of_whole_batches(self, monkeypatch, batches):
+        model, phase = make(), phase_of("apn_init", (1,))
+        whole = read_boxes(model, batches, 1, phase.config, device=CPU)
+        sizes = self.small_gpu(monkeypatch, model, room=3)
+        torch.testing.assert_close(whole, read_boxes(model, batches, 1, phase.config, device=CPU))
+        assert sizes == [5, 3, 2, 3, 2]
+
+    def test_a_single_photo_that_does_not_fit_is_told(self, monkeypatch, batches):
+        model = make()
+        self.small_gpu(monkeypatch, model, room=0)
+        with pytest.raises(TrainingError, match=r"single photo.*--device"):
+            predict(model, batches, device=CPU)
 
 
 def test_a_step_that_is_not_finite_is_not_taken_and_names_losses_and_photos():

@@ -1,16 +1,19 @@
 """A run tells what is needed to repeat it."""
 
+import hashlib
 import json
+import os
 import subprocess
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import racnn
 from racnn.data import build_data
 from racnn.engine.checkpoint import load_checkpoint
-from racnn.engine.provenance import commit_of, fingerprint, with_start
+from racnn.engine.provenance import commit_of, fingerprint, provenance, with_start
 from racnn.engine.trainer import fit
 
 CPU = torch.device("cpu")
@@ -22,7 +25,9 @@ def test_a_run_leaves_what_is_needed_to_repeat_it(finished):
         assert load_checkpoint(finished.folder / name)["provenance"] == [start]
     assert start["versions"]["racnn"] == racnn.__version__
     assert start["versions"]["torch"] == torch.__version__
-    assert {"python", "torchvision", "albumentations"} <= start["versions"].keys()
+    assert {"python", "torchvision", "albumentations", "timm", "pillow"} <= start["versions"].keys()
+    assert (start["processes"], start["launch"], start["weights"]) == (1, None, None)
+    assert start["folder"] == os.getcwd()
     assert start["seeds"] == {"run": 0, "split": 0}
     assert start["device"].startswith("cpu: ")
     assert "pytest" in start["command"]
@@ -44,6 +49,14 @@ def test_a_run_taken_up_otherwise_tells_both_starts(short, tmp_path, monkeypatch
     first, second = json.loads((tmp_path / "run.json").read_text())["starts"]
     assert [first] == before
     assert (second["step"], second["command"]) == (1, "racnn train --out 'my runs'")
+
+
+def test_the_file_of_the_first_weights_is_told_by_its_content(short, tmp_path):
+    file = tmp_path / "weights.safetensors"
+    save_file({"x": torch.zeros(1)}, file)
+    config = short(tmp_path / "run", model__weights=str(file))
+    start = provenance(config, build_data(config.data, seed=0), CPU, step=0)
+    assert start["weights"] == hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def test_starts_that_differ_in_their_step_alone_are_one():
@@ -74,8 +87,6 @@ def test_the_fingerprint_is_of_names_and_classes_and_not_of_their_order():
 def test_the_fingerprint_of_the_drawn_birds_is_known(tiny):
     """From ``printf 'drawn/0000000\\tRuby-eyed Reedling\\n...' | sha256sum`` over the sorted lines of the 16 test birds."""
     data = build_data(tiny().data, seed=0)
-    import hashlib
-
     lines = [f"drawn/{10**6 + i:07d}\t{data.class_names[i % 8]}\n" for i in range(16)]
     assert fingerprint(data)["test"]["sha256"] == hashlib.sha256("".join(lines).encode()).hexdigest()
 

@@ -4,7 +4,10 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,10 +20,12 @@ from racnn.config import load_config, parse_config
 from racnn.data import build_data, eval_loader
 from racnn.engine import trainer
 from racnn.engine.checkpoint import digest, load_checkpoint
+from racnn.engine.distributed import World
 from racnn.engine.files import temporary_of
 from racnn.engine.folder import refuse_other_photos
 from racnn.engine.inference import data_of, load_trained
 from racnn.engine.loop import predict
+from racnn.engine.provenance import fingerprint
 from racnn.engine.recorder import Recorder
 from racnn.engine.steps import STEPS
 from racnn.engine.trainer import Run, fit
@@ -383,10 +388,24 @@ def test_a_run_with_held_out_photos_goes_on_exactly(tiny, tmp_path, monkeypatch)
 def test_held_out_photos_count_as_photos_of_the_run(tiny, tmp_path):
     data = build_data(tiny(tmp_path, schedule=HELD_OUT, data__held_out_fraction=0.3).data, seed=0)
     names = data.training_names()
-    refuse_other_photos(SimpleNamespace(train_names=names), data)
+    refuse_other_photos(SimpleNamespace(train_names=names, provenance=[]), data)
     lost = data.splits["held_out"].records[0].name
     with pytest.raises(DataError, match=f"1 training photos were added or removed.*{lost}"):
-        refuse_other_photos(SimpleNamespace(train_names=[n for n in names if n != lost]), data)
+        refuse_other_photos(SimpleNamespace(train_names=[n for n in names if n != lost], provenance=[]), data)
+
+
+def test_photos_in_another_order_or_of_other_classes_are_refused(tiny, tmp_path):
+    data = build_data(tiny(tmp_path).data, seed=0)
+    names = data.training_names()
+    begun = [{"photos": fingerprint(data)}]
+    refuse_other_photos(SimpleNamespace(train_names=names, provenance=begun), data)
+    with pytest.raises(DataError, match="another order"):
+        refuse_other_photos(SimpleNamespace(train_names=names[::-1], provenance=begun), data)
+    for split, refused in (("train", True), ("val", True), ("test", False)):
+        changed = [{"photos": begun[0]["photos"] | {split: {"num": 8, "sha256": "of other classes"}}}]
+        content = SimpleNamespace(train_names=names, provenance=changed)
+        with pytest.raises(DataError, match=f"'{split}' have other classes") if refused else nullcontext():
+            refuse_other_photos(content, data)
 
 
 def test_fusion_starts_from_what_the_validation_photos_say(finished, tmp_path, monkeypatch):
@@ -457,6 +476,7 @@ def test_a_second_signal_ends_at_once_even_while_a_checkpoint_is_written(short, 
             return getattr(self.file, name)
 
     with monkeypatch.context() as patch:
+        patch.setattr("racnn.engine.interrupt.SAME", 0.0)
         stop_at(patch, 2, lambda: (patch.setattr(torch, "save", slow), terminate()))
         slow = lambda content, file: plain(content, Impatient(file))  # noqa: E731
         with pytest.raises(SystemExit) as caught:
@@ -756,27 +776,126 @@ def test_the_dump_of_a_first_step_that_is_not_finite_stays_and_is_in_no_one_s_wa
 
 
 class TestStartedAgainByTorchrun:
-    """The command is that of the beginning, without --resume."""
+    """The command is that of the beginning, without --resume and perhaps with --overwrite."""
 
-    @pytest.fixture(autouse=True)
-    def _second_start(self, monkeypatch):
-        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    @pytest.fixture
+    def launched(self, monkeypatch):
+        """Start as one of a launch's processes, as often as it is started again."""
 
-    def test_a_run_with_a_checkpoint_goes_on(self, short, tmp_path):
-        fit(short(tmp_path / "run"), device=CPU, overwrite=True)
-        before = without_config(tmp_path / "run" / "last.pt")
-        fit(short(tmp_path / "run"), device=CPU)
-        assert without_config(tmp_path / "run" / "last.pt") == before
+        def start(launch, config, **flags):
+            monkeypatch.setattr(trainer, "join", lambda _: World(launch=launch))
+            return fit(config, device=CPU, **flags)
 
-    def test_a_start_that_died_before_its_first_checkpoint_begins_anew(self, short, tmp_path):
-        (tmp_path / "run").mkdir()
-        (tmp_path / "run" / "config.yaml").write_text("half")
-        path, _ = fit(short(tmp_path / "run"), device=CPU)
+        return start
+
+    @pytest.mark.parametrize("overwrite", [False, True])
+    def test_its_own_run_goes_on(self, launched, tiny, finished, tmp_path, monkeypatch, overwrite):
+        config = tiny(tmp_path / "run", run__num_preview=0)
+        with monkeypatch.context() as patch:
+            stop_at(patch, 25, crash)
+            with pytest.raises(Crash):
+                launched("a", config, overwrite=overwrite)
+        before = load_checkpoint(tmp_path / "run" / "last.pt")["step"]
+        assert before > 10
+        launched("a", config, overwrite=overwrite)
+        assert min(row["step"] for row in rows_of(tmp_path / "run")) == 1
+        assert (
+            digest(load_checkpoint(tmp_path / "run" / "last.pt")["model"]) == finished.digests[STEPS_IN_ALL]
+        )
+
+    def test_a_start_that_died_before_its_first_checkpoint_begins_anew(self, launched, short, tmp_path):
+        launched("a", short(tmp_path / "run"))
+        for name in ("last.pt", "previous.pt", "best.pt", "metrics.jsonl"):
+            (tmp_path / "run" / name).unlink()
+        path, _ = launched("a", short(tmp_path / "run"))
         assert path.exists()
 
-    def test_an_earlier_run_s_network_is_not_deleted(self, short, tmp_path):
-        (tmp_path / "run").mkdir()
-        (tmp_path / "run" / "best.pt").write_bytes(b"years of work")
+    def test_the_run_of_an_earlier_launch_is_neither_deleted_nor_gone_on_with(
+        self, launched, short, tmp_path
+    ):
+        launched("a", short(tmp_path / "run"))
+        before = without_config(tmp_path / "run" / "last.pt")
         with pytest.raises(ConfigError, match="already holds a run"):
+            launched("b", short(tmp_path / "run"))
+        assert without_config(tmp_path / "run" / "last.pt") == before
+
+    def test_the_run_of_an_earlier_launch_is_replaced_where_that_was_asked(self, launched, short, tmp_path):
+        launched("a", short(tmp_path / "run"))
+        before = digest(load_checkpoint(tmp_path / "run" / "last.pt")["model"])
+        launched("b", short(tmp_path / "run", run__seed=5), overwrite=True)
+        assert digest(load_checkpoint(tmp_path / "run" / "last.pt")["model"]) != before
+
+
+class TestSignalInAValidation:
+    """The steps are saved before it; what has been measured is measured again."""
+
+    @pytest.fixture
+    def told(self, monkeypatch):
+        """Be told to stop while the photos of the n-th validation are looked at."""
+
+        def at(number):
+            plain, seen = trainer.Validation.predict, []
+
+            def watched(self, *args, **rest):
+                seen.append(None)
+                if len(seen) == number:
+                    terminate()
+                return plain(self, *args, **rest)
+
+            monkeypatch.setattr(trainer.Validation, "predict", watched)
+
+        return at
+
+    @pytest.mark.parametrize("number", [2, 9, 13])  # after an epoch, before a phase, at the end of one
+    def test_it_ends_at_once_and_the_run_goes_on_to_the_same_end(
+        self, tiny, finished, told, tmp_path, monkeypatch, number
+    ):
+        config = tiny(tmp_path / "run", run__num_preview=0)
+        told(number)
+        with pytest.raises(SystemExit) as caught:
+            fit(config, device=CPU)
+        assert caught.value.code == 143
+        monkeypatch.undo()
+        assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] > 0
+        fit(config, device=CPU, resume=True)
+        for name in ("last.pt", "best.pt"):
+            assert without_config(tmp_path / "run" / name) == without_config(finished.folder / name)
+        assert rows_of(tmp_path / "run") == rows_of(finished.folder)
+
+    def test_the_last_one_is_not_swallowed(self, short, told, tmp_path, monkeypatch):
+        told(2)  # of best.pt
+        with pytest.raises(SystemExit):
             fit(short(tmp_path / "run"), device=CPU)
-        assert (tmp_path / "run" / "best.pt").read_bytes() == b"years of work"
+        monkeypatch.undo()
+        path, _ = fit(short(tmp_path / "run"), device=CPU, resume=True)
+        assert path.exists()
+
+
+class TestTwoProcessesInOneFolder:
+    HOLD = (
+        "import sys, pathlib; from racnn.engine.folder import FolderLock\n"
+        "lock = FolderLock(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+    )
+
+    @pytest.fixture
+    def other(self, tmp_path):
+        """Another process that trains there."""
+        command = [sys.executable, "-c", self.HOLD, str(tmp_path / "run")]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout.readline() == "held\n"
+            yield process
+            process.kill()
+
+    @pytest.mark.parametrize("flags", [{}, {"resume": True}, {"overwrite": True}])
+    def test_the_second_is_refused_and_changes_nothing(self, other, short, tmp_path, flags):
+        (tmp_path / "run" / "last.pt").write_bytes(b"of the other")
+        with pytest.raises(ConfigError, match="another process is training there"):
+            fit(short(tmp_path / "run"), device=CPU, **flags)
+        assert (tmp_path / "run" / "last.pt").read_bytes() == b"of the other"
+        assert {path.name for path in (tmp_path / "run").iterdir()} == {"last.pt", ".lock"}
+
+    def test_one_that_was_killed_is_in_no_one_s_way(self, other, short, tmp_path):
+        other.kill()
+        other.wait()
+        fit(short(tmp_path / "run"), device=CPU)
+        assert {path.name for path in (tmp_path / "run").iterdir()} == RUN_FILES

@@ -1,0 +1,45 @@
+"""Passes without a gradient that fit the GPU: a batch that it has no memory for is taken in smaller parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from racnn.errors import TrainingError
+
+T = TypeVar("T")
+
+
+class Parts:
+    """Takes batches in parts of a size, which is halved where the GPU has no memory and stays so.
+
+    Args:
+        size: Photos at a time; 0: all of a batch.
+    """
+
+    def __init__(self, size: int = 0) -> None:
+        self.size = size
+
+    def run(self, call: Callable[[dict[str, Tensor]], T], batch: dict[str, Tensor]) -> list[T]:
+        """Return what a call returns of each part of a batch, in order.
+
+        Raises:
+            TrainingError: There is no memory for a single photo.
+        """
+        num, start, found = len(batch["label"]), 0, []
+        while start < num:
+            size = min(self.size or num, num - start)
+            try:
+                found.append(call({key: value[start : start + size] for key, value in batch.items()}))
+                start += size
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise TrainingError(
+                        "the GPU has not enough memory for a single photo; take another --device, or smaller model.view_sizes"
+                    ) from None
+                self.size = (size + 1) // 2
+                torch.cuda.empty_cache()
+        return found
