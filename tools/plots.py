@@ -46,10 +46,9 @@ def draw_slopes(path: Path) -> Any:
     rows: dict[str, list[list[float]]] = defaultdict(list)
     for line in path.read_text(encoding="utf-8").splitlines():
         words = line.replace("(", " ").replace(")", " ").split()
-        if words and words[0] in COLORS and len(words) == 7:
-            rows[words[0]].append(
-                [float(word) for word in words[1:]]
-            )  # step, rms, with derivative, its rms, same, with largest
+        if words and words[0] in COLORS and len(words) == 8:
+            # step, rms, with derivative, its rms, same, with largest
+            rows[words[0]].append([float(word) for word in words[2:]])
     figure = Figure(figsize=(8, 3))
     axes = figure.subplots(1, 2, sharey=True)
     for name, values in rows.items():

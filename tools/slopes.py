@@ -4,7 +4,7 @@
 
 For each photo: the exact derivative of log p(true class) at scale s + 1 in (tx, ty, tl) of region s, against its slope
 between two regions that lie ``step`` apart in one coordinate. Where the two do not correlate, a ranking phase with
-``gradient: exact`` follows noise, and ``gradient: smoothed`` is the one to use.
+``gradient: exact`` follows noise; ``gradient: smoothed`` is the alternative, not yet shown to be better.
 """
 
 from __future__ import annotations
@@ -60,18 +60,20 @@ def main(
     print(
         f"{found.dataset}, {split}: {len(exact)} photos; log p of scale {region + 1} as region {region} moves"
     )
-    print("coordinate   step  slope rms  with the derivative (rms)  same sign %  with the largest step")
+    print(
+        "coordinate  photos   step  slope rms  with the derivative (rms)  same sign %  with the largest step"
+    )
     for axis, name in enumerate(COORDINATES):
         inside = torch.stack(slopes)[:, :, axis].isfinite().all(dim=0)
         if inside.sum() < 3:
-            print(f"{name:10}  {inside.sum()} photos have room to move: at the bounds, or at the edge")
+            print(f"{name:10}  {inside.sum():6}  have room to move: at the bounds, or at the edge")
             continue
         derivative, largest = exact[inside, axis], slopes[-1][inside, axis]
         for step, each in zip(distances, slopes, strict=True):
             ours = each[inside, axis]
             same = 100 * (ours.sign() == derivative.sign()).float().mean()
             print(
-                f"{name:10}  {step:5.2f}  {rms(ours):9.2f}  {correlation(ours, derivative):12.2f} "
+                f"{name:10}  {inside.sum():6}  {step:5.2f}  {rms(ours):9.2f}  {correlation(ours, derivative):12.2f} "
                 f"({rms(derivative):7.2f})  {same:15.0f}  {correlation(ours, largest):21.2f}"
             )
 

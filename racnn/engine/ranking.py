@@ -4,10 +4,10 @@
 ``mask``       the same with the sample points held: the paper's equations 11 to 13, taken at their word.
 ``energy``     what the public implementations take from those equations: the square of the derivative that reaches the
                view says where the view matters, and the box moves to hold more of it. A larger box always holds more,
-               so it grows to its bound: here to show why the copies fail, not to train with.
+               so it is expected to grow to its bound: here to compare with, not to train with.
 ``smoothed``   the slope of the finer scale's sureness between regions drawn on both sides of the proposal. A pooling
                network's answer flickers as its input shifts by fractions of a pixel, so that its derivative tells
-               nothing about a move that matters; a difference over a tenth of the region does.
+               little about a move that matters; a difference over a tenth of the region is less noisy.
 
 The loss is the same in all of them; what differs is its gradient.
 """

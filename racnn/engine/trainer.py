@@ -399,6 +399,7 @@ class Run:
         path = self.folder / DUMP
         if self.world.first:
             path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        self.world.wait()  # or torchrun would end the first process while it writes
         return path
 
     def _finish_epoch(self, phase: Phase, optimizer: torch.optim.Optimizer) -> None:

@@ -10,10 +10,10 @@ from racnn.errors import DataError
 
 TOOL = Path(__file__).parents[2] / "tools" / "plots.py"
 SLOPES = """cub200, val: 60 photos; log p of scale 2 as region 1 moves
-coordinate   step  slope rms  with the derivative (rms)  same sign %  with the largest step
-tx           0.02       1.53          -0.06 (  42.00)               50                   0.11
-tx           0.20       0.53           0.16 (  42.00)               55                   1.00
-ty          2 photos have room to move: at the bounds, or at the edge
+coordinate  photos   step  slope rms  with the derivative (rms)  same sign %  with the largest step
+tx              60   0.02       1.53          -0.06 (  42.00)               50                   0.11
+tx              60   0.20       0.53           0.16 (  42.00)               55                   1.00
+ty               2  have room to move: at the bounds, or at the edge
 """
 ROWS = """variant,seed,top1_scale_1,top1_scale_2,log_prob_scale_2
 one look,0,0.5,,
