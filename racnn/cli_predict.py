@@ -20,7 +20,9 @@ Row = dict[str, Any]
 
 
 def predict(
-    checkpoint: Annotated[Path, typer.Argument(help="best.pt or last.pt of a run, or an exported .safetensors file.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="best.pt or last.pt of a run, or an exported .safetensors file.")
+    ],
     photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,

@@ -54,7 +54,9 @@ def test_there_is_a_row_for_every_coordinate_and_step(tool, finished, capsys):
     tool.main(finished.folder / "best.pt", 1, "val", "0.1,0.02", 8, None, "cpu")
     head, _, *rows = capsys.readouterr().out.splitlines()
     assert "8 photos; log p of scale 2 as region 1 moves" in head
-    assert [row.split()[:3:2] for row in rows] == [[c, s] for c in ("tx", "ty", "tl") for s in ("0.02", "0.10")]
+    assert [row.split()[:3:2] for row in rows] == [
+        [c, s] for c in ("tx", "ty", "tl") for s in ("0.02", "0.10")
+    ]
     assert all(row.split()[-1] == "1.00" for row in rows[1::2])  # the largest step goes with itself
 
 
