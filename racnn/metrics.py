@@ -283,7 +283,7 @@ def format_report(report: Mapping[str, Any]) -> str:
             [
                 name,
                 _number(values["iou"]),
-                _number(values["iou_centred"]),
+                _number(values.get("iou_centred")),
                 *(_percent(values.get(k)) for k in keys),
             ]
             for name, values in found.items()

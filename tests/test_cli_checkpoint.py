@@ -134,7 +134,7 @@ def test_inspect_tells_where_a_run_was_stopped(short, racnn, tmp_path, monkeypat
     with pytest.raises(KeyError):
         trainer.fit(short(tmp_path, schedule=[phase]), device=torch.device("cpu"))
     assert (
-        "step          2, in phase 01-classification_1, 1 of 3 epochs done, and 1 batches of the next\n"
+        "step          2, in phase 01-classification_1, 1 of 3 epochs done, and 1 batches of the next, which is not yet measured\n"
         in racnn("inspect", tmp_path / "last.pt").out
     )
 

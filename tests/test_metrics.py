@@ -326,6 +326,12 @@ class TestReport:
             "tx_mean", "tx_std", "ty_mean", "ty_std", "tl_mean", "tl_std", "at_bound",
         ]  # fmt: skip
 
+    def test_of_an_older_run_is_shown(self) -> None:
+        report = _report()
+        for measures in report["localisation"].values():
+            del measures["iou_centred"], measures["coverage_centred"]
+        assert "region_2" in metrics.format_report(report)
+
     def test_survives_strict_json(self) -> None:
         report = _report()
         assert json.loads(json.dumps(report, allow_nan=False)) == report

@@ -46,9 +46,11 @@ def draw_slopes(path: Path) -> Any:
     rows: dict[str, list[list[float]]] = defaultdict(list)
     for line in path.read_text(encoding="utf-8").splitlines():
         words = line.replace("(", " ").replace(")", " ").split()
-        if words and words[0] in COLORS and len(words) == 8:
+        if words and words[0] in COLORS and len(words) in (7, 8):  # older files do not count the photos
             # step, rms, with derivative, its rms, same, with largest
-            rows[words[0]].append([float(word) for word in words[2:]])
+            rows[words[0]].append([float(word) for word in words[-6:]])
+    if not rows:
+        raise DataError(f"{path}: holds no row that tools/slopes.py prints")
     figure = Figure(figsize=(8, 3))
     axes = figure.subplots(1, 2, sharey=True)
     for name, values in rows.items():

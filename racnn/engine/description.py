@@ -60,7 +60,7 @@ def _position(stored: Stored) -> str | None:
     phase = upcoming(stored.config, progress.outcomes)
     if phase is None:
         return "end of the schedule"
-    more = f", and {progress.batch} batches of the next" if progress.batch else ""
+    more = f", and {progress.batch} batches of the next, which is not yet measured" if progress.batch else ""
     return f"in phase {phase.name}, {progress.epoch} of {phase.config.epochs} epochs done{more}"
 
 

@@ -36,7 +36,8 @@ class World:
     Attributes:
         rank: Of this process, from 0.
         size: How many there are.
-        launch: A name that torchrun's processes keep when it starts them again; None without torchrun.
+        launch: A name that torchrun's processes keep when it starts them again, unless its store was lost; None without
+            torchrun.
     """
 
     rank: int = 0
@@ -91,6 +92,11 @@ class World:
         dist.all_gather_object(every, rows)
         return [part[i] for i in range(len(every[0])) for part in every if i < len(part)]
 
+    def restarted(self) -> bool:
+        """Return whether torchrun has started any of these processes again."""
+        mine = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        return any(self.interleave([mine]))
+
     def same_buffers(self, module: nn.Module) -> None:
         """Give every rank the buffers of rank 0: the statistics of batch norm."""
         if self.size > 1:
@@ -117,7 +123,9 @@ def join(device: torch.device) -> World:
     store, rank, size = next(iter(dist.rendezvous("env://", timeout=PATIENCE)))
     # torchrun keeps its store when it starts processes again: this name is still in it, and so are the addresses of those
     # that died
-    launch = store.compare_set("launch", "", uuid.uuid4().hex).decode()
+    launch = None
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        launch = store.compare_set("launch", "", uuid.uuid4().hex).decode()
     if size > 1 and not dist.is_initialized():
         fresh = dist.PrefixStore(agree(store, rank, size), store)
         cuda = device.type == "cuda"

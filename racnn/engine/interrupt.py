@@ -15,7 +15,7 @@ SAME = 1.0  # seconds
 
 
 class Stop(BaseException):
-    """Raised at a step boundary after a signal; everything is saved by then."""
+    """Raised after a signal where everything that is needed to go on is saved."""
 
 
 class Interrupt:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -131,8 +130,8 @@ def _joined_step(step: Step, device: torch.device, world: World) -> nn.Module:
     if device.type == "cuda":
         return DistributedDataParallel(step, [device.index], gradient_as_bucket_view=True)
     # DDP sorts its buckets anew after the first step, and with them the order in which three or more processes add up: a
-    # run that goes on in the middle of an epoch would get other bits. It does not where it looks for unused parameters.
-    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+    # run that goes on in the middle of an epoch would get other bits. It does not where it looks for unused parameters;
+    # torch warns once that this takes time.
     return DistributedDataParallel(step, gradient_as_bucket_view=True, find_unused_parameters=True)
 
 

@@ -15,7 +15,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ from racnn.engine.schedule import better, learning_rate, phase_items
 from racnn.engine.steps import build_optimizer, train_only
 from racnn.engine.stored import Content, open_checkpoint
 from racnn.engine.validation import Validation, flat, summary
-from racnn.errors import CheckpointError, TrainingError
+from racnn.errors import CheckpointError, ConfigError, TrainingError
 from racnn.losses import balanced_weights
 from racnn.models import build_model
 
@@ -80,6 +80,7 @@ def fit(
     with run.interrupt, determinism(config.run.deterministic, device):
         try:
             run.train()
+            report = run.best_report()
         except Stop:
             number = run.interrupt.signal or signal.SIGTERM
             run.recorder.say(
@@ -88,7 +89,6 @@ def fit(
             raise SystemExit(128 + number) from None
         finally:
             run.leave_folder()
-    report = run.best_report()
     leave()
     return run.folder / "best.pt", report
 
@@ -115,8 +115,13 @@ class Run:
         self._micro_batch = config.run.micro_batch  # smaller where the GPU turns out to be
         self._lock: FolderLock | None = None  # of the first process
         self._entered = False
+        restarted = world.restarted()
         try:
-            self._build(world.from_first(lambda: self._open_folder(resume=resume, overwrite=overwrite)))
+            self._build(
+                world.from_first(
+                    lambda: self._open_folder(resume=resume, overwrite=overwrite, restarted=restarted)
+                )
+            )
         except BaseException:
             self.leave_folder()
             raise
@@ -139,6 +144,7 @@ class Run:
         )
         self._optimizer_state: dict[str, Any] | None = None
         if content:
+            world.first_before_others(lambda: refuse_other_photos(content, self.data))
             self._take_up(content)
         prepare(self.model, config, device)
         self.validation = Validation(
@@ -146,7 +152,8 @@ class Run:
         )
         taught = [phase for phase in config.phases() if phase.kind == "apn_init"]
         every = range(1, config.model.num_scales)
-        self.model.check_enlargements((s, phase.enlarge) for phase in taught for s in phase.scales or every)
+        enlargements = [(s, phase.enlarge) for phase in taught for s in phase.scales or every]
+        world.first_before_others(lambda: self.model.check_enlargements(enlargements))
         balanced = config.data.balance == "weights"
         self.class_weights = balanced_weights(self.data.class_counts()).to(device) if balanced else None
         # before an earlier run is deleted: a photo may be damaged, a disk full
@@ -156,7 +163,7 @@ class Run:
         world.from_first(lambda: self._enter_folder(new=content is None))
         self._say_what_begins()
 
-    def _open_folder(self, *, resume: bool, overwrite: bool) -> Content | None:
+    def _open_folder(self, *, resume: bool, overwrite: bool, restarted: bool) -> Content | None:
         """Return what the run goes on from, or None where it is a new one."""
         if self.folder.exists() or not resume:
             self._lock = FolderLock(self.folder)
@@ -164,6 +171,11 @@ class Run:
             # torchrun has started the processes again that it had started for this run
             resume = (self.folder / "last.pt").exists()
             overwrite = not resume
+        elif restarted and overwrite and (self.folder / "last.pt").exists():
+            raise ConfigError(
+                f"--overwrite: torchrun has started these processes again and lost its store, so that the run in {self.folder} "
+                "may be their own; go on with --resume, or start anew"
+            )
         stored = open_folder(self.folder, self.config, resume=resume, overwrite=overwrite)
         return stored.content if stored else None
 
@@ -184,7 +196,6 @@ class Run:
 
     def _take_up(self, content: Content) -> None:
         """Go on from a checkpoint that :func:`racnn.engine.folder.open_folder` found to be in order."""
-        refuse_other_photos(content, self.data)
         self.model.load_state_dict(content.model)
         assert content.progress is not None
         self.progress = content.progress
@@ -296,9 +307,10 @@ class Run:
                 stop_here()
 
         def stop_here() -> None:
-            if self._stopped() and not (self.folder / "last.pt").exists():
-                self._save_last(None)
-            self._stop_if_told()
+            if self._stopped():
+                if not (self.folder / "last.pt").exists():
+                    self._save_last(None)
+                self._stop()
 
         for split in (phase.config.photos, "val"):
             photos = self.data.splits[split]
@@ -378,8 +390,11 @@ class Run:
     def _stop_if_told(self) -> None:
         """Leave here, where everything is saved, if this process or another one was told to stop."""
         if self._stopped():
-            self.world.wait()  # or torchrun would end the first process while it writes
-            raise Stop
+            self._stop()
+
+    def _stop(self) -> NoReturn:
+        self.world.wait()  # or torchrun would end the first process while it writes
+        raise Stop
 
     def _leave_validation(self) -> None:
         """Leave in the middle of a validation, which a run that is taken up from its last checkpoint repeats."""

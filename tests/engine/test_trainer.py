@@ -388,7 +388,8 @@ def test_a_run_with_held_out_photos_goes_on_exactly(tiny, tmp_path, monkeypatch)
 def test_held_out_photos_count_as_photos_of_the_run(tiny, tmp_path):
     data = build_data(tiny(tmp_path, schedule=HELD_OUT, data__held_out_fraction=0.3).data, seed=0)
     names = data.training_names()
-    refuse_other_photos(SimpleNamespace(train_names=names, provenance=[]), data)
+    begun = SimpleNamespace(train_names=names, provenance=[], val_names=data.val_names)
+    refuse_other_photos(begun, data)
     lost = data.splits["held_out"].records[0].name
     with pytest.raises(DataError, match=f"1 training photos were added or removed.*{lost}"):
         refuse_other_photos(SimpleNamespace(train_names=[n for n in names if n != lost], provenance=[]), data)
@@ -398,14 +399,21 @@ def test_photos_in_another_order_or_of_other_classes_are_refused(tiny, tmp_path)
     data = build_data(tiny(tmp_path).data, seed=0)
     names = data.training_names()
     begun = [{"photos": fingerprint(data)}]
-    refuse_other_photos(SimpleNamespace(train_names=names, provenance=begun), data)
+
+    def content(names=names, provenance=begun, val_names=data.val_names):
+        return SimpleNamespace(train_names=names, provenance=provenance, val_names=val_names)
+
+    refuse_other_photos(content(), data)
+    refuse_other_photos(content(provenance=[{"photos": 7}]), data)  # it says nothing that can be compared
     with pytest.raises(DataError, match="another order"):
-        refuse_other_photos(SimpleNamespace(train_names=names[::-1], provenance=begun), data)
+        refuse_other_photos(content(names=names[::-1]), data)
     for split, refused in (("train", True), ("val", True), ("test", False)):
         changed = [{"photos": begun[0]["photos"] | {split: {"num": 8, "sha256": "of other classes"}}}]
-        content = SimpleNamespace(train_names=names, provenance=changed)
         with pytest.raises(DataError, match=f"'{split}' have other classes") if refused else nullcontext():
-            refuse_other_photos(content, data)
+            refuse_other_photos(content(provenance=changed), data)
+    # one that cannot be read any more is left out, where the configuration says so
+    fewer = [{"photos": begun[0]["photos"] | {"val": {"num": 9, "sha256": "with it"}}}]
+    refuse_other_photos(content(provenance=fewer, val_names=[*data.val_names, "lost"]), data)
 
 
 def test_fusion_starts_from_what_the_validation_photos_say(finished, tmp_path, monkeypatch):
@@ -825,6 +833,16 @@ class TestStartedAgainByTorchrun:
         launched("b", short(tmp_path / "run", run__seed=5), overwrite=True)
         assert digest(load_checkpoint(tmp_path / "run" / "last.pt")["model"]) != before
 
+    def test_it_replaces_nothing_where_torchrun_forgot_whose_the_run_is(
+        self, launched, short, tmp_path, monkeypatch
+    ):
+        launched("a", short(tmp_path / "run"), overwrite=True)
+        before = without_config(tmp_path / "run" / "last.pt")
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+        with pytest.raises(ConfigError, match=r"--overwrite.*go on with --resume"):
+            launched("b", short(tmp_path / "run"), overwrite=True)
+        assert without_config(tmp_path / "run" / "last.pt") == before
+
 
 class TestSignalInAValidation:
     """The steps are saved before it; what has been measured is measured again."""
@@ -834,15 +852,18 @@ class TestSignalInAValidation:
         """Be told to stop while the photos of the n-th validation are looked at."""
 
         def at(number):
-            plain, seen = trainer.Validation.predict, []
+            plain, seen, ended = trainer.Validation.predict, [], []
 
             def watched(self, *args, **rest):
                 seen.append(None)
                 if len(seen) == number:
                     terminate()
-                return plain(self, *args, **rest)
+                answers = plain(self, *args, **rest)
+                ended.append(None)
+                return answers
 
             monkeypatch.setattr(trainer.Validation, "predict", watched)
+            return ended
 
         return at
 
@@ -851,10 +872,11 @@ class TestSignalInAValidation:
         self, tiny, finished, told, tmp_path, monkeypatch, number
     ):
         config = tiny(tmp_path / "run", run__num_preview=0)
-        told(number)
+        ended = told(number)
         with pytest.raises(SystemExit) as caught:
             fit(config, device=CPU)
         assert caught.value.code == 143
+        assert len(ended) == number - 1
         monkeypatch.undo()
         assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] > 0
         fit(config, device=CPU, resume=True)
