@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
-import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 
 from racnn.config import Config, dump_config
 from racnn.data import Data
 from racnn.engine.checkpoint import is_whole
+from racnn.engine.distributed import World
 from racnn.engine.files import sweep, write_text
+from racnn.engine.lock import FolderLock
 from racnn.engine.provenance import fingerprint
 from racnn.engine.resume import check_resumable
 from racnn.engine.stored import Content, Stored, open_checkpoint
 from racnn.errors import CheckpointError, ConfigError, DamagedError, DataError
-
-if sys.platform != "win32":
-    import fcntl
 
 RUN_FILES = (
     "last.pt",
@@ -35,7 +31,6 @@ RUN_FILES = (
     "metrics.jsonl",
     "tensorboard",
 )
-LOCK = ".lock"
 DUMP = "nonfinite.json"  # of the batch at which a run had to stop; it lasts until the folder's next run
 MOST_NAMED = 20  # keys in one message
 # What a resumed run may have otherwise: none of it changes the weights.
@@ -54,6 +49,58 @@ FREE_KEYS = (
     "run.activation_checkpointing",
     "run.compile",
 )
+
+
+class RunFolder:
+    """The folder of a run in the hands of its first process, from the question whether it may be used to leaving it.
+
+    Args:
+        path: Of the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: FolderLock | None = None
+        self._entered = False
+
+    def open(
+        self, config: Config, world: World, *, resume: bool, overwrite: bool, restarted: bool
+    ) -> Stored | None:
+        """Lock the folder and return what the run goes on from, or None where it is a new one, see :func:`open_folder`.
+
+        A process that torchrun has started again goes on with the run of its own launch, whatever was asked when it began.
+
+        Args:
+            config: Of the run.
+            world: The processes that train.
+            resume: A run in the folder is to be gone on with.
+            overwrite: A run in the folder is to be replaced.
+            restarted: torchrun has started a process again.
+        """
+        if self.path.exists() or not resume:
+            self._lock = FolderLock(self.path)
+        last_is_there = (self.path / "last.pt").exists()
+        if world.launch is not None and world.launch == launch_of(self.path):
+            resume, overwrite = last_is_there, not last_is_there
+        elif restarted and overwrite and last_is_there:
+            raise ConfigError(
+                f"--overwrite: torchrun has started these processes again and lost its store, so that the run in {self.path} "
+                "may be their own; go on with --resume, or start anew"
+            )
+        return open_folder(self.path, config, resume=resume, overwrite=overwrite)
+
+    def enter(self, config: Config, starts: Sequence[dict[str, Any]], *, new: bool) -> str:
+        """Make the folder ready and return the text of its ``config.yaml``, see :func:`enter_folder`."""
+        self._entered = True
+        return enter_folder(self.path, config, starts, new=new)
+
+    def leave(self, step: int) -> None:
+        """Let others in. A start that failed, before the first step and checkpoint, leaves nothing in their way."""
+        if self._lock is None:
+            return
+        if self._entered and not step and not (self.path / "last.pt").exists():
+            clear_folder(self.path)
+        self._lock.release()
 
 
 def open_folder(folder: Path, config: Config, *, resume: bool, overwrite: bool) -> Stored | None:
@@ -144,53 +191,6 @@ def launch_of(folder: Path) -> str | None:
     except (OSError, ValueError, LookupError, TypeError):  # none, or not written by a run
         return None
     return name if isinstance(name, str) else None
-
-
-class FolderLock:
-    """Keeps other processes out of a run's folder until it is released, or this process ends, however it ends.
-
-    It is a record lock, which the loader's workers do not inherit: they may outlive a process that was killed. Where the file
-    system knows no locks, and on Windows, it keeps nobody out.
-
-    Args:
-        folder: Is made if it is not there.
-
-    Raises:
-        ConfigError: Another process holds it.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.made_folder = not folder.exists()
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / LOCK
-        self.file = self._locked()
-        while not os.fstat(
-            self.file.fileno()
-        ).st_nlink:  # released, and with that deleted, since it was opened
-            self.file.close()
-            self.file = self._locked()
-
-    def _locked(self) -> IO[str]:
-        file = self.path.open("a")
-        if sys.platform != "win32":
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                file.close()
-                raise ConfigError(
-                    f"{self.path.parent}: another process is training there; wait until it ends, or choose another --out"
-                ) from None
-            except OSError:
-                pass
-        return file
-
-    def release(self) -> None:
-        """Let others in. A folder that was made for this and is empty goes."""
-        self.path.unlink(missing_ok=True)
-        if self.made_folder:
-            with suppress(OSError):  # it is not empty
-                self.path.parent.rmdir()
-        self.file.close()
 
 
 def clear_folder(folder: Path) -> None:

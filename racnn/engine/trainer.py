@@ -24,15 +24,7 @@ from racnn.config import Config, dump_config
 from racnn.data import build_data, mix_seed, train_loader
 from racnn.engine.checkpoint import is_whole, save_checkpoint
 from racnn.engine.distributed import ALONE, World, join, leave, own_device
-from racnn.engine.folder import (
-    DUMP,
-    FolderLock,
-    clear_folder,
-    enter_folder,
-    launch_of,
-    open_folder,
-    refuse_other_photos,
-)
+from racnn.engine.folder import DUMP, RunFolder, refuse_other_photos
 from racnn.engine.interrupt import Interrupt, Stop
 from racnn.engine.lessons import read_boxes
 from racnn.engine.loop import NonFiniteError, predict, train_one_epoch
@@ -48,7 +40,7 @@ from racnn.engine.schedule import better, learning_rate, phase_items
 from racnn.engine.steps import build_optimizer, train_only
 from racnn.engine.stored import Content, open_checkpoint
 from racnn.engine.validation import Validation, flat, summary
-from racnn.errors import CheckpointError, ConfigError, TrainingError
+from racnn.errors import CheckpointError, TrainingError
 from racnn.losses import balanced_weights
 from racnn.models import build_model
 
@@ -113,15 +105,15 @@ class Run:
         self.progress = Progress()
         self.recorder = cast(Recorder, Silence())
         self._micro_batch = config.run.micro_batch  # smaller where the GPU turns out to be
-        self._lock: FolderLock | None = None  # of the first process
-        self._entered = False
+        self._place = RunFolder(self.folder)
         restarted = world.restarted()
+
+        def open_place() -> Content | None:
+            stored = self._place.open(config, world, resume=resume, overwrite=overwrite, restarted=restarted)
+            return stored.content if stored else None
+
         try:
-            self._build(
-                world.from_first(
-                    lambda: self._open_folder(resume=resume, overwrite=overwrite, restarted=restarted)
-                )
-            )
+            self._build(world.from_first(open_place))
         except BaseException:
             self.leave_folder()
             raise
@@ -163,36 +155,16 @@ class Run:
         world.from_first(lambda: self._enter_folder(new=content is None))
         self._say_what_begins()
 
-    def _open_folder(self, *, resume: bool, overwrite: bool, restarted: bool) -> Content | None:
-        """Return what the run goes on from, or None where it is a new one."""
-        if self.folder.exists() or not resume:
-            self._lock = FolderLock(self.folder)
-        if self.world.launch is not None and self.world.launch == launch_of(self.folder):
-            # torchrun has started the processes again that it had started for this run
-            resume = (self.folder / "last.pt").exists()
-            overwrite = not resume
-        elif restarted and overwrite and (self.folder / "last.pt").exists():
-            raise ConfigError(
-                f"--overwrite: torchrun has started these processes again and lost its store, so that the run in {self.folder} "
-                "may be their own; go on with --resume, or start anew"
-            )
-        stored = open_folder(self.folder, self.config, resume=resume, overwrite=overwrite)
-        return stored.content if stored else None
-
     def _enter_folder(self, *, new: bool) -> None:
         """Make the run's folder what this run begins with, and begin to record in it."""
-        self._entered = True
-        resolved = enter_folder(self.folder, self.config, self._starts, new=new)
+        resolved = self._place.enter(self.config, self._starts, new=new)
         self.recorder = Recorder(self.folder, step=self.progress.step, length=self.progress.log_length)
         self.recorder.text("config", f"```yaml\n{resolved}\n```")
 
     def leave_folder(self) -> None:
-        """Let other processes use the folder; a start that failed leaves nothing in their way."""
+        """Stop recording, and let other processes use the folder."""
         self.recorder.close()
-        if self._lock is not None:
-            if self._entered and not self.progress.step and not (self.folder / "last.pt").exists():
-                clear_folder(self.folder)
-            self._lock.release()
+        self._place.leave(self.progress.step)
 
     def _take_up(self, content: Content) -> None:
         """Go on from a checkpoint that :func:`racnn.engine.folder.open_folder` found to be in order."""

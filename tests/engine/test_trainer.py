@@ -895,7 +895,7 @@ class TestSignalInAValidation:
 
 class TestTwoProcessesInOneFolder:
     HOLD = (
-        "import sys, pathlib; from racnn.engine.folder import FolderLock\n"
+        "import sys, pathlib; from racnn.engine.lock import FolderLock\n"
         "lock = FolderLock(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
     )
 
