@@ -140,7 +140,8 @@ def refuse_other_photos(content: Content, data: Data) -> None:
     if changed:
         raise DataError(
             f"--resume: {len(changed)} training photos were added or removed since the run began, for example "
-            f"'{min(changed)}'; restore them, or begin a new run"
+            f"'{min(changed)}' (where a data set brings no split, another photo changes how all are split); "
+            "restore them, or begin a new run"
         )
     if data.training_names() != list(content.train_names):
         raise DataError(
