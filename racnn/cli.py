@@ -194,13 +194,17 @@ def visualize(
     checkpoint: Checkpoint,
     photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.")],
     out: Annotated[Path, typer.Option(help="Folder for the pictures and regions.json.")] = Path("visualize"),
-    limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many photos.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Draw so many photos, taken evenly from all of them.")
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Show where a network looked: one picture a photo, and regions.json with the boxes in the photo's pixels."""
     from racnn.data.photos import find_photos, read_photo
 
-    paths = find_photos(photos)[:limit]
+    paths = find_photos(photos)
+    if limit is not None and limit < len(paths):  # the first ones would all be of the same class
+        paths = [paths[i * len(paths) // limit] for i in range(limit)]
     damaged: list[str] = []
 
     def readable() -> Iterable[tuple[Path, np.ndarray]]:

@@ -342,9 +342,13 @@ def test_photos_of_the_same_name_do_not_overwrite_each_other(best, racnn, photos
     assert rows[0]["boxes_xyxy"] != rows[1]["boxes_xyxy"]
 
 
-def test_a_limit_stops_early(best, racnn, photos, tmp_path):
-    assert racnn("visualize", best, photos, "--limit", 2, "--out", tmp_path / "out").code == 0
-    assert len(json.loads((tmp_path / "out" / "regions.json").read_text())) == 2
+@pytest.mark.parametrize(("limit", "drawn"), [(2, [0, 2]), (3, [0, 1, 3]), (5, range(5)), (99, range(5))])
+def test_a_limit_takes_photos_from_everywhere(best, racnn, photos, limit, drawn, tmp_path):
+    every = find_photos([photos])
+    assert len(every) == 5
+    assert racnn("visualize", best, photos, "--limit", limit, "--out", tmp_path / "out").code == 0
+    rows = json.loads((tmp_path / "out" / "regions.json").read_text())
+    assert [row["photo"] for row in rows] == [str(every[i]) for i in drawn]
 
 
 # --- predict ------------------------------------------------------------------------------------------------------------
