@@ -221,11 +221,6 @@ def test_an_unknown_key_is_named_with_its_path_and_its_nearest_neighbour(values,
     ("values", "path", "shown"),
     [
         ({"data": {"num_workers": "two"}}, "data.num_workers", "'two'"),
-        (
-            {"data": {"augment": {"min_crop": 0.9}}},
-            "data.augment",
-            "min_crop (0.9) is larger than crop (0.875)",
-        ),
         ({"data": {"augment": {"flip": "perhaps"}}}, "data.augment.flip", "'perhaps'"),
         ({"run": 5}, "run", "5"),
         ({"model": {"view_sizes": 32}}, "model.view_sizes", "32"),

@@ -73,17 +73,8 @@ class AugmentConfig(_Section):
     """Random changes of the training photos; the boxes and part points follow."""
 
     crop: Side = Field(0.875, description="share of the photo's side that the random crop keeps; 1: no crop")
-    min_crop: Side | None = Field(
-        None, description="draw that share evenly from here to crop for each photo; none: always crop"
-    )
     flip: bool = True
     color: Fraction = Field(0.2, description="strength of brightness, contrast and saturation jitter")
-
-    @model_validator(mode="after")
-    def _smallest_first(self) -> AugmentConfig:
-        if self.min_crop is not None and self.min_crop > self.crop:
-            raise ValueError(f"min_crop ({self.min_crop}) is larger than crop ({self.crop})")
-        return self
 
 
 class SyntheticConfig(_Section):

@@ -66,7 +66,7 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
         self.cache: PhotoCache | None = None
         self.lessons: np.ndarray | None = None
         self.num_noise = 0
-        whole = config.augment.model_copy(update={"crop": 1.0, "min_crop": None})
+        whole = config.augment.model_copy(update={"crop": 1.0})
         self.plain_transform = SourceTransform(config.source_size, config.resize)
         self.whole_transform = SourceTransform(config.source_size, config.resize, whole if augment else None)
         self.transform = SourceTransform(

@@ -6,8 +6,7 @@ Convention:
     Boxes and points follow the pixels exactly and are never clipped: what is cut off lies outside [-1, 1].
 
     Three things in albumentations 2.0.8 would break this, and are dealt with here:
-    - A flip takes keypoints for pixel centres (x becomes w - 1 - x), so ours are moved by half a pixel for it; a crop that
-      is resized multiplies them, which is right for the corners that ours are.
+    - Keypoints are pixel centres (a flip maps x to w - 1 - x), so ours are moved by half a pixel on the way in and out.
     - Resizing scales keypoints by the wanted ratio, not by that of the rounded sizes, so the photo is resized first.
     - `Compose.set_random_seed` gives every transform the same seed, which ties the crop's row to the flip and to
       the brightness (measured correlations: -0.86 and 1.00), so each transform gets a seed of its own.
@@ -34,7 +33,7 @@ class SourceTransform:
 
     Without augmentation ``squash`` resizes both sides to the source's, and ``crop`` resizes the short side and
     cuts out the middle. With it the photo is resized to ``source_size / augment.crop`` instead and a random square
-    is cut out, with ``augment.min_crop`` a smaller one that is enlarged, which may be flipped left to right and changed in brightness, contrast and saturation.
+    is cut out, which may be flipped left to right and changed in brightness, contrast and saturation.
 
     Args:
         source_size: Side S of the source in pixels.
@@ -51,7 +50,7 @@ class SourceTransform:
         self.source_size = source_size
         self.resize = resize
         self.resize_to = source_size if augment is None else round(source_size / augment.crop)
-        self.random_changes = None if augment is None else _RandomChanges(source_size, augment)
+        self.random_changes = None if augment is None else _random_changes(source_size, augment)
 
     def __call__(
         self,
@@ -104,7 +103,7 @@ class SourceTransform:
         if self.random_changes is None:
             image, points = _centre_crop(image, points, self.source_size)
         else:
-            image, points = self.random_changes(image, points, seed)
+            image, points = _apply(self.random_changes, image, points, seed)
 
         points = points / self.source_size * 2 - 1
         box_in_frame = np.concatenate([points[:4].min(0), points[:4].max(0)])
@@ -144,43 +143,29 @@ def channels_first(image: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
-class _RandomChanges:
-    """The random changes of a training photo that already has its size before the crop."""
+def _random_changes(size: int, augment: AugmentConfig) -> Any:
+    """Build the random changes of training photos that already have their size before the crop."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or importing it calls home
+    import albumentations as A  # here, because it takes seconds
 
-    def __init__(self, source_size: int, augment: AugmentConfig) -> None:
-        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or importing it calls home
-        import albumentations as A  # here, because it takes seconds
-
-        points = A.KeypointParams(format="xy", remove_invisible=False)
-        if augment.min_crop is None:
-            crop = A.RandomCrop(source_size, source_size)
-        else:
-            smallest = round(source_size * augment.min_crop / augment.crop)
-            crop = A.RandomSizedCrop((smallest, source_size), (source_size, source_size))
+    changes: list[Any] = [A.RandomCrop(size, size)]
+    if augment.flip:
+        changes.append(A.HorizontalFlip(p=0.5))
+    if augment.color > 0:
         reach = (1 - augment.color, 1 + augment.color)
-        color = A.ColorJitter(brightness=reach, contrast=reach, saturation=reach, hue=(0.0, 0.0), p=1.0)
-        self.crop = A.Compose([crop], keypoint_params=points)
-        self.flip = A.Compose([A.HorizontalFlip(p=0.5)], keypoint_params=points) if augment.flip else None
-        self.color = A.Compose([color]) if augment.color > 0 else None
-
-    def __call__(self, image: np.ndarray, points: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Change a photo and its points as the seed says."""
-        changes = [change for change in (self.crop, self.flip, self.color) if change is not None]
-        seeds = np.random.SeedSequence(seed).generate_state(len(changes), np.uint64)
-        for change, own_seed in zip(changes, seeds, strict=True):
-            change.transforms[0].set_random_seed(int(own_seed))
-        image, points = _with_points(self.crop, image, points)
-        if self.flip is not None:
-            image, points = _with_points(self.flip, image, points - 0.5)
-            points = points + 0.5
-        if self.color is not None:
-            image = self.color(image=image)["image"]
-        return image, points
+        changes.append(
+            A.ColorJitter(brightness=reach, contrast=reach, saturation=reach, hue=(0.0, 0.0), p=1.0)
+        )
+    return A.Compose(changes, keypoint_params=A.KeypointParams(format="xy", remove_invisible=False))
 
 
-def _with_points(change: Any, image: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    changed = change(image=image, keypoints=points)
-    return changed["image"], np.asarray(changed["keypoints"], np.float64)
+def _apply(changes: Any, image: np.ndarray, points: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Change a photo and its points as the seed says."""
+    seeds = np.random.SeedSequence(seed).generate_state(len(changes.transforms), np.uint64)
+    for transform, own_seed in zip(changes.transforms, seeds, strict=True):
+        transform.set_random_seed(int(own_seed))
+    changed = changes(image=image, keypoints=points - 0.5)
+    return changed["image"], np.asarray(changed["keypoints"], np.float64) + 0.5
 
 
 def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:

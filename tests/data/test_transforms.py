@@ -11,7 +11,6 @@ from racnn.data.transforms import SourceTransform
 SHAPES = [(375, 500), (500, 333), (90, 260), (224, 224)]
 SEEDS = range(25)
 GEOMETRY = AugmentConfig(color=0.0)
-SIZES = AugmentConfig(crop=0.95, min_crop=0.8, color=0.0)
 
 
 def noise(height, width, seed=0):
@@ -22,7 +21,7 @@ def to_pixels(in_frame, size):
     return (np.asarray(in_frame, np.float64) + 1) / 2 * size
 
 
-@pytest.mark.parametrize("augment", [None, GEOMETRY, SIZES], ids=["eval", "train", "sizes"])
+@pytest.mark.parametrize("augment", [None, GEOMETRY], ids=["eval", "train"])
 @pytest.mark.parametrize("resize", ["squash", "crop"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_box_and_point_follow_a_drawn_marker(shape, resize, augment):
@@ -34,7 +33,7 @@ def test_box_and_point_follow_a_drawn_marker(shape, resize, augment):
     centre = ((x_low + x_high) / 2, (y_low + y_high) / 2, 1)
     transform = SourceTransform(224, resize, augment)
     seen = 0
-    for seed in range(100):
+    for seed in SEEDS:
         source, box, parts = transform(photo, (x_low, y_low, x_high, y_high), [centre], seed)
         expected = to_pixels(box, 224)
         if expected.min() < 1 or expected.max() > 223:
@@ -81,18 +80,6 @@ def test_random_crop_is_the_slice_its_box_says_and_reaches_every_offset():
         lefts.add(left)
     assert tops == set(range(7))
     assert lefts == set(range(19))
-
-
-def test_random_crops_have_every_size_of_their_range():
-    transform = SourceTransform(20, "squash", AugmentConfig(crop=1.0, min_crop=0.5, flip=False, color=0.0))
-    shown = set()
-    for seed in range(300):
-        source, box, _ = transform(noise(40, 40), (0, 0, 40, 40), [], seed)
-        assert source.shape == (20, 20, 3)
-        assert box[:2].max() <= -1 + 1e-6  # a crop never leaves the photo
-        assert box[2:].min() >= 1 - 1e-6
-        shown.add(round(20 * 2 / (box[2] - box[0])))
-    assert shown == set(range(10, 21))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
