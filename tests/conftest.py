@@ -114,9 +114,9 @@ def finished(tiny: Callable[..., Config], tmp_path_factory: pytest.TempPathFacto
     plain = trainer.train_one_epoch
 
     def traced(model: Any, batches: Any, *, after_step: Any, **rest: Any) -> None:
-        def after(losses: dict[str, float]) -> None:
+        def after(readings: Any) -> None:
             run.digests[len(run.digests) + 1] = digest(model.state_dict())
-            after_step(losses)
+            after_step(readings)
 
         plain(model, batches, after_step=after, **rest)
 

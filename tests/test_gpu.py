@@ -1,15 +1,22 @@
 """What only a CUDA device can show. Skipped where there is none."""
 
+import math
+
 import pytest
 import torch
 
-from racnn.config import load_config
+from racnn.config import PhaseConfig, load_config
 from racnn.engine.checkpoint import load_checkpoint, save_checkpoint
+from racnn.engine.loop import NonFiniteError, train_one_epoch
+from racnn.engine.phases import Phase
+from racnn.engine.precision import prepare
+from racnn.engine.steps import build_optimizer, train_only
 from racnn.engine.trainer import fit
 from racnn.models import RACNN
 from racnn.ops.response import largest_component
 from racnn.ops.zoom import zoom
 
+CUDA = torch.device("cuda", 0)
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
@@ -36,17 +43,81 @@ def test_zoom_and_its_gradients_equal_those_of_the_cpu(regions, antialias):
         torch.testing.assert_close(on_cuda, on_cpu, rtol=2e-3, atol=2e-3)
 
 
-def test_forward_does_not_wait_for_the_device(regions):
-    model = RACNN(num_classes=4, backbone="tiny", view_sizes=(64, 64, 64)).cuda().eval()
-    images = torch.rand(2, 3, 96, 96, device="cuda")
-    model(images)
+PHASES = [
+    ("classification", (1, 2, 3), {}),
+    ("apn_init", (1,), {}),
+    ("apn_init", (2,), {"target": "peak"}),
+    ("ranking", (1, 2), {"gradient": "exact"}),
+    ("ranking", (1, 2), {"gradient": "mask"}),
+    ("ranking", (1, 2), {"gradient": "energy"}),
+    ("ranking", (1, 2), {"gradient": "smoothed", "compare": "log_prob"}),
+    ("fusion", (), {}),
+]
+
+
+def batch(phase):
+    generator = torch.Generator().manual_seed(1)
+    num = 4
+    made = {
+        "image": torch.randint(0, 256, (num, 3, 96, 96), generator=generator, dtype=torch.uint8),
+        "label": torch.arange(num) % 3,
+        "index": torch.arange(num),
+        "share": torch.full((num,), 1.0 / num, dtype=torch.float64),
+        "lesson": torch.tensor([-0.6, -0.2, 0.3, 0.4]).repeat(num, 1),
+        "noise": torch.rand(num, phase.noise_per_photo(), generator=generator),
+    }
+    return {key: value.pin_memory() for key, value in made.items()}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(("kind", "scales", "changes"), PHASES)
+def test_training_never_waits_for_the_device(kind, scales, changes, optimizer):
+    phase = Phase(
+        0, PhaseConfig(kind=kind, scales=scales, optimizer=optimizer, lr=1e-3, epochs=1, **changes), scales
+    )
+    model = RACNN(num_classes=3, backbone="tiny", view_sizes=(64, 64, 64))
+    prepare(model, load_config(None, ["run.precision=bf16", "model.weights=null"]), CUDA)
+    train_only(model, phase)
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    rest = {"phase": phase, "optimizer": build_optimizer(model, phase), "device": CUDA}
+    rest |= {"class_weights": torch.ones(3, device=CUDA), "before_step": lambda: None}
+    train_one_epoch(model, [batch(phase)] * 2, after_step=lambda readings: readings.read(), **rest)
+    batches, read = [batch(phase)] * 3, []
     torch.cuda.set_sync_debug_mode("error")
     try:
-        output = model(images)
-        largest_component(output.features[0].sum(dim=1) > 0)
+        train_one_epoch(model, batches, after_step=lambda readings: read.extend(readings.read()), **rest)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert output.fused.shape == (2, 4)
+    assert [step.number for step in read] == [0, 1]
+    assert all(math.isfinite(value) for step in read for value in step.losses.values())
+    if kind != "ranking":  # whose hinge may be slack
+        assert not all(torch.equal(p, before[n]) for n, p in model.named_parameters() if n in before)
+
+
+def test_a_step_that_is_not_finite_changes_nothing():
+    phase = Phase(0, PhaseConfig(kind="classification", scales=(1,), lr=1e-3, epochs=1), (1,))
+    model = RACNN(num_classes=3, backbone="tiny", view_sizes=(64, 64)).to(CUDA)
+    train_only(model, phase)
+    good = batch(phase)
+    bad = good | {"share": torch.full((4,), float("inf"), dtype=torch.float64)}
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with pytest.raises(NonFiniteError) as caught:
+        train_one_epoch(
+            model,
+            [bad, good, good],
+            phase=phase,
+            optimizer=build_optimizer(model, phase),
+            device=CUDA,
+            before_step=lambda: None,
+            after_step=lambda readings: readings.read(),
+        )
+    assert caught.value.number == 0
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def test_the_largest_part_is_that_of_the_cpu():
+    mask = torch.rand(8, 28, 28, generator=torch.Generator().manual_seed(0)) > 0.4
+    assert torch.equal(largest_component(mask.to(CUDA)).cpu(), largest_component(mask))
 
 
 def test_a_short_run_in_bf16_ends(tmp_path):

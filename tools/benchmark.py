@@ -26,6 +26,7 @@ app = typer.Typer(help="Measure the parts against named baselines.", no_args_is_
 Json = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.")]
 Rounds = Annotated[int, typer.Option(min=3, help="Times that everything is measured in turn.")]
 Batch = Annotated[int, typer.Option(min=1, help="Photos at a time.")]
+StepBatch = Annotated[int | None, typer.Option(min=1, help="Photos at a time; default: 2, on CUDA 16.")]
 Side = Annotated[
     int, typer.Option(min=32, help="Of the photos and of the first view, in pixels; finer views have half.")
 ]
@@ -68,7 +69,7 @@ def zoom(
 @app.command()
 def step(
     backbone: Annotated[list[str] | None, typer.Option(help="Repeatable; vgg16 and vgg19.")] = None,
-    batch: Batch = 2,
+    batch: StepBatch = None,
     side: Side = 448,
     rounds: Rounds = 3,
     device: Device = "auto",
@@ -81,16 +82,18 @@ def step(
     from bench.step import measure
     from racnn.engine.precision import pick_device
 
+    where = pick_device(device)
+    batch = batch or (16 if where.type == "cuda" else 2)
     figures = []
     for name in backbone or ["vgg16", "vgg19"]:
-        figures += measure(backbone=name, batch=batch, side=side, rounds=rounds, device=pick_device(device))
+        figures += measure(backbone=name, batch=batch, side=side, rounds=rounds, device=where)
     show(figures, json_file)
 
 
 @app.command()
 def phases(
     backbone: Annotated[str, typer.Option(help="Any that model.backbone names.")] = "vgg16",
-    batch: Batch = 2,
+    batch: StepBatch = None,
     side: Side = 448,
     rounds: Rounds = 3,
     device: Device = "auto",
@@ -100,7 +103,9 @@ def phases(
     from bench.phases import measure
     from racnn.engine.precision import pick_device
 
-    figures = measure(backbone=backbone, batch=batch, side=side, rounds=rounds, device=pick_device(device))
+    where = pick_device(device)
+    batch = batch or (16 if where.type == "cuda" else 2)
+    figures = measure(backbone=backbone, batch=batch, side=side, rounds=rounds, device=where)
     show(figures, json_file)
 
 

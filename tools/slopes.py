@@ -108,11 +108,11 @@ def measure(
     slopes: list[list[Tensor]] = [[] for _ in steps]
     for batch in batches:  # type: ignore[attr-defined]
         images, labels = batch["image"].to(device), batch["label"].to(device)
-        output = model(images, scales=number)
+        source, output = model.normalise(images), model(images, scales=number)
         proposal = model.apns[number - 1](output.features[-1])
 
         def log_prob(region: Tensor) -> Tensor:
-            return sureness(model.logits_at(images, output, region, number=number), labels, "log_prob")  # noqa: B023
+            return sureness(model.logits_at(source, output, region, number=number), labels, "log_prob")  # noqa: B023
 
         place = proposal.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(log_prob(place).sum(), place)

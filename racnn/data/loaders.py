@@ -81,7 +81,7 @@ def _loader(dataset: PhotoDataset, batches: list[list[Key]], config: DataConfig)
         dataset,
         batch_sampler=batches,
         num_workers=config.num_workers,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=torch.cuda.is_initialized(),  # the network is there already
         worker_init_fn=start_worker,
         generator=torch.Generator(),  # or starting the workers would draw from the global generator
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -33,6 +33,10 @@ class PhotoBatch:
     sizes: list[tuple[int, int] | None]
     errors: dict[int, str]
     images: Tensor
+
+    def pin_memory(self) -> PhotoBatch:
+        """Return the batch where a GPU can fetch it, as the loader asks."""
+        return replace(self, images=self.images.pin_memory())
 
 
 class PhotoStream(IterableDataset[PhotoBatch]):
@@ -87,6 +91,10 @@ def photo_batches(
     transform = SourceTransform(config.source_size, config.resize)
     stream = PhotoStream(places, transform, batch_size)
     loader: DataLoader[PhotoBatch] = DataLoader(
-        stream, batch_size=None, num_workers=workers, worker_init_fn=start_worker
+        stream,
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_initialized(),
+        worker_init_fn=start_worker,
     )
     return loader, transform

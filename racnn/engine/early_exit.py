@@ -176,9 +176,10 @@ def look_until_sure(
         if early is not None:
             answer = pooled_answer(output.logits, early.pools[depth - 1])
             sure = answer.exp().amax(dim=1) >= early.threshold
-            if sure.any():
-                stopped.append((index[sure], answer[sure], [place[sure] for place in output.places]))
-                source, index, output = source[~sure], index[~sure], output.chosen(~sure)
+            done, left = sure.nonzero()[:, 0], (~sure).nonzero()[:, 0]
+            if len(done):
+                stopped.append((index[done], answer[done], [place[done] for place in output.places]))
+                source, index, output = source[left], index[left], output.chosen(left)
             if not len(index):
                 break
         model.look_closer(source, output)

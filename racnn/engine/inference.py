@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from racnn.engine.early_exit import (
     scale_costs,
 )
 from racnn.engine.loop import Predictions, predict, report
+from racnn.engine.parts import Parts
 from racnn.engine.precision import prepare
 from racnn.engine.published import write_published
 from racnn.engine.stored import open_checkpoint
@@ -226,6 +228,16 @@ def recognise(
     config = trained.config.data
     batches, transform = photo_batches(places, config, batch_size=batch_size, workers=workers)
     device = next(trained.model.parameters()).device
+    parts = Parts()
+
+    def answers(part: dict[str, Tensor]) -> list[tuple[list[int], Tensor, list[Tensor]]]:
+        images = part["image"].to(device, non_blocking=True)
+        stopped = look_until_sure(trained.model, images, early, scales=trained.scales, fused=trained.fused)
+        return [
+            (part["position"][index.cpu()].tolist(), answer.cpu(), [place.cpu() for place in places])
+            for index, answer, places in stopped
+        ]
+
     for batch in batches:
         rows: list[dict[str, Any]] = [{"photo": str(path)} for path in batch.paths]
         for position, error in batch.errors.items():
@@ -234,12 +246,10 @@ def recognise(
         if not readable:
             yield from rows
             continue
-        images = batch.images.to(device)
-        stopped = look_until_sure(trained.model, images, early, scales=trained.scales, fused=trained.fused)
-        for index, answer, composed in stopped:
+        given = {"image": batch.images, "position": torch.tensor(readable)}
+        for positions, answer, composed in itertools.chain(*parts.run(answers, given)):
             boxes = [to_boxes_xyxy(place, (config.source_size, config.source_size)) for place in composed[1:]]
-            for i, which in enumerate(index.tolist()):
-                position = readable[which]
+            for i, position in enumerate(positions):
                 size = batch.sizes[position]
                 assert size is not None
                 rows[position] |= {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,23 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
 
 
+@dataclass(frozen=True)
+class Taken:
+    """An optimizer step that was taken.
+
+    Attributes:
+        number: Of the step, counted from 0 in its epoch's loop.
+        losses: By name, and ``grad_norm``.
+        rates: The learning rate of each group of parameters.
+        stop: Whether one of the processes was told to stop.
+    """
+
+    number: int
+    losses: dict[str, float]
+    rates: list[float]
+    stop: bool
+
+
 def train_one_epoch(
     model: RACNN,
     batches: Iterable[Batch],
@@ -38,8 +56,9 @@ def train_one_epoch(
     micro_batch: int = 0,
     world: World = ALONE,
     say: Callable[[str], None] = print,
+    stop: Callable[[], bool] = lambda: False,
     before_step: Callable[[], None],
-    after_step: Callable[[dict[str, float]], None],
+    after_step: Callable[[Readings], None],
 ) -> int:
     """Take one optimizer step per batch.
 
@@ -56,8 +75,9 @@ def train_one_epoch(
         micro_batch: So many photos of a batch at a time; 0: all.
         world: The processes that share the batches.
         say: Told when a batch has to be taken in smaller parts.
+        stop: Whether this process was told to stop; asked at each step, the answer is passed on.
         before_step: Called before each step, and before it is tried again: sets the random state and the learning rate.
-        after_step: Called after each step with the losses by name and ``grad_norm``. It may raise to stop.
+        after_step: Called after each step with what can be read of the steps so far. It may raise to stop.
 
     Returns:
         ``micro_batch``, or the smaller part that the GPU had room for.
@@ -68,6 +88,7 @@ def train_one_epoch(
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     step = _joined_step(Step(model, phase, class_weights), device, world)
+    readings = Readings(phase.name, late=device.type == "cuda")
     for batch in batches:
         num = len(batch["label"])
         while True:
@@ -78,15 +99,92 @@ def train_one_epoch(
                 break
             micro_batch = _halved(min(micro_batch or num, num), phase, say)
         largest = phase.config.clip_grad or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(parameters, largest)
-        sums = world.total(torch.stack(list(losses.values())))
-        values = torch.cat([sums, norm.float().reshape(1)]).tolist()
-        record = dict(zip([*losses, "grad_norm"], values, strict=True))
-        if not all(math.isfinite(value) for value in values):
-            raise NonFiniteError(phase.name, record, batch["index"].tolist())
+        norm = torch.nn.utils.clip_grad_norm_(parameters, largest).float().reshape(1)
+        told = norm.new_full((1,), float(stop()))
+        sums = world.total(torch.cat([torch.stack(list(losses.values())), told]))
+        values = torch.cat([sums[:-1], norm, sums[-1:]])
+        readings.send([*losses, "grad_norm"], values, batch["index"], optimizer)
         optimizer.step()
-        after_step(record)
+        after_step(readings)
     return micro_batch
+
+
+class Readings:
+    """What is read of the steps: their losses, checked.
+
+    On a CPU at once, before the weights change. A GPU is to have the next step in hand before the host waits for the
+    last one, so there they are read one step late, or when everything is asked for; a step whose losses or gradient are not
+    finite, and all steps after it, are left out by the optimizer on the device.
+
+    Args:
+        phase: Name of the phase, for messages.
+        late: Read one step late; the optimizer must be a fused one.
+    """
+
+    def __init__(self, phase: str, *, late: bool) -> None:
+        self._phase = phase
+        self._late = late
+        self._number = 0
+        self._sent: deque[Callable[[], Taken]] = deque()
+        self._broken: Tensor | None = None  # 1 on the device once something was not finite
+
+    def send(
+        self, names: Sequence[str], values: Tensor, index: Tensor, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Take what is known of a step before the optimizer does it.
+
+        Args:
+            names: Of the values but the last.
+            values: [len(names) + 1] on the device; the last is above 0 where a process was told to stop.
+            index: [B] on the CPU, positions of the batch's photos in their split.
+            optimizer: That of the step.
+
+        Raises:
+            NonFiniteError: They are read at once, and a value is not finite.
+        """
+        number, rates = self._number, [group["lr"] for group in optimizer.param_groups]
+        self._number += 1
+        arrived = _on_its_way(values)
+
+        def read() -> Taken:
+            *figures, told = arrived()
+            losses = dict(zip(names, figures, strict=True))
+            if not all(math.isfinite(figure) for figure in figures):
+                raise NonFiniteError(self._phase, losses, index.tolist(), number)
+            return Taken(number, losses, rates, told > 0)
+
+        if self._late:
+            broken = (~values.isfinite()).any().float()
+            self._broken = broken if self._broken is None else torch.maximum(self._broken, broken)
+            optimizer.found_inf = self._broken  # type: ignore[attr-defined]  # as torch.amp.GradScaler tells it
+            self._sent.append(read)
+        else:
+            taken = read()
+            self._sent.append(lambda: taken)
+
+    def read(self, *, everything: bool = False) -> list[Taken]:
+        """Return the steps that were not returned yet, in order; on a GPU all but the last, or everything.
+
+        Raises:
+            NonFiniteError: One of them was not taken.
+        """
+        left = 1 if self._late and not everything else 0
+        return [self._sent.popleft()() for _ in range(len(self._sent) - left)]
+
+
+def _on_its_way(values: Tensor) -> Callable[[], list[float]]:
+    """Begin to copy values to the host and return a call that waits for them."""
+    if not values.is_cuda:
+        return values.tolist
+    copy = torch.empty(values.shape, pin_memory=True).copy_(values, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+
+    def arrived() -> list[float]:
+        event.synchronize()
+        return copy.tolist()
+
+    return arrived
 
 
 class NonFiniteError(TrainingError):
@@ -95,9 +193,10 @@ class NonFiniteError(TrainingError):
     Attributes:
         values: The losses and ``grad_norm`` by name, those that are finite too.
         index: Positions of the batch's photos in their split.
+        number: Of the step, counted from 0 in its epoch's loop.
     """
 
-    def __init__(self, phase: str, values: dict[str, float], index: list[int]) -> None:
+    def __init__(self, phase: str, values: dict[str, float], index: list[int], number: int) -> None:
         shown = ", ".join(f"{name} = {value}" for name, value in values.items() if not math.isfinite(value))
         super().__init__(
             f"phase {phase}: {shown} is not finite; stopped before the optimizer step. "
@@ -105,6 +204,7 @@ class NonFiniteError(TrainingError):
         )
         self.values = values
         self.index = index
+        self.number = number
 
 
 class Step(nn.Module):

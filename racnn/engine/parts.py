@@ -29,7 +29,7 @@ class Parts:
         Raises:
             TrainingError: There is no memory for a single photo.
         """
-        num, start, found = len(batch["label"]), 0, []
+        num, start, found = len(next(iter(batch.values()))), 0, []
         while start < num:
             size = min(self.size or num, num - start)
             try:

@@ -30,21 +30,28 @@ def pick_device(name: str) -> torch.device:
         raise ConfigError(f"--device: expected auto, cpu, cuda or cuda:N, got '{name}'") from None
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"--device: expected auto, cpu, cuda or cuda:N, got '{name}'")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+    if device.type == "cuda":
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise ConfigError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+        if device.index is not None:
+            torch.cuda.set_device(device)  # or the loaders would hold memory on the first one
     return device
 
 
 @contextmanager
 def determinism(wanted: bool, device: torch.device) -> Iterator[None]:
-    """Use only deterministic algorithms inside, if wanted.
+    """Use only deterministic algorithms inside, if wanted; on a GPU the fastest that cuDNN finds, if not.
 
     A CPU has no others for what is done here, so that the same seed gives the same bits with and without. On a GPU cuDNN
     and cuBLAS are held to theirs, at some cost in time; what has no deterministic version goes on with torch's warning:
     the backward pass of max-pooling, which adds nothing up where windows do not overlap, as in VGG.
     """
     if not wanted:
-        yield
+        before_search, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, device.type == "cuda"
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.benchmark = before_search
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the GPU is first used
     before = (
@@ -78,7 +85,8 @@ def prepare(model: RACNN, config: Config, device: torch.device, *, training: boo
         if config.run.activation_checkpointing:
             backbone.save_memory()
         if config.run.compile:
-            backbone.compile(fullgraph=True)  # what cannot be compiled is an error, not slow
+            # what cannot be compiled is an error, not slow; a shape is known, as it never varies within a phase
+            backbone.compile(fullgraph=True, dynamic=False)
     if training and config.run.compile:
         # one for each size of view, batch and set of frozen layers; beyond it torch would go on uncompiled
         torch._dynamo.config.recompile_limit = COMPILED_VARIANTS

@@ -66,6 +66,7 @@ def by_smoothing(model: RACNN, batch: Batch, phase: Phase) -> dict[str, Tensor]:
     """``smoothed``: the hinge falls along the slope that pairs of drawn regions show."""
     config, labels = phase.config, batch["label"]
     with torch.no_grad():
+        source = model.normalise(batch["image"])
         output = model(batch["image"], scales=max(phase.scales) + 1)
         value = _losses(output, batch, phase)
         sure = [losses.sureness(logits, labels, config.compare) for logits in output.logits]
@@ -75,7 +76,7 @@ def by_smoothing(model: RACNN, batch: Batch, phase: Phase) -> dict[str, Tensor]:
         region = model.apns[s - 1](output.features[s - 1])
 
         def score(other: Tensor, number: int = s) -> Tensor:
-            logits = model.logits_at(batch["image"], output, other, number=number)
+            logits = model.logits_at(source, output, other, number=number)
             return losses.sureness(logits, labels, config.compare)
 
         slope = antithetic_slope(

@@ -78,6 +78,7 @@ def train_only(model: RACNN, phase: Phase) -> None:
     """Freeze the network but for what the phase trains: no gradients elsewhere, batch norm statistics still."""
     trunks, heads = trained_modules(model, phase)
     model.requires_grad_(False)
+    model.zero_grad(set_to_none=True)  # what the phase before left takes memory
     model.eval()
     model.training = True  # the flag of the root alone, which the steps read
     for module in (*trunks, *heads):

@@ -27,7 +27,7 @@ from racnn.engine.distributed import ALONE, World, join, leave, own_device
 from racnn.engine.folder import DUMP, RunFolder, refuse_other_photos
 from racnn.engine.interrupt import Interrupt, Stop
 from racnn.engine.lessons import read_boxes
-from racnn.engine.loop import NonFiniteError, predict, train_one_epoch
+from racnn.engine.loop import NonFiniteError, Readings, Taken, predict, train_one_epoch
 from racnn.engine.phases import Phase, upcoming
 from racnn.engine.pool import pool_weights
 from racnn.engine.precision import determinism, prepare
@@ -68,19 +68,20 @@ def fit(
     """
     device = own_device(device)
     world = join(device)
-    run = Run(config, device=device, world=world, resume=resume, overwrite=overwrite)
-    with run.interrupt, determinism(config.run.deterministic, device):
-        try:
-            run.train()
-            report = run.best_report()
-        except Stop:
-            number = run.interrupt.signal or signal.SIGTERM
-            run.recorder.say(
-                f"stopped by signal {number} after step {run.progress.step}; go on with --resume"
-            )
-            raise SystemExit(128 + number) from None
-        finally:
-            run.leave_folder()
+    with determinism(config.run.deterministic, device):
+        run = Run(config, device=device, world=world, resume=resume, overwrite=overwrite)
+        with run.interrupt:
+            try:
+                run.train()
+                report = run.best_report()
+            except Stop:
+                number = run.interrupt.signal or signal.SIGTERM
+                run.recorder.say(
+                    f"stopped by signal {number} after step {run.progress.step}; go on with --resume"
+                )
+                raise SystemExit(128 + number) from None
+            finally:
+                run.leave_folder()
     leave()
     return run.folder / "best.pt", report
 
@@ -104,7 +105,7 @@ class Run:
         self.interrupt = Interrupt()
         self.progress = Progress()
         self.recorder = cast(Recorder, Silence())
-        self._micro_batch = config.run.micro_batch  # smaller where the GPU turns out to be
+        self._micro_batch = 0  # smaller than the configuration's where the GPU turns out to be
         self._place = RunFolder(self.folder)
         restarted = world.restarted()
 
@@ -138,14 +139,14 @@ class Run:
         if content:
             world.first_before_others(lambda: refuse_other_photos(content, self.data))
             self._take_up(content)
-        prepare(self.model, config, device)
-        self.validation = Validation(
-            self.model, self.data, config, device, world, after_batch=self._leave_validation
-        )
         taught = [phase for phase in config.phases() if phase.kind == "apn_init"]
         every = range(1, config.model.num_scales)
         enlargements = [(s, phase.enlarge) for phase in taught for s in phase.scales or every]
         world.first_before_others(lambda: self.model.check_enlargements(enlargements))
+        prepare(self.model, config, device)
+        self.validation = Validation(
+            self.model, self.data, config, device, world, after_batch=self._leave_validation
+        )
         balanced = config.data.balance == "weights"
         self.class_weights = balanced_weights(self.data.class_counts()).to(device) if balanced else None
         # before an earlier run is deleted: a photo may be damaged, a disk full
@@ -225,6 +226,7 @@ class Run:
     def _run_phase(self, phase: Phase) -> bool:
         """Run one phase, or the rest of it, and return whether it changed the network."""
         progress, config = self.progress, phase.config
+        self._micro_batch = self.config.run.micro_batch  # phases need more or less memory
         if progress.start is None:
             self._begin(phase)
         optimizer = build_optimizer(self.model, phase)
@@ -312,23 +314,26 @@ class Run:
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * learning_rate(done, phase.config.warmup)
 
-        def after_step(losses: dict[str, float]) -> None:
+        first = progress.step
+
+        def after_step(readings: Readings) -> None:
             progress.batch += 1
             progress.step += 1
-            self.recorder.advance_bar(losses)
-            if progress.step % self.config.run.log_every == 0:
-                names = ("lr", "lr_heads")  # the trunks' group, or the only one, comes first
-                rates = {
-                    name: group["lr"] for name, group in zip(names, optimizer.param_groups, strict=False)
-                }
-                self.recorder.scalars("train", losses | rates, step=progress.step, phase=phase.name)
-            every, stopped = self.config.run.save_every, self._stopped()
+            every = self.config.run.save_every
             last = progress.batch == batches  # after which _finish_epoch saves
-            if not last and (stopped or (every and progress.step % every == 0)):
+            due = bool(every and progress.step % every == 0)
+            taken = self._record(readings.read(everything=last or due), first, phase)
+            # several processes stop at the same step, all of them knowing
+            stopped = any(step.stop for step in taken) if self.world.size > 1 else bool(self.interrupt.signal)
+            if not last and (due or stopped):
+                self._record(readings.read(everything=True), first, phase)
                 self._save_last(optimizer)
-                self._stop_if_told()
+                if stopped:
+                    self._stop()
 
         train_only(self.model, phase)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
         try:
             self._micro_batch = train_one_epoch(
                 self.model,
@@ -340,17 +345,32 @@ class Run:
                 micro_batch=self._micro_batch,
                 world=self.world,
                 say=self.recorder.say,
+                stop=lambda: bool(self.interrupt.signal),
                 before_step=before_step,
                 after_step=after_step,
             )
         except NonFiniteError as error:
-            path = self._dump(phase, error)
+            path = self._dump(phase, error, first + error.number)
             if not self.world.first:  # the first process says it
                 raise SystemExit(1) from None
             raise TrainingError(f"{error}. {path} names the photos of the batch and all losses") from None
+        if self.device.type == "cuda":
+            memory = {"peak_gib": torch.cuda.max_memory_allocated(self.device) / 2**30}
+            self.recorder.scalars("memory", memory, step=progress.step, phase=phase.name)
         self.world.same_buffers(self.model)
         if self.world.size > 1:
             gc.collect()  # DistributedDataParallel refers to itself, and holds a copy of all gradients
+
+    def _record(self, taken: list[Taken], first: int, phase: Phase) -> list[Taken]:
+        """Show what steps were like, write some of them down, and return them; ``first`` were taken before the loop."""
+        for each in taken:
+            step = first + each.number + 1
+            self.recorder.advance_bar(each.losses)
+            if step % self.config.run.log_every == 0:
+                # the trunks' group, or the only one, comes first
+                rates = dict(zip(("lr", "lr_heads"), each.rates, strict=False))
+                self.recorder.scalars("train", each.losses | rates, step=step, phase=phase.name)
+        return taken
 
     def _stopped(self) -> bool:
         """Return whether this process or another one was told to stop."""
@@ -373,13 +393,13 @@ class Run:
         if self.world.size == 1 and (self.folder / "last.pt").exists():
             self._stop_if_told()
 
-    def _dump(self, phase: Phase, error: NonFiniteError) -> Path:
+    def _dump(self, phase: Phase, error: NonFiniteError, step: int) -> Path:
         """Write down the batch whose loss or gradient was not finite."""
         records = self.data.splits[phase.config.photos].records
         index = self.world.interleave(error.index)
         content = {
             "phase": phase.name,
-            "step": self.progress.step,
+            "step": step,
             "values": {name: str(value) for name, value in error.values.items()},
             "photos": [str(records[i].path or records[i].name) for i in index],
         }

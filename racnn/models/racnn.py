@@ -62,7 +62,7 @@ class RACNNOutput:
         """Return the same of some of the images.
 
         Args:
-            which: [K] indices, or [B] booleans.
+            which: [K] indices.
         """
         lists = {
             name: [tensor[which] for tensor in getattr(self, name)]
@@ -232,11 +232,11 @@ class RACNN(nn.Module):
         if scale + 1 == self.num_scales:
             output.fused = self.fuse(output.descriptors)
 
-    def logits_at(self, images: Tensor, output: RACNNOutput, region: Tensor, *, number: int) -> Tensor:
+    def logits_at(self, source: Tensor, output: RACNNOutput, region: Tensor, *, number: int) -> Tensor:
         """Return what the next scale would say if a region were another one.
 
         Args:
-            images: The images that ``output`` was made from.
+            source: The images that ``output`` was made from, see :meth:`normalise`.
             output: Of a pass over at least ``number`` scales.
             region: [B, 3] to put in the place of ``output.regions[number - 1]``, in the same frame.
             number: Of the region, counted from 1.
@@ -245,7 +245,6 @@ class RACNN(nn.Module):
             [B, num_classes] of scale ``number + 1``.
         """
         scale = number - 1
-        source = self.normalise(images)
         place = compose(output.places[scale].detach(), region)
         view = self._zoom_in(source, output.views[scale], region, place, number)
         return self.classifiers[number](self._extract(number, view).float().mean(dim=(2, 3)))

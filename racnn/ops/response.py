@@ -47,8 +47,7 @@ def component_region(response: Tensor, level: float = 0.0, trim: float = 0.0) ->
 def component_box(response: Tensor, level: float = 0.0, trim: float = 0.0) -> Tensor:
     """Return the box around the largest connected part of the map above a threshold.
 
-    The rule of the object localisation in MMAL-Net and of the crop in WS-DAN, here batched and without leaving the
-    device, and with ``trim``, which is ours: a leg, a twig or a shadow that hangs on the object by a few weak cells
+    The rule of the object localisation in MMAL-Net and of the crop in WS-DAN, here batched and on the device, and with ``trim``, which is ours: a leg, a twig or a shadow that hangs on the object by a few weak cells
     no longer widens the box. The paper takes a square of fixed size at the maximum (:func:`peak_region`).
 
     Args:
@@ -81,8 +80,8 @@ def largest_component(mask: Tensor) -> Tensor:
     """Return only the largest 8-connected component of each mask; all True where a mask is empty.
 
     Labels spread by max-pooling inside the mask. A path through n cells that never touches itself is shorter than
-    (2/3) n, so that many rounds suffice. Most masks need far fewer; whether anything still changed is asked of a CPU
-    only, for a GPU would have to wait for its own answer.
+    (2/3) n, so that many rounds suffice. Most masks need far fewer: whether anything still changed is asked now and then,
+    of a GPU more rarely, because the host then waits for its answer.
 
     Args:
         mask: [B, h, w] bool.
@@ -96,12 +95,13 @@ def largest_component(mask: Tensor) -> Tensor:
     inside = mask[:, None].float()
     labels = start * inside
     left = 2 * cells // 3 + 1
+    rounds = ROUNDS if mask.device.type == "cpu" else 4 * ROUNDS
     while left > 0:
         before = labels
-        for _ in range(min(left, ROUNDS)):
+        for _ in range(min(left, rounds)):
             labels = F.max_pool2d(labels, 3, stride=1, padding=1) * inside
-        left -= ROUNDS
-        if labels.device.type == "cpu" and torch.equal(labels, before):
+        left -= rounds
+        if torch.equal(labels, before):
             break
     flat = labels.flatten(1).long()  # [B, h*w]
     counts = torch.zeros(batch, cells + 1, device=mask.device, dtype=torch.long)

@@ -202,8 +202,8 @@ if "RACNN_TEST_KILL" in os.environ and "RANK" in os.environ:
         plain = trainer.train_one_epoch
         count = [0]
         def counted(*args, after_step, **rest):
-            def after(losses):
-                after_step(losses)
+            def after(readings):
+                after_step(readings)
                 count[0] += 1
                 if count[0] == int(step):
                     open(mark, "w").close()

@@ -29,7 +29,7 @@ def test_compiling_is_done_for_every_backbone_or_none_and_never_in_parts(asked, 
     calls = []
     monkeypatch.setattr(Backbone, "compile", lambda self, **options: calls.append(options))
     prepared(f"run.compile={str(asked).lower()}")
-    assert calls == [{"fullgraph": True}] * (2 if asked else 0)
+    assert calls == [{"fullgraph": True, "dynamic": False}] * (2 if asked else 0)
 
 
 @pytest.mark.slow

@@ -44,12 +44,12 @@ def stop_every(num, phases):
     left = [num]
 
     def counted(model, batches, *, phase, after_step, **rest):
-        def after(losses):
+        def after(readings):
             left[0] -= 1
             if left[0] == 0:
                 phases.append(phase.config.kind)
                 os.kill(os.getpid(), signal.SIGTERM)
-            after_step(losses)
+            after_step(readings)
 
         plain(model, batches, phase=phase, after_step=after, **rest)
 

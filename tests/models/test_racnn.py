@@ -288,9 +288,9 @@ class TestOtherRegions:
         for s in (1, 2):  # scales that say different things, or the wrong one would not show
             nn.init.normal_(model.classifiers[s].weight, std=float(s))
         output = model(images)
-        said = model.logits_at(images, output, output.regions[number - 1], number=number)
+        said = model.logits_at(model.normalise(images), output, output.regions[number - 1], number=number)
         torch.testing.assert_close(said, output.logits[number])
-        other = model.logits_at(images, output, whole(len(images)), number=number)
+        other = model.logits_at(model.normalise(images), output, whole(len(images)), number=number)
         assert not torch.allclose(other, said, rtol=1e-3)
 
 

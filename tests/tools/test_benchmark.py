@@ -70,7 +70,7 @@ class TestFigures:
 
     def test_all_take_turns_and_the_middle_of_the_rounds_counts(self, clock):
         calls = []
-        lengths = iter([1.0, 1.0, 1.0, 2.0, 50.0, 1.0])  # the warm-up, five rounds
+        lengths = iter([1.0, 1.0, 1.0, 1.0, 2.0, 50.0, 1.0])  # two warm-ups, five rounds
 
         def ours():
             calls.append("ours")
@@ -81,8 +81,14 @@ class TestFigures:
             clock(2.0)
 
         times = figures.take_turns({"base": base, "ours": ours}, 5)
-        assert calls == ["base", "ours"] * 6
+        assert calls == ["base", "ours"] * 7
         assert figures.times_as_fast("ours", "base", times).ratio == 2.0
+
+    def test_a_short_call_is_repeated_until_its_time_can_be_told(self, clock):
+        calls = []
+        times = figures.take_turns({"short": lambda: calls.append(clock(0.03))}, 3)
+        assert len(calls) == 2 + 3 * 7  # 0.21 s a round
+        assert times == {"short": pytest.approx([0.03] * 3)}
 
     def test_a_time_begins_and_ends_when_the_device_has_done_its_work(self, clock):
         queued = [7.0]  # from before
@@ -231,6 +237,13 @@ class TestStep:
 
         assert breakdown.shares(linear, CPU)[breakdown.LAYERS] > 0.5
         assert breakdown.shares(lambda: torch.ones(10**6).exp(), CPU)[breakdown.REST] == 1.0
+
+    def test_what_a_convolution_calls_counts_with_it(self):
+        def call():
+            with torch.profiler.record_function("convolution of a kind"):
+                torch.ones(10**6).exp()
+
+        assert breakdown.shares(call, CPU)[breakdown.LAYERS] > 0.9
 
     def test_the_figures_are_written(self, run, monkeypatch):
         monkeypatch.setattr(step, "in_fresh_process", lambda call: call())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,8 @@ from typing import Literal
 
 Calls = Mapping[str, Callable[[], object]]
 Times = dict[str, list[float]]
+
+LEAST = 0.2  # seconds that a measurement takes
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,9 @@ class Figure:
 
 
 def take_turns(calls: Calls, rounds: int, *, wait: Callable[[], None] = lambda: None) -> Times:
-    """Return how long each call takes in each round, after one warm-up each.
+    """Return how long each call takes in each round, after two warm-ups each.
+
+    A call that is done within :data:`LEAST` is repeated until so much has passed: a GPU is then kept busy, as in training.
 
     Args:
         calls: By name.
@@ -51,20 +56,22 @@ def take_turns(calls: Calls, rounds: int, *, wait: Callable[[], None] = lambda: 
     """
     for call in calls.values():
         call()
+    repeats = {name: math.ceil(LEAST / seconds(call, wait)) for name, call in calls.items()}
     times: Times = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            times[name].append(seconds(call, wait))
+            times[name].append(seconds(call, wait, repeats[name]))
     return times
 
 
-def seconds(call: Callable[[], object], wait: Callable[[], None] = lambda: None) -> float:
-    """Return how long a call takes."""
+def seconds(call: Callable[[], object], wait: Callable[[], None] = lambda: None, repeats: int = 1) -> float:
+    """Return how long a call takes, the mean of so many in a row."""
     wait()
     start = time.perf_counter()
-    call()
+    for _ in range(repeats):
+        call()
     wait()
-    return time.perf_counter() - start
+    return (time.perf_counter() - start) / repeats
 
 
 def times_as_fast(name: str, baseline: str, times: Times, target: float | None = None) -> Figure:

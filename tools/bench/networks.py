@@ -11,7 +11,6 @@ from racnn.config import Config, parse_config, recipe_schedule
 from racnn.engine.precision import prepare
 from racnn.models import RACNN, build_model
 
-NOISE = 6  # numbers a photo: three for each of two regions
 NUM_CLASSES = 200
 
 
@@ -35,7 +34,7 @@ def ours(config: Config, device: torch.device) -> RACNN:
 
 
 def plain(config: Config, device: torch.device) -> RACNN:
-    """Return the same network in float32 and channels first."""
+    """Return the same network in float32 and channels first; on CUDA with TF32 convolutions, which is torch's default."""
     run = config.run.model_copy(update={"precision": "fp32", "channels_last": False})
     return ours(config.model_copy(update={"run": run}), device)
 
@@ -50,6 +49,5 @@ def photos(number: int, side: int, device: torch.device) -> dict[str, Tensor]:
         "parts": torch.full((number, 0, 2), float("nan")),
         "index": torch.arange(number),
         "share": torch.full((number,), 1.0 / number, dtype=torch.float64),
-        "noise": torch.rand(number, NOISE, generator=generator),
     }
     return {key: value if key == "share" else value.to(device) for key, value in batch.items()}

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bench.device import shares_of_the_peak, waiter
+from bench.device import waiter
 from bench.figures import Figure, take_turns, times_as_fast
 from bench.loops import published_loop, sliced_loop
 from racnn.config import DEFAULT_BOUNDS, ModelConfig
@@ -50,7 +50,6 @@ def measure(*, batch: int, side: int, rounds: int, device: torch.device) -> list
         times_as_fast(near, f"{PUBLISHED}, {TO_REGIONS}", times, 15.0),  # as far as training goes
         times_as_fast(far, f"{PUBLISHED}, {TO_IMAGES}", times),
         times_as_fast(far, f"{SLICED}, {TO_IMAGES}", times, 5.0 if device.type == "cuda" else 1.0),
-        *shares_of_the_peak({far: calls[far]}, times, device),
     ]
 
 
