@@ -1,8 +1,12 @@
-"""Show whether the derivative of a finer scale's sureness in its region tells what a real move of the region does.
+"""Show what it matters to a finer scale where its region lies, and whether a derivative could tell it where to go.
 
     python tools/slopes.py runs/mine/best.pt --region 1
 
-For each photo: the exact derivative of log p(true class) at scale s + 1 in (tx, ty, tl) of region s, against its slope
+First what the scale says at other places, as it is: of the region as it is proposed, in the middle of the view, around
+the true box where the photos have one, moved, shrunk and grown; each with its distance from what is proposed and the standard
+error of that. Where no place is better, there is nothing that ranking could gain while the classifiers stay as they are.
+
+Then, for each photo: the exact derivative of log p(true class) at scale s + 1 in (tx, ty, tl) of region s, against its slope
 between two regions that lie ``step`` apart in one coordinate. Where the two do not correlate, a ranking phase with
 ``gradient: exact`` follows noise; ``gradient: smoothed`` is the alternative, not yet shown to be better.
 """
@@ -25,6 +29,15 @@ if TYPE_CHECKING:
     from racnn.engine.inference import Trained
 
 COORDINATES = ("tx", "ty", "tl")
+PROPOSED = "as it is proposed"
+MOVES = {  # of the centre in sides of the region, and the factor of the side
+    "a tenth of its side to the left": (-0.1, 0.0, 1.0),
+    "a tenth of its side to the right": (0.1, 0.0, 1.0),
+    "a tenth of its side up": (0.0, -0.1, 1.0),
+    "a tenth of its side down": (0.0, 0.1, 1.0),
+    "a fifth smaller": (0.0, 0.0, 0.8),
+    "a fifth larger": (0.0, 0.0, 1.2),
+}
 
 
 def main(
@@ -38,7 +51,7 @@ def main(
     data: Annotated[Path | None, typer.Option(help="The dataset's folder, if it has moved.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
-    """Print, for each step and coordinate, the slope's size and how it goes with the derivative and the largest step."""
+    """Print what places are worth, and for each step and coordinate the slope and how it goes with the derivative."""
     import torch
 
     from racnn.data import eval_loader
@@ -51,15 +64,23 @@ def main(
     trained = load_trained(checkpoint, pick_device(device))
     if region >= trained.scales:
         raise ConfigError(f"--region {region}: {checkpoint} has {trained.scales} trained scale(s)")
-    trained.model.compute_dtype = None  # full precision: the steps are small
     found = data_of(trained, root=data)
     photos = found.splits[split].without_augmentation()
     number = min(limit, len(photos))
     photos.records = [photos.records[i * len(photos) // number] for i in range(number)]  # of all classes
-    exact, slopes = measure(trained, eval_loader(photos, trained.config.data), region, distances)
-    print(
-        f"{found.dataset}, {split}: {len(exact)} photos; log p of scale {region + 1} as region {region} moves"
-    )
+    loader = eval_loader(photos, trained.config.data)
+    said = elsewhere(trained, loader, region)
+    print(f"{found.dataset}, {split}: {len(photos)} photos; scale {region + 1} where region {region} is")
+    print(f"{'':32}  top-1 %  log p  from the proposal's")
+    for name, (log_prob, right) in said.items():
+        away = log_prob - said[PROPOSED][0]
+        error = away.std() / len(away) ** 0.5
+        print(
+            f"{name:32}  {100 * right.mean():7.1f}  {log_prob.mean():5.3f}  {away.mean():+.3f} +- {error:.3f}"
+        )
+    trained.model.compute_dtype = None  # full precision: the steps are small
+    exact, slopes = measure(trained, loader, region, distances)
+    print(f"\nlog p of scale {region + 1} as region {region} moves")
     print(
         "coordinate  photos   step  slope rms  with the derivative (rms)  same sign %  with the largest step"
     )
@@ -87,6 +108,39 @@ def parse_steps(text: str) -> list[float]:
     if not all(0.0 < step <= 1.0 for step in steps):
         raise ConfigError(f"--steps {text}: each must be above 0 and at most 1")
     return steps
+
+
+def elsewhere(trained: Trained, batches: object, number: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return log p [N] of scale ``number + 1``, and whether it is right [N], by where its region is put."""
+    import torch
+
+    from racnn.losses import sureness
+    from racnn.ops.regions import bounding_region, clamp
+
+    model = trained.model
+    bounds = model.bounds[number - 1]
+    device = next(model.parameters()).device
+    said: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    with torch.no_grad():
+        for batch in batches:  # type: ignore[attr-defined]
+            images, labels = batch["image"].to(device), batch["label"].to(device)
+            source, output = model.normalise(images), model(images, scales=number)
+            proposal = model.apns[number - 1](output.features[-1])
+            centre, side = proposal[:, :2], proposal[:, 2:]
+            places = {PROPOSED: proposal, "in the middle": torch.cat([torch.zeros_like(centre), side], dim=1)}
+            if number == 1 and batch["box"].isfinite().all():
+                places["around the true box"] = clamp(bounding_region(batch["box"].to(device)), *bounds)
+            for name, (x, y, factor) in MOVES.items():
+                moved = torch.cat([centre + 2.0 * side * side.new_tensor([x, y]), factor * side], dim=1)
+                places[name] = clamp(moved, *bounds)
+            for name, region in places.items():
+                logits = model.logits_at(source, output, region, number=number)
+                log_prob, right = sureness(logits, labels, "log_prob"), logits.argmax(dim=1) == labels
+                said.setdefault(name, []).append((log_prob.cpu(), right.float().cpu()))
+    return {
+        name: (torch.cat([each[0] for each in rows]), torch.cat([each[1] for each in rows]))
+        for name, rows in said.items()
+    }
 
 
 def measure(

@@ -74,6 +74,14 @@ def _advice(number: int, regions: Mapping[str, Mapping[str, float]], config: Con
             f"{region} keeps nearly the whole view (mean side {side['tl_mean']:.2f}), so there is little to gain; raise "
             f"`level` or `trim` in {where} (tools/teacher.py shows what each gives)"
         )
+    coarse, fine = config.model.view_sizes[number - 1 : number + 1]
+    before = coarse * side["tl_mean"]
+    if fine < before:
+        return (
+            f"{region} (mean side {side['tl_mean']:.2f}) is {before:.0f} px wide in the view of scale_{number}, and scale_{number + 1} "
+            f"shows it with {fine}: no closer look; make model.view_sizes[{number}] larger, or the region smaller "
+            f"(`trim` or `level` in {where})"
+        )
     trained = [p for p in config.phases() if p.kind == "classification" and number + 1 in p.scales]
     start = "" if any(p.init_from for p in trained) else f", from scale {number} (init_from: {number})"
     return (

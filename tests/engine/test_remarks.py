@@ -115,6 +115,18 @@ def test_a_region_that_keeps_the_whole_view_is_told_how_to_zoom():
     assert "raise `level`" in line
 
 
+def test_a_look_with_fewer_pixels_than_the_one_before_is_told_how_to_get_more():
+    top1, log_prob = (0.80, 0.78, 0.88, 0.90), (-0.6, -0.7, -0.5, -0.4)
+    (line,) = verdict(report(top1, log_prob, sides=(0.7, 0.5)), RECIPE)  # views of 448/224/224 px
+    assert (
+        "region_1 (mean side 0.70) is 314 px wide in the view of scale_1, and scale_2 shows it with 224"
+        in line
+    )
+    assert "model.view_sizes[1]" in line
+    (line,) = verdict(report(top1, log_prob, sides=(0.5, 0.5)), RECIPE)
+    assert "no closer look" not in line
+
+
 def test_a_fused_answer_below_the_best_scale_is_told():
     (line,) = verdict(report((0.80, 0.86, 0.90, 0.88), (-0.8, -0.6, -0.5, -0.4)), RECIPE)
     assert line.startswith("fused is not better than scale_3")

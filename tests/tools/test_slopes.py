@@ -10,6 +10,7 @@ import torch
 from racnn.data import eval_loader
 from racnn.engine.inference import data_of, load_trained
 from racnn.errors import ConfigError
+from racnn.ops.regions import bounding_region, clamp
 
 TOOL = Path(__file__).parents[2] / "tools" / "slopes.py"
 BOUNDS = (0.1, 0.9)
@@ -50,10 +51,59 @@ def test_the_derivative_of_a_network_is_the_slope_of_small_steps(tool, finished)
     assert tool.correlation(exact[inside], small[inside]) > 0.95
 
 
-def test_there_is_a_row_for_every_coordinate_and_step(tool, finished, capsys):
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_place_is_worth_what_the_scale_says_of_it(tool, finished, number):
+    trained = load_trained(finished.folder / "best.pt")
+    model, photos = trained.model, data_of(trained).splits["val"].without_augmentation()
+    said = tool.elsewhere(trained, eval_loader(photos, trained.config.data), number)
+    places = ["as it is proposed", "in the middle", *["around the true box"] * (number == 1), *tool.MOVES]
+    assert list(said) == places
+    images = torch.stack([photos[0, i]["image"] for i in range(len(photos))])
+    labels = torch.tensor([photos[0, i]["label"] for i in range(len(photos))])
+    with torch.no_grad():
+        output = model(images, scales=number + 1)
+        region = output.regions[number - 1].clone()
+        region[:, :2] = 0.0
+        middle = model.logits_at(model.normalise(images), output, region, number=number)
+    for logits, name in ((output.logits[number], "as it is proposed"), (middle, "in the middle")):
+        log_prob, right = said[name]
+        expected = logits.log_softmax(dim=1)[torch.arange(len(labels)), labels]
+        torch.testing.assert_close(log_prob, expected, rtol=1e-3, atol=1e-4)
+        assert torch.equal(right, (logits.argmax(dim=1) == labels).float())
+
+
+def test_the_regions_are_where_their_names_say(tool, finished, monkeypatch):
+    trained = load_trained(finished.folder / "best.pt")
+    photos = data_of(trained).splits["val"].without_augmentation()
+    given, logits = [], torch.zeros(len(photos), len(trained.class_names))
+    monkeypatch.setattr(
+        trained.model, "logits_at", lambda _s, _o, region, number: given.append(region) or logits
+    )
+    said = tool.elsewhere(trained, eval_loader(photos, trained.config.data), 1)
+    at = dict(zip(said, given, strict=True))
+    own = at["as it is proposed"]
+    assert torch.equal(at["in the middle"][:, 2], own[:, 2])
+    truth = torch.stack([photos[0, i]["box"] for i in range(len(photos))])
+    assert torch.equal(at["around the true box"], clamp(bounding_region(truth), *trained.model.bounds[0]))
+    left, right, up, down = (
+        at[f"a tenth of its side {way}"] for way in ("to the left", "to the right", "up", "down")
+    )
+    assert (left[:, 0] < own[:, 0]).all()
+    assert (right[:, 0] > own[:, 0]).all()
+    assert (up[:, 1] < own[:, 1]).all()
+    assert (down[:, 1] > own[:, 1]).all()
+    assert (at["a fifth smaller"][:, 2] < own[:, 2]).any()
+    assert (at["a fifth larger"][:, 2] > own[:, 2]).any()
+
+
+def test_there_is_a_row_for_every_place_coordinate_and_step(tool, finished, capsys):
     tool.main(finished.folder / "best.pt", 1, "val", "0.1,0.02", 8, None, "cpu")
-    head, _, *rows = capsys.readouterr().out.splitlines()
-    assert "8 photos; log p of scale 2 as region 1 moves" in head
+    places, slopes = capsys.readouterr().out.split("\n\n")
+    assert "8 photos; scale 2 where region 1 is" in places
+    assert len(places.splitlines()) == 2 + 9
+    assert places.splitlines()[2].endswith("+0.000 +- 0.000")
+    head, _, *rows = slopes.splitlines()
+    assert head == "log p of scale 2 as region 1 moves"
     assert [row.split()[:3:2] for row in rows] == [
         [c, s] for c in ("tx", "ty", "tl") for s in ("0.02", "0.10")
     ]
