@@ -80,13 +80,14 @@ def step(
     The baseline is the same network in float32, channels first, with a graph through all of it in every phase.
     """
     from bench.step import measure
-    from racnn.engine.precision import pick_device
+    from racnn.engine.precision import determinism, pick_device
 
     where = pick_device(device)
     batch = batch or (16 if where.type == "cuda" else 2)
     figures = []
-    for name in backbone or ["vgg16", "vgg19"]:
-        figures += measure(backbone=name, batch=batch, side=side, rounds=rounds, device=where)
+    with determinism(False, where):  # as in training
+        for name in backbone or ["vgg16", "vgg19"]:
+            figures += measure(backbone=name, batch=batch, side=side, rounds=rounds, device=where)
     show(figures, json_file)
 
 
@@ -101,11 +102,12 @@ def phases(
 ) -> None:
     """Train each phase of the default recipe for a step: how long it takes, and on which operations."""
     from bench.phases import measure
-    from racnn.engine.precision import pick_device
+    from racnn.engine.precision import determinism, pick_device
 
     where = pick_device(device)
     batch = batch or (16 if where.type == "cuda" else 2)
-    figures = measure(backbone=backbone, batch=batch, side=side, rounds=rounds, device=where)
+    with determinism(False, where):  # as in training
+        figures = measure(backbone=backbone, batch=batch, side=side, rounds=rounds, device=where)
     show(figures, json_file)
 
 

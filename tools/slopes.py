@@ -2,9 +2,9 @@
 
     python tools/slopes.py runs/mine/best.pt --region 1
 
-First what the scale says at other places, as it is: of the region as it is proposed, in the middle of the view, around
-the true box where the photos have one, moved, shrunk and grown; each with its distance from what is proposed and the standard
-error of that. Where no place is better, there is nothing that ranking could gain while the classifiers stay as they are.
+First what the scale, as it is, says at other places: of the region in the middle of the view, around the true box where
+all photos have one, moved, shrunk and grown; each with its distance from the proposal and the standard error of that. Where the
+middle is as good, the network need not have learned where to look; where no move helps, no error that all photos share is left.
 
 Then, for each photo: the exact derivative of log p(true class) at scale s + 1 in (tx, ty, tl) of region s, against its slope
 between two regions that lie ``step`` apart in one coordinate. Where the two do not correlate, a ranking phase with
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 COORDINATES = ("tx", "ty", "tl")
 PROPOSED = "as it is proposed"
+TRUE = "around the true box"
 MOVES = {  # of the centre in sides of the region, and the factor of the side
     "a tenth of its side to the left": (-0.1, 0.0, 1.0),
     "a tenth of its side to the right": (0.1, 0.0, 1.0),
@@ -128,8 +129,8 @@ def elsewhere(trained: Trained, batches: object, number: int) -> dict[str, tuple
             proposal = model.apns[number - 1](output.features[-1])
             centre, side = proposal[:, :2], proposal[:, 2:]
             places = {PROPOSED: proposal, "in the middle": torch.cat([torch.zeros_like(centre), side], dim=1)}
-            if number == 1 and batch["box"].isfinite().all():
-                places["around the true box"] = clamp(bounding_region(batch["box"].to(device)), *bounds)
+            if number == 1:  # later views have frames of their own
+                places[TRUE] = clamp(bounding_region(batch["box"].to(device)), *bounds)
             for name, (x, y, factor) in MOVES.items():
                 moved = torch.cat([centre + 2.0 * side * side.new_tensor([x, y]), factor * side], dim=1)
                 places[name] = clamp(moved, *bounds)
@@ -137,10 +138,13 @@ def elsewhere(trained: Trained, batches: object, number: int) -> dict[str, tuple
                 logits = model.logits_at(source, output, region, number=number)
                 log_prob, right = sureness(logits, labels, "log_prob"), logits.argmax(dim=1) == labels
                 said.setdefault(name, []).append((log_prob.cpu(), right.float().cpu()))
-    return {
+    found = {
         name: (torch.cat([each[0] for each in rows]), torch.cat([each[1] for each in rows]))
         for name, rows in said.items()
     }
+    if TRUE in found and not found[TRUE][0].isfinite().all():
+        del found[TRUE]  # not every photo has a box
+    return found
 
 
 def measure(

@@ -114,7 +114,8 @@ class Readings:
 
     On a CPU at once, before the weights change. A GPU is to have the next step in hand before the host waits for the
     last one, so there they are read one step late, or when everything is asked for; a step whose losses or gradient are not
-    finite, and all steps after it, are left out by the optimizer on the device.
+    finite, and all steps after it, are left out by the optimizer on the device. The weights are then those before the step;
+    the optimizer's state is of no use any more.
 
     Args:
         phase: Name of the phase, for messages.
@@ -178,7 +179,7 @@ def _on_its_way(values: Tensor) -> Callable[[], list[float]]:
         return values.tolist
     copy = torch.empty(values.shape, pin_memory=True).copy_(values, non_blocking=True)
     event = torch.cuda.Event()
-    event.record()
+    event.record(torch.cuda.current_stream(values.device))
 
     def arrived() -> list[float]:
         event.synchronize()

@@ -30,11 +30,8 @@ def pick_device(name: str) -> torch.device:
         raise ConfigError(f"--device: expected auto, cpu, cuda or cuda:N, got '{name}'") from None
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"--device: expected auto, cpu, cuda or cuda:N, got '{name}'")
-    if device.type == "cuda":
-        if (device.index or 0) >= torch.cuda.device_count():
-            raise ConfigError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
-        if device.index is not None:
-            torch.cuda.set_device(device)  # or the loaders would hold memory on the first one
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
     return device
 
 
@@ -76,6 +73,8 @@ def prepare(model: RACNN, config: Config, device: torch.device, *, training: boo
 
     For training also compile it, or have it compute activations again, if asked.
     """
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # or the loaders would hold memory on the first one
     model.to(device)
     if config.run.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -85,7 +84,8 @@ def prepare(model: RACNN, config: Config, device: torch.device, *, training: boo
         if config.run.activation_checkpointing:
             backbone.save_memory()
         if config.run.compile:
-            # what cannot be compiled is an error, not slow; a shape is known, as it never varies within a phase
+            # what cannot be compiled is an error, not slow; one graph a shape, for there are few: of full and last batches,
+            # in training and validation
             backbone.compile(fullgraph=True, dynamic=False)
     if training and config.run.compile:
         # one for each size of view, batch and set of frozen layers; beyond it torch would go on uncompiled

@@ -322,7 +322,7 @@ class Run:
             every = self.config.run.save_every
             last = progress.batch == batches  # after which _finish_epoch saves
             due = bool(every and progress.step % every == 0)
-            taken = self._record(readings.read(everything=last or due), first, phase)
+            taken = self._record(readings.read(everything=last), first, phase)
             # several processes stop at the same step, all of them knowing
             stopped = any(step.stop for step in taken) if self.world.size > 1 else bool(self.interrupt.signal)
             if not last and (due or stopped):
@@ -350,11 +350,14 @@ class Run:
                 after_step=after_step,
             )
         except NonFiniteError as error:
-            path = self._dump(phase, error, first + error.number)
+            # back to the last step that was taken: a GPU has others in hand by now
+            progress.batch -= progress.step - (first + error.number)
+            progress.step = first + error.number
+            path = self._dump(phase, error)
             if not self.world.first:  # the first process says it
                 raise SystemExit(1) from None
             raise TrainingError(f"{error}. {path} names the photos of the batch and all losses") from None
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and progress.step > first:
             memory = {"peak_gib": torch.cuda.max_memory_allocated(self.device) / 2**30}
             self.recorder.scalars("memory", memory, step=progress.step, phase=phase.name)
         self.world.same_buffers(self.model)
@@ -393,13 +396,13 @@ class Run:
         if self.world.size == 1 and (self.folder / "last.pt").exists():
             self._stop_if_told()
 
-    def _dump(self, phase: Phase, error: NonFiniteError, step: int) -> Path:
+    def _dump(self, phase: Phase, error: NonFiniteError) -> Path:
         """Write down the batch whose loss or gradient was not finite."""
         records = self.data.splits[phase.config.photos].records
         index = self.world.interleave(error.index)
         content = {
             "phase": phase.name,
-            "step": step,
+            "step": self.progress.step,
             "values": {name: str(value) for name, value in error.values.items()},
             "photos": [str(records[i].path or records[i].name) for i in index],
         }

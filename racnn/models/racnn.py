@@ -14,6 +14,7 @@ Convention
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
@@ -281,20 +282,20 @@ class RACNN(nn.Module):
         Raises:
             ConfigError: A backbone takes only views of one size, as many transformers do.
         """
-        training = self.training
-        self.eval()  # or batch norm would learn from what is tried
         for scale, factor in factors:
             if factor > 1.0:
                 side = self._enlarged_side(scale, factor)
+                tried = copy.deepcopy(self.backbone(scale)).to(
+                    "meta"
+                )  # where shapes are known, and nothing is computed
                 try:
-                    self._extract(scale - 1, self.mean.new_zeros(1, 3, side, side))
+                    tried.eval()(torch.zeros(1, 3, side, side, device="meta"))
                 except (RuntimeError, AssertionError, ValueError) as error:
                     reason = (str(error).splitlines() or [type(error).__name__])[0]
                     raise ConfigError(
                         f"schedule: the apn_init phase of scales: [{scale}] has enlarge: {factor:g}, but the backbone takes "
                         f"no view of {side} px ({reason}); set enlarge to 1 there"
                     ) from None
-        self.train(training)
 
     def _enlarged_side(self, scale: int, factor: float) -> int:
         """Return the side in whole cells of the feature map; a part of one would shift the map."""

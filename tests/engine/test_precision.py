@@ -86,6 +86,11 @@ class TestDeterminism:
         assert not torch.are_deterministic_algorithms_enabled()
         monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
 
-    def test_changes_nothing_where_it_is_not_wanted(self):
-        with determinism(False, CPU):
-            assert not torch.are_deterministic_algorithms_enabled()
+    @pytest.mark.parametrize("wanted", [True, False])
+    @pytest.mark.parametrize("device", ["cpu", "cuda"])
+    def test_cudnn_looks_for_the_fastest_where_bits_need_not_repeat(self, device, wanted):
+        assert not torch.backends.cudnn.benchmark
+        with determinism(wanted, torch.device(device)):
+            assert torch.are_deterministic_algorithms_enabled() is wanted
+            assert torch.backends.cudnn.benchmark is (device == "cuda" and not wanted)
+        assert not torch.backends.cudnn.benchmark

@@ -72,6 +72,15 @@ def test_a_place_is_worth_what_the_scale_says_of_it(tool, finished, number):
         assert torch.equal(right, (logits.argmax(dim=1) == labels).float())
 
 
+def test_the_true_box_is_left_out_where_a_photo_has_none(tool, finished):
+    trained = load_trained(finished.folder / "best.pt")
+    batches = list(eval_loader(data_of(trained).splits["val"], trained.config.data))
+    batches[-1]["box"][-1] = float("nan")
+    said = tool.elsewhere(trained, batches, 1)
+    assert "around the true box" not in said
+    assert len(said) == 2 + len(tool.MOVES)
+
+
 def test_the_regions_are_where_their_names_say(tool, finished, monkeypatch):
     trained = load_trained(finished.folder / "best.pt")
     photos = data_of(trained).splits["val"].without_augmentation()
