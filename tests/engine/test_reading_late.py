@@ -16,9 +16,8 @@ from racnn.errors import TrainingError
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def run(monkeypatch):
-    """Return a call that trains with fused optimizers; its losses are read late or at once."""
+def run(config, *, read_late=True, **options):
+    """Train with fused optimizers; the losses are read late or at once."""
     plain = loop.Readings
 
     def fused(model, phase):
@@ -27,14 +26,10 @@ def run(monkeypatch):
             group["fused"] = True
         return optimizer
 
-    def call(config, *, late=True, **options):
-        with monkeypatch.context() as patch:
-            patch.setattr(trainer, "build_optimizer", fused)
-            patch.setattr(loop, "Readings", lambda phase, late: plain(phase, late=wanted))
-            wanted = late
-            return fit(config, device=CPU, **options)
-
-    return call
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "build_optimizer", fused)
+        patch.setattr(loop, "Readings", lambda phase, late: plain(phase, late=read_late))
+        return fit(config, device=CPU, **options)
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +46,11 @@ def config_of(tiny):
     return make
 
 
-@pytest.fixture
-def at_once(run, config_of, tmp_path):
-    run(config_of(tmp_path / "at_once"), late=False)
-    return left_by(tmp_path / "at_once")
+@pytest.fixture(scope="module")
+def at_once(config_of, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("at_once") / "run"
+    run(config_of(folder), read_late=False)
+    return left_by(folder)
 
 
 def left_by(folder):
@@ -64,17 +60,15 @@ def left_by(folder):
 
 
 @pytest.mark.parametrize("save_every", [0, 1, 3])
-def test_rows_and_weights_are_the_same(save_every, run, config_of, at_once, tmp_path):
+def test_rows_and_weights_are_the_same(save_every, config_of, at_once, tmp_path):
     run(config_of(tmp_path / "late", run__save_every=save_every))
     rows, _ = left_by(tmp_path / "late")
     assert sum(row["kind"] == "train" for row in rows) > 6
     assert left_by(tmp_path / "late") == at_once
 
 
-@pytest.mark.parametrize("steps", [1, 2, 5])
-def test_a_run_that_is_stopped_again_and_again_is_the_same(
-    steps, run, config_of, at_once, tmp_path, monkeypatch
-):
+@pytest.mark.parametrize("steps", [1, 5])
+def test_a_run_that_is_stopped_again_and_again_is_the_same(steps, config_of, at_once, tmp_path, monkeypatch):
     plain, left = trainer.train_one_epoch, []
 
     def told(*args, after_step, **rest):
@@ -100,10 +94,9 @@ def test_a_run_that_is_stopped_again_and_again_is_the_same(
     assert left_by(tmp_path / "late") == at_once
 
 
-@pytest.mark.parametrize("save_every", [0, 1])
-@pytest.mark.parametrize("spoilt", [0, 1, 2])
+@pytest.mark.parametrize(("spoilt", "save_every"), [(0, 0), (0, 1), (1, 0), (2, 1)])
 def test_a_step_that_is_not_finite_is_named_and_what_was_before_it_is_left(
-    spoilt, save_every, run, config_of, tmp_path, monkeypatch
+    spoilt, save_every, config_of, tmp_path, monkeypatch
 ):
     plain, seen = STEPS["classification"], []
 
