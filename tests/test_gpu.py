@@ -7,9 +7,10 @@ import torch
 
 from racnn.config import PhaseConfig, load_config
 from racnn.engine.checkpoint import load_checkpoint, save_checkpoint
-from racnn.engine.loop import NonFiniteError, train_one_epoch
+from racnn.engine.loop import train_one_epoch
 from racnn.engine.phases import Phase
 from racnn.engine.precision import determinism, prepare
+from racnn.engine.readings import NonFiniteError
 from racnn.engine.steps import build_optimizer, train_only
 from racnn.engine.trainer import fit
 from racnn.models import RACNN

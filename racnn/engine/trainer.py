@@ -27,12 +27,13 @@ from racnn.engine.distributed import ALONE, World, join, leave, own_device
 from racnn.engine.folder import DUMP, RunFolder, refuse_other_photos
 from racnn.engine.interrupt import Interrupt, Stop
 from racnn.engine.lessons import read_boxes
-from racnn.engine.loop import NonFiniteError, Readings, Taken, predict, train_one_epoch
+from racnn.engine.loop import predict, train_one_epoch
 from racnn.engine.phases import Phase, upcoming
 from racnn.engine.pool import pool_weights
 from racnn.engine.precision import determinism, prepare
 from racnn.engine.progress import Progress
 from racnn.engine.provenance import provenance, with_start
+from racnn.engine.readings import NonFiniteError, Readings, Taken
 from racnn.engine.recorder import Recorder, Silence
 from racnn.engine.remarks import collapse_warning, imbalance_warning
 from racnn.engine.resume import restore_optimizer

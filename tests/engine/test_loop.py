@@ -6,8 +6,9 @@ import torch
 from racnn.config import PhaseConfig
 from racnn.engine import loop
 from racnn.engine.lessons import read_boxes
-from racnn.engine.loop import NonFiniteError, Readings, predict, train_one_epoch
+from racnn.engine.loop import predict, train_one_epoch
 from racnn.engine.phases import Phase
+from racnn.engine.readings import NonFiniteError, Readings
 from racnn.engine.steps import STEPS, build_optimizer, train_only
 from racnn.errors import TrainingError
 from racnn.models import RACNN
