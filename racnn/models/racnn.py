@@ -285,9 +285,8 @@ class RACNN(nn.Module):
         for scale, factor in factors:
             if factor > 1.0:
                 side = self._enlarged_side(scale, factor)
-                tried = copy.deepcopy(self.backbone(scale)).to(
-                    "meta"
-                )  # where shapes are known, and nothing is computed
+                # on the meta device shapes are known and nothing is computed
+                tried = copy.deepcopy(self.backbone(scale)).to("meta")
                 try:
                     tried.eval()(torch.zeros(1, 3, side, side, device="meta"))
                 except (RuntimeError, AssertionError, ValueError) as error:

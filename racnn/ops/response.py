@@ -48,8 +48,8 @@ def component_box(response: Tensor, level: float = 0.0, trim: float = 0.0) -> Te
     """Return the box around the largest connected part of the map above a threshold.
 
     The rule of the object localisation in MMAL-Net and of the crop in WS-DAN, here batched and on the device, and with
-    ``trim``, which is ours: a leg, a twig or a shadow that hangs on the object by a few weak cells
-    no longer widens the box. The paper takes a square of fixed size at the maximum (:func:`peak_region`).
+    ``trim``, which is ours: a leg, a twig or a shadow that hangs on the object by a few weak cells no longer widens the
+    box. The paper takes a square of fixed size at the maximum (:func:`peak_region`).
 
     Args:
         response: [B, h, w].
