@@ -129,7 +129,7 @@ def elsewhere(trained: Trained, batches: object, number: int) -> dict[str, tuple
             proposal = model.apns[number - 1](output.features[-1])
             centre, side = proposal[:, :2], proposal[:, 2:]
             places = {PROPOSED: proposal, "in the middle": torch.cat([torch.zeros_like(centre), side], dim=1)}
-            if number == 1:  # later views have frames of their own
+            if number == 1 and batch["box"].isfinite().all():  # later views have frames of their own
                 places[TRUE] = clamp(bounding_region(batch["box"].to(device)), *bounds)
             for name, (x, y, factor) in MOVES.items():
                 moved = torch.cat([centre + 2.0 * side * side.new_tensor([x, y]), factor * side], dim=1)
@@ -142,7 +142,7 @@ def elsewhere(trained: Trained, batches: object, number: int) -> dict[str, tuple
         name: (torch.cat([each[0] for each in rows]), torch.cat([each[1] for each in rows]))
         for name, rows in said.items()
     }
-    if TRUE in found and not found[TRUE][0].isfinite().all():
+    if TRUE in found and len(found[TRUE][0]) < len(found[PROPOSED][0]):
         del found[TRUE]  # not every photo has a box
     return found
 
