@@ -123,14 +123,14 @@ def test_inspect_tells_where_a_run_was_stopped(short, racnn, tmp_path, monkeypat
     from racnn.engine import trainer
 
     phase = {"kind": "classification", "scales": [1], "epochs": 3, "lr": 0.01}
-    plain = trainer.Run._finish_epoch
+    plain = trainer.Trainer._finish_epoch
 
-    def stop(run, *given):
-        plain(run, *given)
-        if run.progress.epoch == 2:
+    def stop(self, *given):
+        plain(self, *given)
+        if self.run.progress.epoch == 2:
             raise KeyError
 
-    monkeypatch.setattr(trainer.Run, "_finish_epoch", stop)
+    monkeypatch.setattr(trainer.Trainer, "_finish_epoch", stop)
     with pytest.raises(KeyError):
         trainer.fit(short(tmp_path, schedule=[phase]), device=torch.device("cpu"))
     assert (

@@ -10,7 +10,7 @@ from conftest import tiny_values
 from fuzz import NESTED, NUMBERS, WORDS, is_refused, little_memory, mutate
 
 from racnn.config import parse_config
-from racnn.engine import trainer
+from racnn.engine import run
 from racnn.engine.checkpoint import load_checkpoint
 from racnn.engine.digest import digest, strange
 from racnn.engine.folder import open_folder
@@ -47,7 +47,7 @@ def stopped(small_apn, tmp_path_factory):
     values["model"] = {"backbone": "tiny", "view_sizes": [16, 16], "shared_backbone": True}
     values["run"]["num_preview"] = 0
     config = parse_config(values, origin="test")
-    plain, kept = trainer.save_checkpoint, {}
+    plain, kept = run.save_checkpoint, {}
 
     def keep(path, content, **rest):
         plain(path, content, **rest)
@@ -55,7 +55,7 @@ def stopped(small_apn, tmp_path_factory):
             kept.setdefault(content["step"], path.read_bytes())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "save_checkpoint", keep)
+        patch.setattr(run, "save_checkpoint", keep)
         fit(config, device=CPU)
     assert tuple(kept) == STOPS
     return config, list(kept.values())

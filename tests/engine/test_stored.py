@@ -21,14 +21,14 @@ def content(finished):
 @pytest.fixture(scope="module")
 def unfinished(short, tmp_path_factory):
     """The content of a run's last.pt in the middle of a phase that keeps the best epoch, by AdamW."""
-    from racnn.engine import trainer
+    from racnn.engine import run
 
-    kept, plain = [], trainer.save_checkpoint
+    kept, plain = [], run.save_checkpoint
     phase = {"kind": "classification", "epochs": 2, "lr": 0.01, "optimizer": "adamw", "keep": "best"}
     config = short(tmp_path_factory.mktemp("unfinished"), schedule=[phase])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            trainer, "save_checkpoint", lambda p, c, **r: (kept.append(copy.deepcopy(c)), plain(p, c, **r))
+            run, "save_checkpoint", lambda p, c, **r: (kept.append(copy.deepcopy(c)), plain(p, c, **r))
         )
         fit(config, device=torch.device("cpu"))
     return {"format": 1, **next(c for c in kept if c.get("optimizer") and c["progress"]["epoch"] == 1)}

@@ -27,8 +27,10 @@ from racnn.engine.inference import data_of, load_trained
 from racnn.engine.loop import predict
 from racnn.engine.provenance import fingerprint
 from racnn.engine.recorder import Recorder
+from racnn.engine.run import Run
 from racnn.engine.steps import STEPS
-from racnn.engine.trainer import Run, fit
+from racnn.engine.trainer import Trainer, fit
+from racnn.engine.validation import Validation
 from racnn.errors import CheckpointError, ConfigError, DataError, TrainingError
 
 CPU = torch.device("cpu")
@@ -73,7 +75,7 @@ def stop_at(monkeypatch, at, action, *, validating=False):
             if self.count == at and validating and kind == "val":
                 action()
 
-    monkeypatch.setattr(trainer, "Recorder", Stopping)
+    monkeypatch.setattr("racnn.engine.run.Recorder", Stopping)
 
 
 def terminate(number=signal.SIGTERM):
@@ -181,7 +183,7 @@ def test_a_phase_that_made_nothing_better_leaves_the_network_as_it_was(finished,
     config = tiny_if_better(tmp_path / "run", finished, **changes)
     run = Run(config, device=CPU, resume=False, overwrite=False)
     before = digest(run.model.state_dict())
-    run.train()
+    Trainer(run).train()
     run.recorder.close()
     assert run.progress.outcomes == [False]
     assert digest(run.model.state_dict()) == before
@@ -204,9 +206,10 @@ def test_a_scale_starts_from_the_one_it_is_told_to(short, tmp_path):
     phase = {"kind": "classification", "scales": [2], "init_from": 1, "epochs": 1, "lr": 0.1}
     run = Run(short(tmp_path / "run", schedule=[phase]), device=CPU, resume=False, overwrite=False)
     starts = []
-    run._run_epoch = lambda *_: starts.append({k: v.clone() for k, v in run.model.state_dict().items()})
+    work = Trainer(run)
+    work._run_epoch = lambda *_: starts.append({k: v.clone() for k, v in run.model.state_dict().items()})
     torch.nn.init.normal_(run.model.classifiers[0].weight)
-    run.train()
+    work.train()
     run.recorder.close()
     (state,) = starts
     for key in ("backbones.{}.features.0.weight", "classifiers.{}.weight", "classifiers.{}.bias"):
@@ -444,7 +447,7 @@ def test_a_phase_whose_patience_is_over_is_not_gone_on_with(short, tmp_path, mon
     fit(short(tmp_path / "whole", schedule=[phase]), device=CPU)
     config = short(tmp_path / "crashed", schedule=[phase])
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "_end", lambda *_: crash())
+        patch.setattr(Trainer, "_end", lambda *_: crash())
         with pytest.raises(Crash):
             fit(config, device=CPU)
     fit(config, device=CPU, resume=True)
@@ -532,7 +535,7 @@ def test_a_number_that_is_not_finite_stops_before_the_step(short, tmp_path, monk
     config = short(tmp_path / "run", data__synthetic__num_train=64, run__save_every=1)
     run = Run(config, device=CPU, resume=False, overwrite=False)
     with pytest.raises(TrainingError, match=rf"phase 01-classification_1: .*{named}"):
-        run.train()
+        Trainer(run).train()
     run.recorder.close()
     after = dict(run.model.named_parameters())
     assert all(torch.equal(after[name], value) for name, value in before[2].items())
@@ -744,14 +747,15 @@ def test_a_run_that_starts_with_reading_boxes_can_be_stopped_there_too(tiny, tmp
 
 def test_photos_carry_lessons_only_while_they_are_taught(tiny, tmp_path):
     run = Run(tiny(tmp_path / "run"), device=CPU, resume=False, overwrite=False)
-    seen, plain = {}, run._run_epoch
+    work = Trainer(run)
+    seen, plain = {}, work._run_epoch
 
     def look(phase, *more):
         seen[phase.name] = {split: run.data.splits[split].lessons is not None for split in ("train", "val")}
         plain(phase, *more)
 
-    run._run_epoch = look
-    run.train()
+    work._run_epoch = look
+    work.train()
     run.recorder.close()
     assert seen
     for name, carried in seen.items():
@@ -852,7 +856,7 @@ class TestSignalInAValidation:
         """Be told to stop while the photos of the n-th validation are looked at."""
 
         def at(number):
-            plain, seen, ended = trainer.Validation.predict, [], []
+            plain, seen, ended = Validation.predict, [], []
 
             def watched(self, *args, **rest):
                 seen.append(None)
@@ -862,7 +866,7 @@ class TestSignalInAValidation:
                 ended.append(None)
                 return answers
 
-            monkeypatch.setattr(trainer.Validation, "predict", watched)
+            monkeypatch.setattr(Validation, "predict", watched)
             return ended
 
         return at

@@ -1,0 +1,226 @@
+"""A run: its network, data, progress and folder, made anew or taken up from where it was stopped."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import torch
+
+from racnn.config import Config, dump_config
+from racnn.data import build_data
+from racnn.engine.checkpoint import is_whole, save_checkpoint
+from racnn.engine.distributed import ALONE, World
+from racnn.engine.folder import RunFolder, refuse_other_photos
+from racnn.engine.interrupt import Interrupt, Stop
+from racnn.engine.precision import prepare
+from racnn.engine.progress import Progress
+from racnn.engine.provenance import provenance, with_start
+from racnn.engine.recorder import Recorder, Silence
+from racnn.engine.remarks import imbalance_warning
+from racnn.engine.stored import Content, open_checkpoint
+from racnn.engine.validation import Validation
+from racnn.errors import CheckpointError
+from racnn.losses import balanced_weights
+from racnn.models import build_model
+
+
+class Run:
+    """One run's network, data, progress and folder; :class:`racnn.engine.trainer.Trainer` takes it through its phases.
+
+    Args:
+        config: The whole of it; ``run.out`` names the run's folder.
+        device: Where to train.
+        resume: Go on from the folder's ``last.pt``.
+        overwrite: Delete an earlier run in the folder first.
+        world: The processes that train together.
+
+    Raises:
+        ConfigError: As :func:`racnn.engine.trainer.fit` does.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        device: torch.device,
+        resume: bool,
+        overwrite: bool,
+        world: World = ALONE,
+    ) -> None:
+        self.config = config
+        self.device = device
+        self.world = world
+        self.folder = Path(config.run.out)
+        self.interrupt = Interrupt()
+        self.progress = Progress()
+        self.recorder = cast(Recorder, Silence())
+        self._place = RunFolder(self.folder)
+        restarted = world.restarted()
+
+        def open_place() -> Content | None:
+            stored = self._place.open(config, world, resume=resume, overwrite=overwrite, restarted=restarted)
+            return stored.content if stored else None
+
+        try:
+            self._build(world.from_first(open_place))
+        except BaseException:
+            self.leave_folder()
+            raise
+
+    def _build(self, content: Content | None) -> None:
+        """Make or take up the network and the data, and enter the folder last."""
+        config, device, world = self.config, self.device, self.world
+        self.data = world.first_before_others(
+            lambda: build_data(
+                config.data,
+                seed=config.run.seed,
+                val_names=content.val_names if content else None,
+                class_names=content.class_names if content else None,
+            )
+        )
+        torch.manual_seed(config.run.seed)
+        num_classes = len(self.data.class_names)
+        self.model = world.first_before_others(
+            lambda: build_model(config.model, num_classes=num_classes, weights=content is None)
+        )
+        self.optimizer_state: dict[str, Any] | None = None  # of a phase that is taken up in its middle
+        if content:
+            world.first_before_others(lambda: refuse_other_photos(content, self.data))
+            self._take_up(content)
+        taught = [phase for phase in config.phases() if phase.kind == "apn_init"]
+        every = range(1, config.model.num_scales)
+        enlargements = [(s, phase.enlarge) for phase in taught for s in phase.scales or every]
+        world.first_before_others(lambda: self.model.check_enlargements(enlargements))
+        prepare(self.model, config, device)
+        self.validation = Validation(
+            self.model, self.data, config, device, world, after_batch=self._leave_validation
+        )
+        balanced = config.data.balance == "weights"
+        self.class_weights = balanced_weights(self.data.class_counts()).to(device) if balanced else None
+        # before an earlier run is deleted: a photo may be damaged, a disk full
+        world.first_before_others(lambda: self._use_cache(print if world.first else lambda _: None))
+        start = provenance(config, self.data, device, step=self.progress.step, world=world)
+        self._starts = with_start(content.provenance if content else [], start)
+        world.from_first(lambda: self._enter_folder(new=content is None))
+        self._say_what_begins()
+
+    def _enter_folder(self, *, new: bool) -> None:
+        """Make the run's folder what this run begins with, and begin to record in it."""
+        resolved = self._place.enter(self.config, self._starts, new=new)
+        self.recorder = Recorder(self.folder, step=self.progress.step, length=self.progress.log_length)
+        self.recorder.text("config", f"```yaml\n{resolved}\n```")
+
+    def leave_folder(self) -> None:
+        """Stop recording, and let other processes use the folder."""
+        self.recorder.close()
+        self._place.leave(self.progress.step)
+
+    def _take_up(self, content: Content) -> None:
+        """Go on from a checkpoint that :func:`racnn.engine.folder.open_folder` found to be in order."""
+        self.model.load_state_dict(content.model)
+        assert content.progress is not None
+        self.progress = content.progress
+        self.optimizer_state = content.optimizer
+        best_is_whole = self.world.from_first(lambda: is_whole(self.folder / "best.pt"))
+        if self.progress.best_key and not best_is_whole:
+            if self.world.first:
+                print(
+                    "warning: best.pt cannot be read; the network at the end of the next phase takes its place"
+                )
+            self.progress.best_key = []
+
+    def _say_what_begins(self) -> None:
+        data = self.data
+        for name, reason in data.skipped.items():
+            self.recorder.say(f"left out {name}: {reason}")
+        sizes = ", ".join(f"{len(photos)} {split}" for split, photos in data.splits.items())
+        self.recorder.say(
+            f"{data.dataset}: {len(data.class_names)} classes, photos: {sizes}; on {self.device}"
+        )
+        balance = self.config.data.balance
+        if warning := imbalance_warning(data.class_counts(), data.class_names, balance):
+            self.recorder.say(f"warning: {warning}")
+
+    def _use_cache(self, say: Callable[[str], None]) -> None:
+        """Read decoded photos from the cache, if there is to be one; write it first where it is not there."""
+        if self.config.data.cache is not None:
+            for split in sorted(self.data.splits.keys() - {"test"}):
+                self.data.splits[split].use_cache(say)
+
+    def best_report(self) -> dict[str, Any]:
+        """Return the validation report of ``best.pt``."""
+        report_: dict[str, Any] = self.world.from_first(self._read_best_report)
+        return report_
+
+    def _read_best_report(self) -> dict[str, Any]:
+        stored = open_checkpoint(self.folder / "best.pt")
+        if stored.content.val_report is None:
+            raise CheckpointError(
+                f"{stored.path}: holds no report on the validation photos, so it is no best.pt"
+            )
+        return stored.content.val_report
+
+    def stopped(self) -> bool:
+        """Return whether this process or another one was told to stop."""
+        if self.world.size == 1:
+            return bool(self.interrupt.signal)
+        told = torch.tensor(float(bool(self.interrupt.signal)), device=self.device)
+        return bool(self.world.total(told).item())
+
+    def stop_if_told(self) -> None:
+        """Leave here, where everything is saved, if this process or another one was told to stop."""
+        if self.stopped():
+            self.stop()
+
+    def stop(self) -> NoReturn:
+        """Leave here, where everything is saved, together with the other processes."""
+        self.world.wait()  # or torchrun would end the first process while it writes
+        raise Stop
+
+    def _leave_validation(self) -> None:
+        """Leave in the middle of a validation, which a run that is taken up from its last checkpoint repeats."""
+        if self.world.size == 1 and (self.folder / "last.pt").exists():
+            self.stop_if_told()
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "model": {key: value.cpu() for key, value in self.model.state_dict().items()},
+            "config": dump_config(self.config),
+            "dataset": self.data.dataset,
+            "class_names": list(self.data.class_names),
+            "val_names": list(self.data.val_names),
+            "train_names": self.data.training_names(),
+            "trained_scales": self.progress.trained_scales,
+            "fusion_trained": self.progress.fusion_trained,
+            "step": self.progress.step,
+            "provenance": self._starts,
+        }
+
+    def save_last(self, optimizer: torch.optim.Optimizer | None) -> None:
+        """Write ``last.pt``, with the state of the optimizer in the middle of a phase, and keep the one before."""
+        if not self.world.first:
+            return
+        state = copy.deepcopy(optimizer.state_dict()) if optimizer is not None else None
+        self.progress.log_length = self.recorder.length()
+        progress = asdict(self.progress)
+        content = self._content() | {"progress": progress, "optimizer": state}
+        save_checkpoint(self.folder / "last.pt", content, previous=self.folder / "previous.pt")
+
+    def save_best(self, phase_name: str) -> None:
+        """Write ``best.pt`` if this network is more complete than the best one so far, or as complete and better."""
+        progress = self.progress
+        scales = max(progress.trained_scales, 1)
+        validation = self.validation
+        result = validation.report(validation.predict(scales, fused=progress.fusion_trained))
+        name = "fused" if "fused" in result["top1"] else "mean"
+        key = [float(scales + progress.fusion_trained), result["top1"][name], result["log_prob"][name]]
+        if not progress.best_key or key >= progress.best_key:
+            progress.best_key = key
+            if self.world.first:
+                save_checkpoint(
+                    self.folder / "best.pt", self._content() | {"val_report": result, "phase": phase_name}
+                )
