@@ -133,7 +133,7 @@ def train(
     loaded = _load(config, settings, out)
     best, report = _fit(loaded, device, resume=resume, overwrite=overwrite)
     from racnn.engine.distributed import speaks
-    from racnn.metrics import format_report
+    from racnn.report import format_report
 
     if not speaks():
         return
@@ -168,7 +168,7 @@ def evaluate(
     if split not in ("test", "val", "train"):
         raise ConfigError(f"--split: expected test, val or train, got '{split}'")
     from racnn.engine.inference import evaluate_trained
-    from racnn.metrics import format_report
+    from racnn.report import format_report
 
     trained = _restore(checkpoint, device)
     report = evaluate_trained(
@@ -240,7 +240,7 @@ def demo(
     best, validation = _fit(loaded, device, resume=resume, overwrite=overwrite)
     from racnn.data import build_data
     from racnn.engine.inference import evaluate_trained
-    from racnn.metrics import format_report
+    from racnn.report import format_report
 
     trained = _restore(best, device)
     report = evaluate_trained(trained, split="test")

@@ -23,7 +23,7 @@ LAYERS = [
     {"config", "compat"},
     {"ops"},
     {"losses", "metrics", "viz"},
-    {"models", "data"},
+    {"models", "data", "report"},
     {"engine"},
     {"cli_checkpoint", "cli_data", "cli_predict"},
     {"cli"},

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from racnn import metrics
 from racnn.data import Data
 from racnn.engine.distributed import ALONE, World
 from racnn.engine.parts import Parts
@@ -20,6 +19,7 @@ from racnn.engine.readings import Readings
 from racnn.engine.steps import STEPS, Batch
 from racnn.errors import TrainingError
 from racnn.models import RACNN
+from racnn.report import evaluation_report
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -257,7 +257,7 @@ def report(predictions: Predictions, *, data: Data, split: str, bounds: Any) -> 
 
     ``num_skipped`` counts the damaged photos that were left out of the whole data set.
     """
-    measured = metrics.evaluation_report(
+    measured = evaluation_report(
         dataset=data.dataset,
         split=split,
         class_names=data.class_names,

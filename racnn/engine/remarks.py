@@ -20,7 +20,7 @@ def verdict(report: Mapping[str, Any], config: Config) -> list[str]:
     log-probability of the true class.
 
     Args:
-        report: Of :func:`racnn.metrics.evaluation_report`, on photos that were held out from training.
+        report: Of :func:`racnn.report.evaluation_report`, on photos that were held out from training.
         config: Of the run.
     """
     bounds = config.model.region_bounds()
