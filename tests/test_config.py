@@ -91,7 +91,7 @@ def test_the_recipe_reads_the_object_from_a_fine_map(side, enlarge):
     config = load_config(None, [f"model.view_sizes=[{side}, 224, 224]"])
     first, second = (phase for phase in config.phases() if phase.kind == "apn_init")
     assert (first.enlarge, first.trim) == (enlarge, 0.03)
-    assert second.response == "cam"
+    assert (second.target, second.response) == ("peak", "cam")
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
