@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
+import shlex
 import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -30,7 +32,7 @@ def test_a_run_leaves_what_is_needed_to_repeat_it(finished):
     assert start["folder"] == os.getcwd()
     assert start["seeds"] == {"run": 0, "split": 0}
     assert start["device"].startswith("cpu: ")
-    assert "pytest" in start["command"]
+    assert start["command"] == shlex.join(sys.argv)
     assert start["step"] == 0
     assert {split: entry["num"] for split, entry in start["photos"].items()} == {
         "train": 56,
