@@ -51,6 +51,7 @@ OWN_PHOTOS = (
     "folder",
     "manifest",
 )  # data sets that are whatever lies in data.root; the others are the same anywhere
+OF_THE_CUT = ("zoom_from", "mask", "steepness")  # keys of model that do nothing before there is a second look
 STATE = "stage.json"
 OWN = ("run.seed", "run.out")  # given by the study itself
 FIRST_COLUMNS = ("variant", "seed", "split", "config", "seconds")
@@ -159,10 +160,24 @@ def _refuse_own(changes: list[str], where: object) -> list[str]:
 
 
 def stages_of(config: Config) -> list[Config]:
-    """Return the configuration cut off after each entry of its schedule."""
+    """Return the configuration cut off after each entry of its schedule.
+
+    What does nothing yet is the default there, so that variants of it share these stages.
+    """
     return [
-        config.model_copy(update={"schedule": config.schedule[: n + 1]}) for n in range(len(config.schedule))
+        _without_what_is_idle(config.model_copy(update={"schedule": config.schedule[: n + 1]}))
+        for n in range(len(config.schedule))
     ]
+
+
+def _without_what_is_idle(stage: Config) -> Config:
+    """Return a stage in which the keys of regions that do nothing yet have their defaults."""
+    kinds = {phase.kind for phase in stage.phases()}
+    idle: tuple[str, ...] = ()
+    if all(phase.scales == (1,) for phase in stage.phases()) and kinds <= {"classification", "apn_init"}:
+        idle = OF_THE_CUT if "apn_init" in kinds else (*OF_THE_CUT, "bounds")
+    plain = {name: type(stage.model).model_fields[name].default for name in idle}
+    return stage.model_copy(update={"model": stage.model.model_copy(update=plain)})
 
 
 def key_of(config: Config) -> str:

@@ -88,6 +88,27 @@ def test_variants_that_begin_alike_share_their_stages(study):
     ]  # the shared one, the baseline's, and one each for the two targets
 
 
+def test_how_regions_are_cut_does_not_part_the_stages_of_the_first_look(tool, tiny):
+    first_look = [
+        {"kind": kind, "scales": [1], "epochs": 1, "lr": 0.01} for kind in ("classification", "apn_init")
+    ]
+    schedule = [*first_look, {"kind": "classification", "scales": [2], "epochs": 1, "lr": 0.01}]
+    changes = [
+        {},
+        {"model__bounds": [[0.1, 0.9], [0.2, 0.8]]},
+        {"model__zoom_from": "parent"},
+        {"model__mask": False},
+    ]
+    keys = [[tool.key_of(s) for s in tool.stages_of(tiny("a", schedule=schedule, **c))] for c in changes]
+    first, second, third = zip(*keys, strict=True)
+    assert len(set(first)) == 1
+    assert second[1] not in {second[0], *second[2:]}  # an APN learns within its bounds
+    assert len(set(second)) == 2
+    assert len(set(third)) == len(changes)
+    other, *_ = tool.stages_of(tiny("a", schedule=schedule, model__antialias=False))  # of the first view too
+    assert tool.key_of(other) not in first
+
+
 def test_a_last_stage_that_does_harm_is_measured_as_it_is(tool, tiny, tmp_path):
     harmful = {
         "kind": "ranking",
