@@ -295,15 +295,21 @@ def _imagenet_weights(backbone: Backbone) -> dict[str, Tensor]:
     return state
 
 
+_FIRST = "backbones.0."  # how the names of a whole RA-CNN's first trunk begin
+
+
 def load_trunk(backbone: Backbone, state: Mapping[str, Tensor], *, origin: str) -> None:
     """Copy weights into the trunk; the layers after the trunk may be there, and are passed over.
 
-    Names may be torchvision's (``features.0.weight``) or those of the trunk itself.
+    Names may be torchvision's (``features.0.weight``) or those of the trunk itself. Of a whole RA-CNN, as its checkpoints
+    and exported files hold it, the trunk of its first scale is taken.
 
     Raises:
         WeightsError: Parameters are missing, unexpected or of another shape; all are listed.
     """
     own = backbone.features.state_dict()
+    if first := {key.removeprefix(_FIRST): value for key, value in state.items() if key.startswith(_FIRST)}:
+        state = first
     found = {
         key.removeprefix("features.").removeprefix("network."): value
         for key, value in state.items()

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import FinishedRun
 from safetensors.torch import save_file
 from torch import Tensor
 
 from racnn.compat import import_torchvision
+from racnn.engine.inference import export_trained, load_trained
 from racnn.errors import ConfigError, WeightsError
 from racnn.models.backbone import BACKBONES, Backbone, build_backbone, load_trunk, read_weights, tiny
 
@@ -208,6 +210,20 @@ class TestWeightFiles:
         torch.save(state, tmp_path / "w.pth")
         loaded = build_backbone("tiny", weights=str(tmp_path / "w.pth")).features.state_dict()
         assert torch.equal(loaded["0.weight"], state["features.0.weight"])
+
+    @pytest.mark.parametrize("exported", [False, True])
+    def test_of_a_trained_racnn_the_first_look_is_taken(
+        self, finished: FinishedRun, tmp_path: Path, exported: bool
+    ) -> None:
+        path = finished.folder / "best.pt"
+        trained = load_trained(path).model.backbones
+        if exported:
+            path = tmp_path / "mine.safetensors"
+            export_trained(finished.folder / "best.pt", path)
+        loaded = build_backbone("tiny", weights=str(path)).features.state_dict()
+        for key, value in trained[0].features.state_dict().items():
+            assert torch.equal(loaded[key], value)
+        assert not torch.equal(loaded["0.weight"], trained[2].features.state_dict()["0.weight"])
 
     def test_every_fault_of_a_file_is_listed(self, tmp_path: Path) -> None:
         state = _full_state(tiny())
