@@ -63,24 +63,30 @@ def _advice(number: int, regions: Mapping[str, Mapping[str, float]], config: Con
     where = f"the apn_init phase of scales: [{number}]"
     if not taught:
         return f"{region} was never taught; add an apn_init phase of scales: [{number}]"
-    if taught[-1].target == "peak":
-        return (
-            f"{region} has a fixed size; with target: component in {where} it is read from the response map"
-        )
     if side["at_bound"] > COLLAPSE_SHARE:
         return f"{region} has collapsed, see above"
+    square = taught[-1].target == "peak"  # of fixed size
+    smaller = (
+        ""
+        if square
+        else f", or the region smaller: raise `level` or `trim` in {where} (tools/teacher.py shows what each gives)"
+    )
     if side["tl_mean"] > WIDE:
         return (
-            f"{region} keeps nearly the whole view (mean side {side['tl_mean']:.2f}), so there is little to gain; raise "
-            f"`level` or `trim` in {where} (tools/teacher.py shows what each gives)"
+            f"{region} keeps nearly the whole view (mean side {side['tl_mean']:.2f}), so there is little to gain; make "
+            f"model.bounds[{number - 1}] narrower{smaller}"
         )
     coarse, fine = config.model.view_sizes[number - 1 : number + 1]
     before = coarse * side["tl_mean"]
     if fine < before:
         return (
             f"{region} (mean side {side['tl_mean']:.2f}) is {before:.0f} px wide in the view of scale_{number}, and scale_{number + 1} "
-            f"shows it with {fine}: no closer look; make model.view_sizes[{number}] larger, or the region smaller "
-            f"(`trim` or `level` in {where})"
+            f"shows it with {fine}: no closer look; make model.view_sizes[{number}] larger{smaller}"
+        )
+    if square:
+        return (
+            f"see with `racnn visualize` whether {region}, a square of fixed size where the response is highest, holds what "
+            f"tells the classes apart; if it cuts that off, target: component in {where} reads its size from the map too"
         )
     trained = [p for p in config.phases() if p.kind == "classification" and number + 1 in p.scales]
     start = "" if any(p.init_from for p in trained) else f", from scale {number} (init_from: {number})"

@@ -86,7 +86,7 @@ def test_a_finer_scale_that_does_not_pay_is_named_with_the_numbers_and_what_to_t
 @pytest.mark.parametrize(
     ("config", "advice"),
     [
-        (with_peak(), "with target: component in the apn_init phase of scales: [1]"),
+        (with_peak(), "if it cuts that off, target: component in the apn_init phase of scales: [1]"),
         (
             parse_config({"schedule": [{"kind": "classification", "epochs": 1, "lr": 0.1}]}, origin="test"),
             "never taught",
@@ -94,7 +94,7 @@ def test_a_finer_scale_that_does_not_pay_is_named_with_the_numbers_and_what_to_t
     ],
 )
 def test_the_advice_fits_the_schedule(config, advice):
-    (line,) = verdict(report((0.80, 0.78, 0.88, 0.90), (-0.6, -0.7, -0.5, -0.4)), config)
+    (line,) = verdict(report((0.80, 0.78, 0.88, 0.90), (-0.6, -0.7, -0.5, -0.4), sides=(0.5, 0.5)), config)
     assert advice in line
     assert "`level`" not in line
 
@@ -125,6 +125,18 @@ def test_a_look_with_fewer_pixels_than_the_one_before_is_told_how_to_get_more():
     assert "model.view_sizes[1]" in line
     (line,) = verdict(report(top1, log_prob, sides=(0.5, 0.5)), RECIPE)
     assert "no closer look" not in line
+
+
+def test_a_wide_third_look_is_told_of_its_pixels_too():
+    """The recipe's region 2 is a square, which nothing in its phase makes smaller."""
+    sides = (0.5, 0.8)
+    small_last = load_config(None, ["model.view_sizes=[448, 224, 160]"])
+    (line,) = verdict(report((0.8, 0.86, 0.82, 0.9), (-0.8, -0.6, -0.7, -0.4), sides=sides), small_last)
+    assert (
+        "region_2 (mean side 0.80) is 179 px wide in the view of scale_2, and scale_3 shows it with 160"
+        in line
+    )
+    assert "`level`" not in line
 
 
 def test_a_fused_answer_below_the_best_scale_is_told():
