@@ -192,3 +192,13 @@ class TestTorchvision:
         with pytest.raises(RuntimeError, match="libcudart"):
             import_torchvision()
         assert sys.modules.get("torchvision") is before
+
+
+def test_package_is_found_beside_a_folder_of_its_name(tmp_path):
+    """As from the folder that a clone lies in."""
+    (tmp_path / "racnn").mkdir()
+    code = "import racnn; print(racnn.__version__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == racnn.__version__, done.stderr
