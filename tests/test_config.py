@@ -518,3 +518,28 @@ def test_a_network_of_one_scale_has_nothing_to_shake_or_to_start_from(changes):
 def test_compiling_and_computing_again_exclude_each_other():
     (line,) = mistakes({"run": {"compile": True, "activation_checkpointing": True}, "schedule": [PHASE]})
     assert "exclude each other" in line
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (
+            "data.batchsize=8",
+            "--set data.batchsize=8: data.batchsize: unknown key (did you mean 'batch_size'?)",
+        ),
+        ("batch_size=8", "--set batch_size=8: batch_size: unknown key (did you mean 'data.batch_size'?)"),
+        ("model.view_sizes=64,64", "model.view_sizes: expected a list, in square brackets, got '64,64'"),
+        ("schedule.0.epochs=0", "--set schedule.0.epochs=0: schedule.0.epochs: "),
+    ],
+)
+def test_a_mistake_in_set_is_not_blamed_on_the_file(given, told):
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [given])
+    assert told in str(caught.value)
+
+
+def test_a_mistake_in_the_file_is_not_blamed_on_set(tmp_path):
+    (tmp_path / "a.yaml").write_text("data: {batchsize: 8}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "a.yaml", ["data.batch_size=8"])
+    assert "--set" not in str(caught.value)

@@ -5,29 +5,18 @@ A user is told of them. A stored configuration may hold them, so that what one v
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from racnn.config.schema import AlternationConfig, Config, PhaseConfig
+from racnn.config.schema import Config, PhaseConfig
 
 
 def idle_requests(config: Config) -> list[str]:
     """Return one line for each key that was set and would do nothing, with its dotted path."""
     lines = []
-    for path, phase in _phases_with_paths(config):
+    for path, phase in config.phases_by_key().items():
         reasons = phase.idle_keys() | _idle_on_scale_1(phase, config.model.num_scales)
         lines += [f"{path}: '{key}' belongs to {why}" for key, why in reasons.items() if _was_set(phase, key)]
     if config.data.held_out_fraction and not any(phase.photos == "held_out" for phase in config.phases()):
         lines.append("data.held_out_fraction: no phase of the schedule has photos held_out to use them")
     return lines
-
-
-def _phases_with_paths(config: Config) -> Iterator[tuple[str, PhaseConfig]]:
-    for position, entry in enumerate(config.schedule):
-        path = f"schedule.{position}"
-        if isinstance(entry, AlternationConfig):
-            yield from ((f"{path}.alternate.{i}", phase) for i, phase in enumerate(entry.alternate))
-        else:
-            yield path, entry
 
 
 def _idle_on_scale_1(phase: PhaseConfig, num_scales: int) -> dict[str, str]:

@@ -6,7 +6,7 @@ valid name.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +43,20 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     for keys, value, text in pairs:
         if keys[0] == "schedule" and len(keys) > 1:
             _assign(values, keys, value, text)
-    return parse_config(values, origin=str(path) if path else "the configuration")
+    given = {".".join(keys): text for keys, _, text in pairs}
+    return parse_config(values, origin=str(path) if path else "the configuration", given=given)
 
 
-def parse_config(values: dict[str, Any], *, origin: str, stored: bool = False) -> Config:
+def parse_config(
+    values: dict[str, Any], *, origin: str, stored: bool = False, given: Mapping[str, str] | None = None
+) -> Config:
     """Validate a plain dictionary.
 
     Args:
         values: By section.
         origin: Of the values, for the message.
         stored: It comes from a checkpoint, where keys that do nothing are no mistake.
+        given: By dotted path what was given by ``--set``, which a mistake there names.
 
     Raises:
         ConfigError: Every mistake found, one line each, with its dotted path.
@@ -61,19 +65,25 @@ def parse_config(values: dict[str, Any], *, origin: str, stored: bool = False) -
         config = Config.model_validate(values)
     except ValidationError as error:
         items = error.errors()
-        raise _mistakes(
-            origin, [_explain(item) for item in items if not _is_aftermath(item, items)]
-        ) from None
+        lines = [_explain(item) for item in items if not _is_aftermath(item, items)]
+        raise _mistakes(origin, lines, given or {}) from None
     if not stored and (lines := idle_requests(config)):
-        raise _mistakes(origin, lines)
+        raise _mistakes(origin, lines, given or {})
     return config
 
 
-def _mistakes(origin: str, lines: Sequence[str]) -> ConfigError:
-    told = [f"  {line}" for line in dict.fromkeys(lines)]
+def _mistakes(origin: str, lines: Sequence[str], given: Mapping[str, str]) -> ConfigError:
+    told = [f"  {_with_source(line, given)}" for line in dict.fromkeys(lines)]
     if len(told) > MOST_TOLD:
         told[MOST_TOLD:] = [f"  and {len(told) - MOST_TOLD} more"]
     return ConfigError(f"{origin}:\n" + "\n".join(told))
+
+
+def _with_source(line: str, given: Mapping[str, str]) -> str:
+    """Return a line with the ``--set`` that its key was given by, if it was."""
+    path = line.partition(":")[0]
+    source = next((text for key, text in given.items() if path == key or path.startswith(f"{key}.")), None)
+    return line if source is None else f"--set {_shortened_text(source)}: {line}"
 
 
 def dump_config(config: Config) -> dict[str, Any]:
@@ -186,6 +196,8 @@ def _explain(item: Any) -> str:
     path = ".".join(parts) or "configuration"
     if item["type"] == "extra_forbidden":
         hint = did_you_mean(parts[-1], _known_keys(item["loc"]))
+        if len(parts) == 1:
+            hint = did_you_mean(parts[0], _places_of(parts[0])) or hint
         if (
             "alternation" in item["loc"]
             and "phase" not in item["loc"]
@@ -195,6 +207,8 @@ def _explain(item: Any) -> str:
         return f"{path}: unknown key{hint}"
     message = item["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
+    if item["type"] == "tuple_type":
+        message = "expected a list, in square brackets"
     shown = (
         ""
         if item["type"] == "missing" or isinstance(item["input"], dict | list)
@@ -206,7 +220,10 @@ def _explain(item: Any) -> str:
 def _shortened(value: Any) -> str:
     if isinstance(value, int) and abs(value) >= 10**MOST_SHOWN:
         return "a huge number"  # Python refuses to write some of them out
-    text = repr(value)
+    return _shortened_text(repr(value))
+
+
+def _shortened_text(text: str) -> str:
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
@@ -219,6 +236,17 @@ def _is_aftermath(item: Any, items: Sequence[Any]) -> bool:
 def _without_tag(loc: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return a location in the words of the file: without the tag that tells phases from alternations."""
     return loc[:2] + loc[3:] if loc[0:1] == ("schedule",) and len(loc) > 2 else loc
+
+
+def _places_of(key: str) -> list[str]:
+    """Return where a key that stands in no section would belong."""
+    return [
+        f"{name}.{key}"
+        for name, section in Config.model_fields.items()
+        if isinstance(section.annotation, type)
+        and issubclass(section.annotation, BaseModel)
+        and key in section.annotation.model_fields
+    ]
 
 
 def _known_keys(loc: tuple[Any, ...]) -> list[str]:

@@ -339,10 +339,18 @@ class Config(_Section):
 
     def phases(self) -> list[PhaseConfig]:
         """Return every phase once, in the order of the schedule."""
-        flat: list[PhaseConfig] = []
-        for entry in self.schedule:
-            flat.extend(entry.alternate if isinstance(entry, AlternationConfig) else [entry])
-        return flat
+        return list(self.phases_by_key().values())
+
+    def phases_by_key(self) -> dict[str, PhaseConfig]:
+        """Return every phase once, by its dotted key, such as ``schedule.5.alternate.0``."""
+        phases: dict[str, PhaseConfig] = {}
+        for number, entry in enumerate(self.schedule):
+            key = f"schedule.{number}"
+            if isinstance(entry, AlternationConfig):
+                phases |= {f"{key}.alternate.{i}": phase for i, phase in enumerate(entry.alternate)}
+            else:
+                phases[key] = entry
+        return phases
 
 
 def parse_ranges(text: str) -> list[int]:

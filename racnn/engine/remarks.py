@@ -58,42 +58,41 @@ def _compare(report: Mapping[str, Any], worse: str, better: str) -> str:
 
 def _advice(number: int, regions: Mapping[str, Mapping[str, float]], config: Config) -> str:
     """Return what to try where a look did not pay, by what its region does and how it was taught."""
-    region, side = f"region_{number}", regions[f"region_{number}"]
-    taught = [p for p in config.phases() if p.kind == "apn_init" and number in (p.scales or (number,))]
-    where = f"the apn_init phase of scales: [{number}]"
+    region, side = f"region_{number}", regions[f"region_{number}"]["tl_mean"]
+    taught = {
+        key: phase
+        for key, phase in config.phases_by_key().items()
+        if phase.kind == "apn_init" and number in (phase.scales or (number,))
+    }
     if not taught:
         return f"{region} was never taught; add an apn_init phase of scales: [{number}]"
-    if side["at_bound"] > COLLAPSE_SHARE:
+    if regions[region]["at_bound"] > COLLAPSE_SHARE:
         return f"{region} has collapsed, see above"
-    square = taught[-1].target == "peak"  # of fixed size
-    smaller = (
-        ""
-        if square
-        else f", or the region smaller: raise `level` or `trim` in {where} (tools/teacher.py shows what each gives)"
-    )
-    if side["tl_mean"] > WIDE:
+    key, phase = list(taught.items())[-1]
+    square = phase.target == "peak"  # of fixed size
+    smaller = f", or raise {key}.trim or {key}.level (tools/teacher.py shows what each gives)"
+    smaller = "" if square else smaller
+    if side > WIDE:
         return (
-            f"{region} keeps nearly the whole view (mean side {side['tl_mean']:.2f}), so there is little to gain; make "
+            f"{region} keeps nearly the whole view (mean side {side:.2f}), so there is little to gain; make "
             f"model.bounds[{number - 1}] narrower{smaller}"
         )
     coarse, fine = config.model.view_sizes[number - 1 : number + 1]
-    before = coarse * side["tl_mean"]
+    before = coarse * side
     if fine < before:
         return (
-            f"{region} (mean side {side['tl_mean']:.2f}) is {before:.0f} px wide in the view of scale_{number}, and scale_{number + 1} "
+            f"{region} (mean side {side:.2f}) is {before:.0f} px wide in the view of scale_{number}, and scale_{number + 1} "
             f"shows it with {fine}: no closer look; make model.view_sizes[{number}] larger{smaller}"
         )
+    see = f"see with `racnn visualize` whether {region} holds what tells the classes apart"
     if square:
-        return (
-            f"see with `racnn visualize` whether {region}, a square of fixed size where the response is highest, holds what "
-            f"tells the classes apart; if it cuts that off, target: component in {where} reads its size from the map too"
-        )
+        return f"{see}; where a square of fixed size does not fit, --set {key}.target=component reads its size too"
     trained = [p for p in config.phases() if p.kind == "classification" and number + 1 in p.scales]
     start = "" if any(p.init_from for p in trained) else f", from scale {number} (init_from: {number})"
+    larger = [f"lower {key}.{name}" for name in ("trim", "level") if getattr(phase, name) > 0]
     return (
-        f"see with `racnn visualize` whether {region} holds what tells the classes apart. If it does, train scale_{number + 1} "
-        f"longer{start}; if it cuts that off, lower `level` in {where}, and if it is elsewhere, train scale {number} "
-        "better first"
+        f"{see}. If it does, train scale_{number + 1} longer{start}; if it cuts that off, "
+        f"{' or '.join(larger) or f'widen model.bounds[{number - 1}]'}; if it is elsewhere, train scale_{number} better first"
     )
 
 

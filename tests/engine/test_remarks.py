@@ -79,14 +79,13 @@ def test_a_finer_scale_that_does_not_pay_is_named_with_the_numbers_and_what_to_t
     assert line.startswith("scale_3 is not better than scale_2 on the 50 validation photos")
     assert "82.0 against 86.0 %, 2 photos" in line
     assert "-0.700 against -0.600" in line
-    assert "scales: [2]" in line
-    assert "init_from" not in line  # the recipe has it already
+    assert "--set schedule.3.target=component" in line
 
 
 @pytest.mark.parametrize(
     ("config", "advice"),
     [
-        (with_peak(), "if it cuts that off, target: component in the apn_init phase of scales: [1]"),
+        (with_peak(), "--set schedule.1.target=component"),
         (
             parse_config({"schedule": [{"kind": "classification", "epochs": 1, "lr": 0.1}]}, origin="test"),
             "never taught",
@@ -96,7 +95,25 @@ def test_a_finer_scale_that_does_not_pay_is_named_with_the_numbers_and_what_to_t
 def test_the_advice_fits_the_schedule(config, advice):
     (line,) = verdict(report((0.80, 0.78, 0.88, 0.90), (-0.6, -0.7, -0.5, -0.4), sides=(0.5, 0.5)), config)
     assert advice in line
-    assert "`level`" not in line
+    assert ".level" not in line
+
+
+@pytest.mark.parametrize(
+    ("teacher", "advice"),
+    [
+        ({"trim": 0.03}, "lower schedule.1.trim;"),
+        ({"trim": 0.03, "level": 0.2}, "lower schedule.1.trim or lower schedule.1.level;"),
+        ({}, "widen model.bounds[0];"),  # nothing is left to lower
+    ],
+)
+def test_a_region_that_cuts_too_much_off_is_told_of_what_can_be_lowered(teacher, advice):
+    first, second = ({"kind": "classification", "scales": [s], "epochs": 1, "lr": 0.1} for s in (1, 2))
+    taught = {"kind": "apn_init", "scales": [1], "epochs": 1, "lr": 0.1} | teacher
+    config = parse_config({"schedule": [first, taught, second]}, origin="test")
+    sides = (0.5, 0.5)
+    (line,) = verdict(report((0.80, 0.78, 0.88, 0.90), (-0.6, -0.7, -0.5, -0.4), sides=sides), config)
+    assert advice in line
+    assert "from scale 1 (init_from: 1)" in line
 
 
 def test_nothing_can_be_better_than_all_right():
@@ -112,7 +129,7 @@ def test_equal_accuracy_with_a_less_sure_finer_scale_does_not_pay():
 def test_a_region_that_keeps_the_whole_view_is_told_how_to_zoom():
     (line,) = verdict(report((0.80, 0.78, 0.88, 0.90), (-0.6, -0.7, -0.5, -0.4), sides=(0.9, 0.5)), RECIPE)
     assert "region_1 keeps nearly the whole view (mean side 0.90)" in line
-    assert "raise `level`" in line
+    assert "raise schedule.1.trim or schedule.1.level" in line
 
 
 def test_a_look_with_fewer_pixels_than_the_one_before_is_told_how_to_get_more():
@@ -136,7 +153,7 @@ def test_a_wide_third_look_is_told_of_its_pixels_too():
         "region_2 (mean side 0.80) is 179 px wide in the view of scale_2, and scale_3 shows it with 160"
         in line
     )
-    assert "`level`" not in line
+    assert ".level" not in line
 
 
 def test_a_fused_answer_below_the_best_scale_is_told():
