@@ -142,6 +142,23 @@ def train(
     print(f"\nnext: racnn evaluate {best}")
 
 
+@app.command("config")
+def show_config(
+    config: Annotated[Path, typer.Argument(help="A YAML file of overrides, see configs/.")],
+    settings: Settings = None,
+) -> None:
+    """Print a configuration in full, as YAML, with every phase of its schedule by the key that --set takes."""
+    import yaml
+
+    from racnn.config import dump_config, load_config
+
+    loaded = load_config(config, settings or [])
+    print(yaml.safe_dump(dump_config(loaded), sort_keys=False), end="")
+    for key, phase in loaded.phases_by_key().items():
+        scales = " of scale " + ", ".join(map(str, phase.scales)) if phase.scales else ""
+        print(f"# {key}: {phase.kind}{scales}, {phase.epochs} epoch{'s' * (phase.epochs > 1)}")
+
+
 @app.command()
 def evaluate(
     checkpoint: Checkpoint,
@@ -200,6 +217,8 @@ def visualize(
     device: Device = "auto",
 ) -> None:
     """Show where a network looked: one picture a photo, and regions.json with the boxes in the photo's pixels."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out}: is a file; expected a folder for the pictures")
     from racnn.data.photos import find_photos, read_photo
 
     paths = find_photos(photos)
@@ -214,8 +233,11 @@ def visualize(
             except DataError as error:
                 damaged.append(str(error))
 
-    rows = _draw(_restore(checkpoint, device), readable(), out)
+    several = len({path.parent for path in paths}) > 1
+    rows = _draw(_restore(checkpoint, device), readable(), out, name_folders=several)
     print(f"{len(rows)} pictures and regions.json in {out}")
+    if older := {path.name for path in out.glob("*.png")} - {row["picture"] for row in rows}:
+        print(f"{len(older)} other pictures were there before, and are not in regions.json")
     if damaged:
         raise DataError(f"{len(damaged)} of {len(paths)} photos were left out:\n" + "\n".join(damaged))
 
@@ -281,8 +303,10 @@ def _print_verdict(report: dict[str, Any], config: Config) -> None:
         print(f"\nnote: {line}")
 
 
-def _draw(trained: Trained, photos: Iterable[tuple[Path, np.ndarray]], out: Path) -> list[dict[str, Any]]:
-    """Write one picture a photo, and regions.json."""
+def _draw(
+    trained: Trained, photos: Iterable[tuple[Path, np.ndarray]], out: Path, *, name_folders: bool = False
+) -> list[dict[str, Any]]:
+    """Write one picture a photo, and regions.json; ``name_folders``: a picture's name begins with its photo's folder."""
     from racnn.engine.inference import look
 
     out.mkdir(parents=True, exist_ok=True)
@@ -290,7 +314,7 @@ def _draw(trained: Trained, photos: Iterable[tuple[Path, np.ndarray]], out: Path
     taken: set[str] = set()
     for path, photo in photos:
         picture, row = look(trained, photo)
-        name = _free_name(path.stem, taken)
+        name = _free_name(f"{path.parent.name}_{path.stem}" if name_folders else path.stem, taken)
         picture.save(out / f"{name}.png")
         rows.append({"photo": str(path), "picture": f"{name}.png", **row})
     _write_json(out / "regions.json", rows)

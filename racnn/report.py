@@ -94,13 +94,14 @@ def evaluation_report(
 def format_report(report: Mapping[str, Any]) -> str:
     """Return a report of :func:`evaluation_report` as plain text for a terminal, percents in tables under 90 columns."""
     title = f"{report['dataset']}, {report['split']}: {report['num_images']} photos, {report['num_classes']} classes"
-    head = ["answer", "top-1 %", "95 % interval", "top-5 %", "ECE %", "log-prob"]
+    many = report["num_classes"] > 5  # of fewer, the first five hold every true class
+    head = ["answer", "top-1 %", "95 % interval", *(["top-5 %"] if many else []), "ECE %", "log-prob"]
     rows = [
         [
             key,
             _percent(top1),
             "{:6.2f} - {:6.2f}".format(*(100 * end for end in report["top1_interval"][key])),
-            _percent(report["top5"].get(key)),
+            *([_percent(report["top5"].get(key))] if many else []),
             _percent(report["ece"].get(key)),
             _number(report["log_prob"].get(key)),
         ]

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +17,7 @@ import yaml
 from PIL import Image
 
 from racnn import __version__, cli
+from racnn.config import load_config
 from racnn.data.photos import find_photos
 from racnn.engine.checkpoint import load_checkpoint
 
@@ -196,12 +198,12 @@ def test_a_run_ends_with_its_verdict(racnn, tiny_file, tmp_path, monkeypatch):
 def test_other_classes_than_the_network_s_are_refused(folder_run, racnn, tmp_path):
     other = write_folder_dataset(tmp_path / "other", classes=("auk", "wren", "tit"))
     result = racnn("evaluate", folder_run.folder / "best.pt", "--data", other)
-    assert_refused(result, "3 classes here, 2 in the checkpoint", "class 3 is 'wren', was 'none'")
+    assert_refused(result, "3 classes here, 2 in the checkpoint", "'wren' is new")
     again = ("train", "--config", folder_run.folder / "config.yaml", "--out", folder_run.folder, "--resume")
     assert_refused(racnn(*again, "--set", f"data.root={other}"), "3 classes here, 2 in the checkpoint")
     shutil.rmtree(folder_run.root / "tit")
     shutil.copytree(folder_run.root / "auk", folder_run.root / "owl")
-    assert_refused(racnn(*again), "2 classes here, 2 in the checkpoint", "class 2 is 'owl', was 'tit'")
+    assert_refused(racnn(*again), "2 classes here, 2 in the checkpoint", "'owl' is new, 'tit' is missing")
 
 
 def test_a_damaged_photo_is_named_by_a_worker_and_the_program_ends(tiny_file, tmp_path):
@@ -340,6 +342,34 @@ def test_photos_of_the_same_name_do_not_overwrite_each_other(best, racnn, photos
             sizes.add(picture.size)
             assert np.asarray(picture).std() > 0
     assert rows[0]["boxes_xyxy"] != rows[1]["boxes_xyxy"]
+    assert pictures == [
+        f"{place.parent.name}_square.png" for place in places
+    ]  # the class, where folders are classes
+
+
+def test_pictures_of_an_earlier_call_are_counted(best, racnn, photos, tmp_path):
+    assert racnn("visualize", best, photos, "--out", tmp_path / "out").out.count("\n") == 1
+    result = racnn("visualize", best, photos / "wide.png", "--out", tmp_path / "out")
+    assert "1 pictures and regions.json" in result.out
+    assert "5 other pictures were there before" in result.out  # then named by their folders too
+
+
+def test_a_file_is_no_place_for_pictures(best, racnn, photos, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    assert_refused(racnn("visualize", best, photos, "--out", tmp_path / "file"), "--out", "is a file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_config_prints_what_a_run_would_have_and_trains_nothing(racnn, tmp_path):
+    folder = Path(__file__).parent.parent / "configs"
+    result = racnn("config", folder / "folder.yaml", "--set", "schedule.2.epochs=7")
+    assert result.code == 0
+    (tmp_path / "again.yaml").write_text(result.out)
+    assert load_config(tmp_path / "again.yaml") == load_config(
+        folder / "folder.yaml", ["schedule.2.epochs=7"]
+    )
+    assert "# schedule.2: classification of scale 2, 7 epochs" in result.out.splitlines()
+    assert "# schedule.5.alternate.0: ranking, 2 epochs" in result.out.splitlines()
 
 
 @pytest.mark.parametrize(("limit", "drawn"), [(2, [0, 2]), (3, [0, 1, 3]), (5, range(5)), (99, range(5))])
@@ -526,15 +556,19 @@ def test_a_class_folder_without_photos_is_told(racnn, tiny_file, tmp_path):
 def test_a_run_folder_that_is_a_file_is_told(racnn, tiny_file, tmp_path):
     (tmp_path / "taken").write_text("mine")
     words = ("train", "--config", tiny_file(tmp_path / "c.yaml"), "--out", tmp_path / "taken")
-    assert_refused(racnn(*words), str(tmp_path / "taken"), code=1)
+    assert_refused(racnn(*words), "run.out", f"{tmp_path / 'taken'} is a file")
     assert (tmp_path / "taken").read_text() == "mine"
 
 
 @pytest.mark.parametrize("command", ["evaluate", "visualize"])
-def test_a_checkpoint_that_cannot_be_used_is_told(command, racnn, photos, tmp_path):
+def test_a_checkpoint_that_cannot_be_used_is_told(command, best, racnn, photos, tmp_path):
     rest = [photos] if command == "visualize" else []
     (tmp_path / "junk.pt").write_text("junk")
     assert_refused(racnn(command, tmp_path / "none.pt", *rest), "none.pt", "no such checkpoint")
+    shutil.copy(best, tmp_path / "last.pt")
+    assert_refused(
+        racnn(command, tmp_path / "best.pt", *rest), f"whole in the same folder: {tmp_path / 'last.pt'}"
+    )
     assert_refused(racnn(command, tmp_path / "junk.pt", *rest), "junk.pt")
     assert_refused(racnn(command, tmp_path, *rest), str(tmp_path))
 

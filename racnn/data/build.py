@@ -143,7 +143,7 @@ def _split(
 def _check_splits(catalog: Catalog, train: Sequence[Record], val: Sequence[Record]) -> None:
     """Refuse a data set from which nothing could be learnt or measured."""
     if len(catalog.class_names) < 2:
-        raise DataError(f"data.classes: expected at least two classes, got {catalog.class_names}")
+        raise DataError(f"data: expected at least two classes, got {catalog.class_names}")
     for split, records in (("training", train), ("validation", val), ("test", catalog.test)):
         if not records:
             raise DataError(

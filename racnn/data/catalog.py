@@ -11,7 +11,6 @@ Convention:
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -95,14 +94,19 @@ def refuse_other_classes(now: Sequence[str], known: Sequence[str]) -> None:
     """Refuse a data set that has other classes than a checkpoint knows.
 
     Raises:
-        DataError: With both numbers and the first class that differs.
+        DataError: With both numbers and the classes that differ, or the first that stands elsewhere.
     """
     if list(now) != list(known):
-        pairs = enumerate(itertools.zip_longest(now, known, fillvalue="none"), start=1)
-        position, (is_now, was) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
+        pairs = enumerate(zip(now, known, strict=False), start=1)
+        other = next(
+            (f"class {i} is '{is_now}', was '{was}'" for i, (is_now, was) in pairs if is_now != was), ""
+        )
+        new = [f"'{name}' is new" for name in now if name not in known]
+        gone = [f"'{name}' is missing" for name in known if name not in now]
+        told = ", ".join([*new, *gone][:MOST_NAMED]) or other
         raise DataError(
-            f"data: {len(now)} classes here, {len(known)} in the checkpoint: class {position} is '{is_now}', was "
-            f"'{was}'; expected the classes it was trained on, in their order"
+            f"data: {len(now)} classes here, {len(known)} in the checkpoint: {told}; expected the classes it was trained on, "
+            "in their order"
         )
 
 

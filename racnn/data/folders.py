@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from racnn.config import DataConfig
 from racnn.data.catalog import Catalog, Record, chosen_classes, existing_root, hold_out
@@ -21,12 +22,14 @@ def folder(config: DataConfig) -> Catalog:
     held out for testing, by ``config.split_seed``. ``config.classes`` counts the sorted class folders from 1.
 
     Raises:
-        DataError: There are no class folders, one has no photos, or validation or test know a class that training
-            does not.
+        DataError: There are no class folders, or only one; one has no photos; validation or test know a class that training
+            does not; there are folders of photos beside train, val and test.
     """
     root = existing_root(config, "a folder with one folder of photos for each class")
     places = _split_folders(root)
     names = sorted(_class_folders(places["train"]))
+    if len(names) == 1:
+        _refuse_single_class(places["train"] / names[0])
     chosen = [names[i - 1] for i in chosen_classes(config, range(1, len(names) + 1), places["train"])]
     splits = {split: _folder_records(root, place, names, chosen) for split, place in places.items()}
     if "test" not in splits:
@@ -64,7 +67,18 @@ def _split_folders(root: Path) -> dict[str, Path]:
             raise DataError(f"{found[0]} and {found[1]}: expected one folder of validation photos")
         if found:
             places[split] = found[0]
+    for name in folders.keys() - {"train", "val", "valid", "validation", "test"}:
+        if any(path.suffix.lower() in PHOTO_SUFFIXES for path in visible(folders[name])):
+            raise DataError(
+                f"{folders[name]}: a folder of photos beside {train}; expected train (and val, test) alone, or class folders alone"
+            )
     return places
+
+
+def _refuse_single_class(place: Path) -> NoReturn:
+    inside = [path for path in visible(place) if path.is_dir()]
+    hint = f"; did you mean {place}, which holds {len(inside)} folders?" if len(inside) > 1 else ""
+    raise DataError(f"{place.parent}: expected at least two class folders, found only '{place.name}'{hint}")
 
 
 def _class_folders(place: Path) -> dict[str, Path]:

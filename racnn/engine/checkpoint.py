@@ -47,7 +47,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: Missing, damaged, not a checkpoint of this program, or of a newer format. Whole checkpoints
-            beside a damaged one are named.
+            beside it are named.
     """
     return up_to_date(as_written(path), path)
 
@@ -56,10 +56,16 @@ def as_written(path: Path) -> dict[str, Any]:
     """Return the content of a file with its own format and digest, which was checked; raise as above."""
     try:
         return _verified(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint{_whole_beside(path)}") from None
     except DamagedError as error:
-        others = [str(other) for name in NAMES if (other := path.with_name(name)) != path and is_whole(other)]
-        hint = f"; whole in the same folder: {', '.join(others)}" if others else ""
-        raise DamagedError(f"{error}{hint}") from None
+        raise DamagedError(f"{error}{_whole_beside(path)}") from None
+
+
+def _whole_beside(path: Path) -> str:
+    """Return which other checkpoints of a folder can be read, as the end of a sentence."""
+    others = [str(other) for name in NAMES if (other := path.with_name(name)) != path and is_whole(other)]
+    return f"; whole in the same folder: {', '.join(others)}" if others else ""
 
 
 def is_whole(path: Path) -> bool:
@@ -112,7 +118,7 @@ def _verified(path: Path) -> dict[str, Any]:
             f"{path}: a folder; expected a checkpoint" + (f", such as {inside}" if inside else "")
         )
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint")
+        raise FileNotFoundError(path)
     room = path.stat().st_size
     try:
         content = read_published(path) if path.suffix == SUFFIX else _read(path, room)

@@ -77,6 +77,8 @@ class RunFolder:
             overwrite: A run in the folder is to be replaced.
             restarted: torchrun has started a process again.
         """
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"run.out: {self.path} is a file; expected a folder for the run")
         if self.path.exists() or not resume:
             self._lock = FolderLock(self.path)
         last_is_there = (self.path / "last.pt").exists()

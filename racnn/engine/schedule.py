@@ -42,6 +42,12 @@ def phase_items(phase: Phase, report: Mapping[str, Any], loss: float | None) -> 
     return {name: log_prob[name] for name in item_names(phase, num_scales)}
 
 
+def shown_items(items: Mapping[str, float]) -> str:
+    """Return the items of :func:`phase_items` in words, the mean of several."""
+    mean = sum(items.values()) / len(items)
+    return f"loss {-mean:.4f}" if "loss" in items else f"log-probability {mean:.3f}"
+
+
 def better(new: Mapping[str, float], old: Mapping[str, float], *, no_item_may_fall: bool) -> bool:
     """Return whether the mean of the items rose and, if asked, none of them fell."""
     if no_item_may_fall and any(new[name] < old[name] for name in old):

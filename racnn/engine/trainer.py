@@ -27,11 +27,12 @@ from racnn.engine.loop import predict, train_one_epoch
 from racnn.engine.phases import Phase, upcoming
 from racnn.engine.pool import pool_weights
 from racnn.engine.precision import determinism
+from racnn.engine.progress import Progress
 from racnn.engine.readings import NonFiniteError, Readings, Taken
 from racnn.engine.remarks import collapse_warning
 from racnn.engine.resume import restore_optimizer
 from racnn.engine.run import Run
-from racnn.engine.schedule import better, learning_rate, phase_items
+from racnn.engine.schedule import better, learning_rate, phase_items, shown_items
 from racnn.engine.steps import build_optimizer, train_only
 from racnn.engine.validation import flat, summary
 from racnn.errors import TrainingError
@@ -88,6 +89,8 @@ class Trainer:
     def train(self) -> None:
         """Run the phases that are left."""
         run, progress = self.run, self.run.progress
+        if upcoming(run.config, progress.outcomes) is None:
+            run.recorder.say("the run is finished: nothing is left to train")
         while (phase := upcoming(run.config, run.progress.outcomes)) is not None:
             changed = self._run_phase(phase)
             progress.outcomes.append(changed)
@@ -288,8 +291,7 @@ class Trainer:
             assert progress.best_weights is not None
             run.model.load_state_dict(progress.best_weights, strict=False)
         changed = phase.config.keep != "if_better" or progress.best_epoch > 0
-        verdict = "kept the last epoch" if kept_last else f"kept epoch {progress.best_epoch}"
-        run.recorder.say(f"{phase.name}: {verdict if changed else 'no epoch was better: nothing changed'}")
+        run.recorder.say(f"{phase.name}: {_verdict(phase, progress)}")
         run.save_best(phase.name)
         return changed
 
@@ -336,3 +338,14 @@ class Trainer:
         }[phase.config.kind]
         state = self.run.model.state_dict()
         return {key: value.detach().cpu().clone() for key, value in state.items() if key.startswith(prefixes)}
+
+
+def _verdict(phase: Phase, progress: Progress) -> str:
+    """Return which epoch of a finished phase was kept, and by which figures."""
+    if phase.config.keep == "last":
+        return "kept the last epoch"
+    before = f" ({shown_items(progress.start)} before)" if progress.start else ""
+    if phase.config.keep == "if_better" and not progress.best_epoch:
+        return f"no epoch was better, nothing changed{before}"
+    assert progress.best is not None
+    return f"kept epoch {progress.best_epoch}: {shown_items(progress.best)}{before}"

@@ -304,3 +304,23 @@ def test_folder_refuses_splits_of_a_name_it_does_not_know_instead_of_learning_th
     write_classes(tmp_path / "other", {"a": 4, "b": 4})
     with pytest.raises(DataError, match=f"{name}: looks like a split"):
         folder(DataConfig(dataset="folder", root=tmp_path))
+
+
+def test_folder_of_one_class_is_told_what_may_be_meant(tmp_path):
+    write_classes(tmp_path / "birds", {"a": 4, "b": 4})
+    with pytest.raises(DataError, match=r"found only 'birds'; did you mean .*birds, which holds 2 folders"):
+        folder(DataConfig(dataset="folder", root=tmp_path))
+    write_classes(tmp_path / "other", {"a": 4})
+    with pytest.raises(DataError, match=r"found only 'a'$"):
+        folder(DataConfig(dataset="folder", root=tmp_path / "other"))
+
+
+def test_folder_refuses_classes_beside_the_splits_instead_of_passing_them_over(tmp_path):
+    write_classes(tmp_path / "train", {"a": 4, "b": 4})
+    write_classes(tmp_path, {"c": 4})
+    with pytest.raises(DataError, match=r"c: a folder of photos beside .*train"):
+        folder(DataConfig(dataset="folder", root=tmp_path))
+    (tmp_path / "c").rename(tmp_path / "notes")
+    for photo in (tmp_path / "notes").iterdir():
+        photo.unlink()
+    assert folder(DataConfig(dataset="folder", root=tmp_path)).class_names == ["a", "b"]
