@@ -305,7 +305,7 @@ def load_trunk(backbone: Backbone, state: Mapping[str, Tensor], *, origin: str) 
     and exported files hold it, the trunk of its first scale is taken.
 
     Raises:
-        WeightsError: Parameters are missing, unexpected or of another shape; all are listed.
+        WeightsError: Parameters are missing, unexpected or of another shape; the first of each are named.
     """
     own = backbone.features.state_dict()
     if first := {key.removeprefix(_FIRST): value for key, value in state.items() if key.startswith(_FIRST)}:
@@ -334,6 +334,6 @@ def load_trunk(backbone: Backbone, state: Mapping[str, Tensor], *, origin: str) 
     backbone.features.load_state_dict({target[key]: value for key, value in found.items()}, strict=False)
 
 
-def _listed(names: list[str], most: int = 20) -> str:
+def _listed(names: list[str], most: int = 6) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
