@@ -3,12 +3,13 @@
     python tools/plots.py docs/experiments
 
 ``*.slopes.txt`` is what tools/slopes.py prints. ``*.rows.csv`` and ``*.finals.csv`` are what tools/study.py writes: the first
-is drawn by variant, for scale 2, the second with every scale. Each gives a picture of the same name. Needs matplotlib (requirements-dev.txt).
+is drawn by variant, for its finest scale, the second with every scale. Each gives a picture of the same name. Needs matplotlib (requirements-dev.txt).
 """
 
 from __future__ import annotations
 
 import csv
+import re
 import statistics
 from collections import defaultdict
 from pathlib import Path
@@ -68,8 +69,11 @@ def draw_slopes(path: Path) -> Any:
 
 
 def draw_rows(path: Path) -> Any:
-    """Return a figure: for each variant of a study top-1 and held-out log-probability of scale 2, seeds as dots."""
-    return _dots(path, ["scale_2"])
+    """Return a figure: for each variant top-1 and held-out log-probability of the study's finest scale, seeds as dots."""
+    with path.open(newline="", encoding="utf-8") as file:
+        columns = next(csv.reader(file))
+    finest = max(name for name in columns if re.fullmatch(r"top1_scale_\d+", name))
+    return _dots(path, [finest.removeprefix("top1_")])
 
 
 def draw_finals(path: Path) -> Any:
@@ -93,7 +97,7 @@ def _dots(path: Path, answers: list[str]) -> Any:
                 ]
     figure = Figure(figsize=(8, 0.6 + 0.35 * len(lines)))
     axes = figure.subplots(1, 2, sharey=True)
-    which = " of scale 2" if len(answers) == 1 else ""
+    which = f" of {answers[0]}" if len(answers) == 1 else ""
     for axis, column, factor, title in (
         (axes[0], "top1", 100.0, f"top-1{which}, %"),
         (axes[1], "log_prob", 1.0, f"mean log-probability{which}"),
