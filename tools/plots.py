@@ -86,13 +86,16 @@ def _dots(path: Path, answers: list[str]) -> Any:
 
     with path.open(newline="", encoding="utf-8") as file:
         found = list(csv.DictReader(file))
-    names = list(dict.fromkeys(row["variant"] for row in found))
+    splits = {row.get("split", "") for row in found}
     lines: dict[str, list[dict[str, str]]] = {}  # the seeds' rows of each line of dots
-    for name in names:
+    for split, name in sorted(
+        {(row.get("split", ""), row["variant"]): None for row in found}, key=lambda key: key[0]
+    ):
         for answer in answers:
-            rows = [row for row in found if row["variant"] == name and row.get(f"top1_{answer}")]
-            if rows:
-                lines[name if len(answers) == 1 else f"{name}: {answer}"] = [
+            own = [row for row in found if (row.get("split", ""), row["variant"]) == (split, name)]
+            if rows := [row for row in own if row.get(f"top1_{answer}")]:
+                title = name if len(answers) == 1 else f"{name}: {answer}"
+                lines[title if len(splits) == 1 else f"{split}, {title}"] = [
                     {"top1": row[f"top1_{answer}"], "log_prob": row[f"log_prob_{answer}"]} for row in rows
                 ]
     figure = Figure(figsize=(8, 0.6 + 0.35 * len(lines)))
