@@ -116,6 +116,13 @@ def test_a_region_that_cuts_too_much_off_is_told_of_what_can_be_lowered(teacher,
     assert "from scale 1 (init_from: 1)" in line
 
 
+def test_a_scale_that_starts_from_the_coarser_one_is_not_told_to():
+    config = load_config(None, ["schedule.3.target=component"])  # the recipe has init_from already
+    (line,) = verdict(report((0.80, 0.86, 0.82, 0.90), (-0.8, -0.6, -0.7, -0.4)), config)
+    assert "train scale_3 longer;" in line
+    assert "init_from" not in line
+
+
 def test_nothing_can_be_better_than_all_right():
     assert verdict(report((1.0, 1.0, 1.0, 1.0), (-0.01, -0.02, -0.03, -0.01)), RECIPE) == []
 
