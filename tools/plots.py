@@ -72,8 +72,8 @@ def draw_rows(path: Path) -> Any:
     """Return a figure: for each variant top-1 and held-out log-probability of the study's finest scale, seeds as dots."""
     with path.open(newline="", encoding="utf-8") as file:
         columns = next(csv.reader(file))
-    finest = max(name for name in columns if re.fullmatch(r"top1_scale_\d+", name))
-    return _dots(path, [finest.removeprefix("top1_")])
+    finest = max(int(match[1]) for name in columns if (match := re.fullmatch(r"top1_scale_(\d+)", name)))
+    return _dots(path, [f"scale_{finest}"])
 
 
 def draw_finals(path: Path) -> Any:
@@ -86,16 +86,15 @@ def _dots(path: Path, answers: list[str]) -> Any:
 
     with path.open(newline="", encoding="utf-8") as file:
         found = list(csv.DictReader(file))
-    splits = {row.get("split", "") for row in found}
+    places = sorted({(row.get("split", ""), row["variant"]): None for row in found}, key=lambda key: key[0])
+    several = len({split for split, _ in places}) > 1
     lines: dict[str, list[dict[str, str]]] = {}  # the seeds' rows of each line of dots
-    for split, name in sorted(
-        {(row.get("split", ""), row["variant"]): None for row in found}, key=lambda key: key[0]
-    ):
+    for split, name in places:
         for answer in answers:
             own = [row for row in found if (row.get("split", ""), row["variant"]) == (split, name)]
             if rows := [row for row in own if row.get(f"top1_{answer}")]:
                 title = name if len(answers) == 1 else f"{name}: {answer}"
-                lines[title if len(splits) == 1 else f"{split}, {title}"] = [
+                lines[f"{split}, {title}" if several else title] = [
                     {"top1": row[f"top1_{answer}"], "log_prob": row[f"log_prob_{answer}"]} for row in rows
                 ]
     figure = Figure(figsize=(8, 0.6 + 0.35 * len(lines)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -11,6 +12,10 @@ from racnn.data.catalog import Catalog, Record, chosen_classes, existing_root, h
 from racnn.data.photos import PHOTO_SUFFIXES, photos_below, visible
 from racnn.errors import DataError, did_you_mean
 
+HELD_OUT = {
+    "val": ("val", "valid", "validation"),
+    "test": ("test",),
+}  # splits beside train, and what their folders are called
 TEST_FRACTION = 0.2  # of a folder that has no test photos of its own
 
 
@@ -61,13 +66,13 @@ def _split_folders(root: Path) -> dict[str, Path]:
                 )
         return {"train": root}
     places = {"train": train}
-    for split, aliases in (("val", ("val", "valid", "validation")), ("test", ("test",))):
+    for split, aliases in HELD_OUT.items():
         found = [folders[alias] for alias in aliases if alias in folders]
         if len(found) > 1:
             raise DataError(f"{found[0]} and {found[1]}: expected one folder of validation photos")
         if found:
             places[split] = found[0]
-    for name in folders.keys() - {"train", "val", "valid", "validation", "test"}:
+    for name in sorted(folders.keys() - {"train", *itertools.chain(*HELD_OUT.values())}):
         if any(path.suffix.lower() in PHOTO_SUFFIXES for path in visible(folders[name])):
             raise DataError(
                 f"{folders[name]}: a folder of photos beside {train}; expected train (and val, test) alone, or class folders alone"
