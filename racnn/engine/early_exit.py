@@ -48,10 +48,19 @@ class EarlyExit:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a threshold makes of labelled photos: fractions; ``stopped`` per depth."""
+    """What a threshold makes of labelled photos.
+
+    Attributes:
+        threshold: Least probability to stop at.
+        top1: Share of the photos that are answered right.
+        lost: Share that the full recursion answers right, and the depth that they stop at wrong.
+        cost: Share of the full recursion's multiplications.
+        stopped: Per depth, the share that stops there.
+    """
 
     threshold: float
     top1: float
+    lost: float
     cost: float
     stopped: tuple[float, ...]
 
@@ -61,9 +70,9 @@ def calibrate(
 ) -> tuple[EarlyExit, list[Outcome]]:
     """Choose the pools and the threshold on validation photos.
 
-    The threshold is lowered from 1 for as long as no more than ``tolerance`` of the photos is lost against the full
-    recursion, photos won counted against photos lost. The first step beyond ends the search: a lower threshold that
-    happens to do better again is luck.
+    The threshold is lowered from 1 for as long as no more than ``tolerance`` of the photos is lost that the full
+    recursion answers right. Photos that an early answer wins do not make up for lost ones: there are few photos for
+    validation, and how many are won by chance differs from one set of photos to the next.
 
     Args:
         predictions: Of photos that the network was not trained on, all scales run.
@@ -86,9 +95,9 @@ def calibrate(
         _outcome(confidences, right, threshold, costs)
         for threshold in [*candidates[:-1:some], candidates[-1]]
     ]
-    chosen, least = outcomes[0], outcomes[0].top1 - tolerance - 1e-9
+    chosen = outcomes[0]
     for each in outcomes:
-        if each.top1 < least:
+        if each.lost > tolerance + 1e-9:
             break
         chosen = each
     early = EarlyExit(network, chosen.threshold, pools, tuple(costs))
@@ -136,15 +145,16 @@ def _judged(answers: Sequence[Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
 def _outcome(confidences: Tensor, right: Tensor, threshold: float, costs: Sequence[float]) -> Outcome:
     depths, num = confidences.shape
     left = torch.ones(num, dtype=torch.bool)
-    hits, cost, stopped = 0, 0.0, []
+    hits, lost, cost, stopped = 0, 0, 0.0, []
     for depth in range(depths):
         cost += costs[depth] * int(left.sum())
         sure = confidences[depth] >= threshold if depth < depths - 1 else torch.ones_like(left)
         here = left & sure
         hits += int(right[depth][here].sum())
+        lost += int((right[-1] & ~right[depth])[here].sum())
         stopped.append(int(here.sum()) / num)
         left = left & ~sure
-    return Outcome(threshold, hits / num, cost / num, tuple(stopped))
+    return Outcome(threshold, hits / num, lost / num, cost / num, tuple(stopped))
 
 
 @torch.no_grad()
@@ -228,7 +238,7 @@ def load_early_exit(checkpoint: Path, network: str) -> EarlyExit:
 def format_early_exit(report: Mapping[str, Any]) -> str:
     """Return the ``early_exit`` of a report as plain text: the curve on the validation photos, and the choice."""
     result = report["early_exit"]
-    lines = ["early exit, validation photos:", "threshold  top-1 %  cost %  stopped after 1, 2, ... looks %"]
+    lines = ["early exit, validation photos:", "threshold  top-1 %  lost %  cost %  stopped after 1, 2, ... looks %"]
     lines += [_line(each) for each in result["val_curve"]]
     full = report["top1"]["fused" if "fused" in report["top1"] else "mean"]
     lines += [
@@ -241,4 +251,4 @@ def format_early_exit(report: Mapping[str, Any]) -> str:
 def _line(outcome_: Mapping[str, Any]) -> str:
     threshold = "none" if outcome_["threshold"] > 1.0 else f"{outcome_['threshold']:.3f}"
     stopped = "  ".join(f"{100 * share:5.1f}" for share in outcome_["stopped"])
-    return f"{threshold:>9}  {100 * outcome_['top1']:7.2f}  {100 * outcome_['cost']:6.1f}  {stopped}"
+    return f"{threshold:>9}  {100 * outcome_['top1']:7.2f}  {100 * outcome_['lost']:6.2f}  {100 * outcome_['cost']:6.1f}  {stopped}"

@@ -52,17 +52,18 @@ ANSWERS = [
 
 class TestOutcome:
     @pytest.mark.parametrize(
-        ("threshold", "top1", "cost", "stopped"),
+        ("threshold", "top1", "lost", "cost", "stopped"),
         [
-            (0.75, 1.0, (3 * 0.5 + 2 * 0.3 + 0.2) / 3, (1 / 3, 1 / 3, 1 / 3)),
-            (0.65, 2 / 3, (3 * 0.5 + 0.3) / 3, (2 / 3, 1 / 3, 0.0)),  # the third photo stops wrong
-            (NEVER, 1 / 3, 1.0, (0.0, 0.0, 1.0)),
-            (0.0, 1 / 3, 0.5, (1.0, 0.0, 0.0)),
+            (0.75, 1.0, 0.0, (3 * 0.5 + 2 * 0.3 + 0.2) / 3, (1 / 3, 1 / 3, 1 / 3)),
+            (0.65, 2 / 3, 1 / 3, (3 * 0.5 + 0.3) / 3, (2 / 3, 1 / 3, 0.0)),  # the third photo stops wrong
+            (NEVER, 1 / 3, 0.0, 1.0, (0.0, 0.0, 1.0)),
+            (0.0, 1 / 3, 1 / 3, 0.5, (1.0, 0.0, 0.0)),  # the first is won, the third lost
         ],
     )
-    def test_counts_by_hand(self, threshold, top1, cost, stopped):
+    def test_counts_by_hand(self, threshold, top1, lost, cost, stopped):
         found = outcome(ANSWERS, torch.tensor([0, 1, 0]), threshold, COSTS)
         assert found.top1 == pytest.approx(top1)
+        assert found.lost == pytest.approx(lost)
         assert found.cost == pytest.approx(cost)
         assert found.stopped == pytest.approx(stopped)
 
@@ -73,7 +74,7 @@ class TestCalibrate:
         early, curve = calibrate(known, COSTS, network="n")
         answers = answers_by_depth(known.logits, known.fused, early.pools)
         never, chosen = (outcome(answers, known.labels, t, COSTS) for t in (NEVER, early.threshold))
-        assert chosen.top1 >= never.top1
+        assert chosen.lost == 0.0
         assert chosen.cost < 0.9 * never.cost
         assert never.cost == pytest.approx(1.0)
         assert [each.cost for each in curve] == sorted((each.cost for each in curve), reverse=True)
@@ -82,20 +83,24 @@ class TestCalibrate:
 
     def test_tolerance_buys_cost_and_is_kept(self):
         known = predictions()
-        strict, curve = calibrate(known, COSTS, network="n")
+        strict, _ = calibrate(known, COSTS, network="n")
         loose, _ = calibrate(known, COSTS, network="n", tolerance=0.05)
         answers = answers_by_depth(known.logits, known.fused, loose.pools)
         assert loose.threshold < strict.threshold
-        assert outcome(answers, known.labels, loose.threshold, COSTS).top1 >= curve[0].top1 - 0.05
+        assert outcome(answers, known.labels, loose.threshold, COSTS).lost <= 0.05
 
-    def test_a_luckier_threshold_further_down_is_not_taken(self):
-        """Going down, the first photo to stop is lost, the second is won: a net of none, but only after a loss."""
+    @pytest.mark.parametrize(("labels", "stop"), [([1, 0, 0], False), ([0, 1, 0], True)])
+    def test_a_photo_won_does_not_make_up_for_one_lost(self, labels, stop):
+        """Going down, the first photo to stop is lost and the second won, or the other way round: nothing is lost."""
         first = torch.tensor([[3.0, 0.0], [2.0, 0.0], [0.0, 0.0]])
         last = torch.tensor([[0.0, 9.0], [0.0, 9.0], [9.0, 0.0]])
         empty = torch.zeros(3, 0)
-        known = Predictions([first, last], last, torch.tensor([1, 0, 0]), [], [], empty, empty, [])
+        known = Predictions([first, last], last, torch.tensor(labels), [], [], empty, empty, [])
         early, _ = calibrate(known, (0.5, 0.5), network="n")
-        assert early.threshold == NEVER
+        answers = answers_by_depth(known.logits, known.fused, early.pools)
+        chosen = outcome(answers, known.labels, early.threshold, (0.5, 0.5))
+        assert chosen.lost == 0.0
+        assert chosen.stopped == pytest.approx((1 / 3, 2 / 3) if stop else (0.0, 1.0))
 
     def test_pools_hold_a_weight_for_each_scale_so_far(self):
         early, _ = calibrate(predictions(), COSTS, network="n")
