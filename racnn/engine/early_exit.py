@@ -238,7 +238,10 @@ def load_early_exit(checkpoint: Path, network: str) -> EarlyExit:
 def format_early_exit(report: Mapping[str, Any]) -> str:
     """Return the ``early_exit`` of a report as plain text: the curve on the validation photos, and the choice."""
     result = report["early_exit"]
-    lines = ["early exit, validation photos:", "threshold  top-1 %  lost %  cost %  stopped after 1, 2, ... looks %"]
+    lines = [
+        "early exit, validation photos:",
+        "threshold  top-1 %  lost %  cost %  stopped after 1, 2, ... looks %",
+    ]
     lines += [_line(each) for each in result["val_curve"]]
     full = report["top1"]["fused" if "fused" in report["top1"] else "mean"]
     lines += [

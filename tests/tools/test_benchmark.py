@@ -185,8 +185,12 @@ class TestInfer:
 
     def test_the_figures_are_written(self, run):
         found = run("infer", "--backbone", "tiny", "--side", "32", "--device", "cpu", "--rounds", "3")
-        ((name, measure, _),) = found
-        assert (name, measure) == ("tiny, photos/s", "times as fast as")
+        sure = "tiny, early exit, all sure at the first look"
+        names = ["tiny, photos/s", sure, f"{sure}: multiplications", "tiny, early exit, none sure"]
+        assert [name for name, _, _ in found] == names
+        first, promised = (row["ratio"] for (name, _, _), row in found.items() if sure in name)
+        assert 0 < promised < 1
+        assert first < 1
 
 
 class TestStep:
@@ -249,7 +253,11 @@ class TestStep:
         monkeypatch.setattr(step, "in_fresh_process", lambda call: call())
         found = run("step", "--backbone", "tiny", "--side", "32", "--device", "cpu")
         speeds = [name for name, measure, _ in found if measure == "times as fast as"]
-        assert speeds == ["tiny, classification", "tiny, ranking, exact"]
+        assert speeds == [
+            "tiny, classification",
+            "tiny, classification, model.frozen_stages=2",
+            "tiny, ranking, exact",
+        ]
         assert [
             (what, row["target"]) for (_, what, _), row in found.items() if row["wanted"] == "at most"
         ] == [

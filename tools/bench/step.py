@@ -34,6 +34,7 @@ def measure(*, backbone: str, batch: int, side: int, rounds: int, device: torch.
     classify, rank, smoothed = (
         f"{backbone}, {name}" for name in ("classification", "ranking, exact", "ranking, smoothed")
     )
+    frozen = f"{classify}, model.frozen_stages=2"
     plain_classify, plain_rank = (f"{backbone}, plain {kind}" for kind in ("classification", "ranking"))
     rest = f"{backbone}, all but convolution and linear layers"
     # before this process has grown: nothing else would be left for the children on a small machine
@@ -44,6 +45,7 @@ def measure(*, backbone: str, batch: int, side: int, rounds: int, device: torch.
         plain_classify: plain_step(config, phase_of(config, "classification"), data, device),
         plain_rank: plain_step(config, phase_of(config, "ranking"), data, device),
         classify: engine_step(config, phase_of(config, "classification"), data, device),
+        frozen: engine_step(with_frozen_stages(config), phase_of(config, "classification"), data, device),
         rank: engine_step(config, phase_of(config, "ranking", gradient="exact"), data, device),
         smoothed: engine_step(config, phase_of(config, "ranking", gradient="smoothed"), data, device),
     }
@@ -52,6 +54,7 @@ def measure(*, backbone: str, batch: int, side: int, rounds: int, device: torch.
     outside = [1.0 - profile[LAYERS] for profile in profiles if profile]
     return [
         times_as_fast(classify, plain_classify, times, 2.0),
+        times_as_fast(frozen, classify, times),
         times_as_fast(rank, plain_rank, times, 4.0),
         share_of_time(rank, classify, times, 0.5),
         share_of_time(smoothed, classify, times),
@@ -66,6 +69,11 @@ def phase_of(config: Config, kind: str, **changes: object) -> Phase:
     found = [phase for phase in config.phases() if phase.kind == kind][-1]
     last = config.model.num_scales - (kind == "ranking")
     return Phase(0, found.model_copy(update={"lr": 1e-8, **changes}), tuple(range(1, last + 1)))
+
+
+def with_frozen_stages(config: Config) -> Config:
+    """Return the configuration with the first two stages of the backbones as loaded."""
+    return config.model_copy(update={"model": config.model.model_copy(update={"frozen_stages": 2})})
 
 
 def engine_step(config: Config, phase: Phase, batch: Batch, device: torch.device) -> Step:
