@@ -139,7 +139,9 @@ class ModelConfig(_Section):
     )
     view_sizes: tuple[Pixels, ...] = Field((448, 224, 224), min_length=1, max_length=MOST_SCALES)
     shared_backbone: bool = False
-    apn: Literal["compact", "paper"] = "compact"
+    apn: Literal["compact", "paper", "compact_unnormalised"] = Field(
+        "compact", description="compact_unnormalised: compact as it was in checkpoints of format 1"
+    )
     bounds: tuple[Bounds, ...] = Field(
         (), description="least and largest side of each region; empty: defaults"
     )

@@ -19,10 +19,20 @@ from racnn.engine.files import write_atomically
 from racnn.engine.published import SUFFIX, read_published
 from racnn.errors import CheckpointError, DamagedError
 
-FORMAT = 1
+FORMAT = 2
+
+
+def _from_format_1(content: dict[str, Any]) -> dict[str, Any]:
+    """The layers of the compact APN were not normalised."""
+    config = content["config"]
+    apn = config["model"].get("apn", "compact")
+    model = {**config["model"], "apn": "compact_unnormalised" if apn == "compact" else apn}
+    return {**content, "config": {**config, "model": model}}
+
+
 # For each older format, what turns a content of it into one of the next. Add a function here, raise FORMAT, and make
 # a fixture of the new format with tests/fixtures/make.py; the old ones stay.
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_format_1}
 NAMES = ("last.pt", "previous.pt", "best.pt")
 NEEDED = {"format", "model", "config", "class_names", "digest"}
 

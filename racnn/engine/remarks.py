@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from racnn.config import Config
+from racnn.config import Config, PhaseConfig
 
+SAME = 0.01  # standard deviation over photos, of a region's centre and side in its view, that says nothing of the photo
 COLLAPSE_SHARE = 0.5  # of the regions at a bound, from which a warning is given
 IMBALANCE = 10  # photos of the largest class for one of the smallest, from which a warning is given
 WIDE = 0.85  # mean side of a region, as a share of its view's, from which zooming in hardly enlarges anything
@@ -24,7 +25,7 @@ def verdict(report: Mapping[str, Any], config: Config) -> list[str]:
         config: Of the run.
     """
     bounds = config.model.region_bounds()
-    lines = collapse_warning(report["regions"], bounds)
+    lines = collapse_warning(report["regions"], bounds) + _sameness_warning(report["regions"], config)
     scales = [f"scale_{s}" for s in range(1, len(bounds) + 2) if f"scale_{s}" in report["top1"]]
     for number, (coarse, fine) in enumerate(pairwise(scales), start=1):
         if report["top1"][coarse] < 1.0 and _rank(report, fine) <= _rank(report, coarse):
@@ -59,11 +60,7 @@ def _compare(report: Mapping[str, Any], worse: str, better: str) -> str:
 def _advice(number: int, regions: Mapping[str, Mapping[str, float]], config: Config) -> str:
     """Return what to try where a look did not pay, by what its region does and how it was taught."""
     region, side = f"region_{number}", regions[f"region_{number}"]["tl_mean"]
-    taught = {
-        key: phase
-        for key, phase in config.phases_by_key().items()
-        if phase.kind == "apn_init" and number in (phase.scales or (number,))
-    }
+    taught = _taught(number, config)
     if not taught:
         return f"{region} was never taught; add an apn_init phase of scales: [{number}]"
     if regions[region]["at_bound"] > COLLAPSE_SHARE:
@@ -111,6 +108,29 @@ def collapse_warning(
                 "epochs, or other model.bounds"
             )
     return lines
+
+
+def _sameness_warning(regions: Mapping[str, Mapping[str, float]], config: Config) -> list[str]:
+    """Return a line for each region that was taught and is all but the same on every photo."""
+    lines = []
+    for number, (name, statistics) in enumerate(regions.items(), start=1):
+        taught = _taught(number, config)
+        if taught and max(statistics[f"{key}_std"] for key in ("tx", "ty", "tl")) < SAME:
+            key = list(taught)[-1]
+            lines.append(
+                f"{name} is the same on every photo (centre and side vary by less than {SAME}): its APN has not learned to "
+                f"look at the photo; give it more photos or epochs ({key}.epochs), or a smaller rate ({key}.lr)"
+            )
+    return lines
+
+
+def _taught(number: int, config: Config) -> dict[str, PhaseConfig]:
+    """Return the phases that teach a region where to look, by key."""
+    return {
+        key: phase
+        for key, phase in config.phases_by_key().items()
+        if phase.kind == "apn_init" and number in (phase.scales or (number,))
+    }
 
 
 def imbalance_warning(counts: Sequence[int], class_names: Sequence[str], balance: str) -> str | None:

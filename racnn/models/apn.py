@@ -18,7 +18,9 @@ class CompactAPN(nn.Module):
 
     The paper flattens the full feature map into 1024 units: 100 million weights at 14x14x512. A globally pooled
     vector cannot say where. This keeps a coarse map and is some 60 times smaller. The features are divided by their
-    mean, so that backbones of any scale of activation learn at the same rate.
+    mean, so that backbones of any scale of activation learn at the same rate. The pooled map and the hidden layer are
+    normalised: a step of Adam moves all weights of a unit the same way where its thousands of inputs are all positive,
+    and a few such steps leave the tanh at its ends, without a derivative.
 
     Args:
         channels: Of the features.
@@ -26,14 +28,23 @@ class CompactAPN(nn.Module):
         width: Channels after the 1x1 convolution.
         hidden: Units of the hidden layer.
         grid: Cells per side of the pooled map.
+        normalised: False: without those two normalisations, as checkpoints of format 1 were trained.
     """
 
     def __init__(
-        self, *, channels: int, bounds: tuple[float, float], width: int = 64, hidden: int = 256, grid: int = 7
+        self,
+        *,
+        channels: int,
+        bounds: tuple[float, float],
+        width: int = 64,
+        hidden: int = 256,
+        grid: int = 7,
+        normalised: bool = True,
     ) -> None:
         super().__init__()
         self.bounds = bounds
         self.grid = grid
+        self.normalised = normalised
         self.reduce = nn.Conv2d(channels, width, 1)
         self.hidden = nn.Linear(width * grid * grid, hidden)
         self.out = _middle_of_the_bounds(nn.Linear(hidden, 3))
@@ -46,8 +57,12 @@ class CompactAPN(nn.Module):
             maps = F.relu(self.reduce(features))  # [B, width, h, w]
             rows = _pooling_matrix(maps.shape[2], self.grid, maps)
             columns = _pooling_matrix(maps.shape[3], self.grid, maps)
-            pooled = rows @ maps @ columns.T  # [B, width, grid, grid]
-            return squash(self.out(torch.tanh(self.hidden(pooled.flatten(1)))), *self.bounds)
+            pooled = (rows @ maps @ columns.T).flatten(1)  # [B, width * grid * grid]
+            hidden = self.hidden(self._normalise(pooled))
+            return squash(self.out(torch.tanh(self._normalise(hidden))), *self.bounds)
+
+    def _normalise(self, units: Tensor) -> Tensor:
+        return F.layer_norm(units, units.shape[1:]) if self.normalised else units
 
 
 class PaperAPN(nn.Module):

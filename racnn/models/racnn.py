@@ -82,7 +82,7 @@ class RACNN(nn.Module):
         weights: What every backbone starts from: None, 'imagenet' or a file.
         frozen_stages: So many first stages of every backbone are never trained, see :meth:`Backbone.freeze`.
         shared_backbone: One backbone for all scales; the paper has one each.
-        apn: 'compact' or 'paper'.
+        apn: 'compact', 'paper' or 'compact_unnormalised', see :mod:`racnn.models.apn`.
         bounds: Least and largest side of each region, as fractions of its view's side.
         zoom_from: 'source' samples every view from the image through composed regions: no double interpolation,
             and real detail where the image has more pixels than scale 1 shows. 'parent' samples it from the
@@ -380,8 +380,7 @@ class RACNN(nn.Module):
 def _build_apn(
     kind: str, backbone: Backbone, view_size: int, bounds: tuple[float, float], scale: int
 ) -> nn.Module:
-    if kind == "compact":
-        return CompactAPN(channels=backbone.channels, bounds=bounds)
-    assert kind == "paper", kind
+    if kind != "paper":
+        return CompactAPN(channels=backbone.channels, bounds=bounds, normalised=kind == "compact")
     cells = view_size // backbone.stride
     return PaperAPN(channels=backbone.channels, cells=cells, bounds=bounds, pool=scale == 0)

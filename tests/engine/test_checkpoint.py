@@ -168,12 +168,14 @@ def test_a_format_that_is_none_is_refused(path, number, monkeypatch):
 
 
 @pytest.fixture
-def three_formats(monkeypatch):
+def three_formats(path, monkeypatch):
     """As if format 2 had renamed a key of format 1, and format 3 another one of format 2."""
 
     def renamed(old, new):
         return lambda content: {**{k: v for k, v in content.items() if k != old}, new: content[old]}
 
+    monkeypatch.setattr(checkpoint, "FORMAT", 1)
+    save_checkpoint(path, content())
     monkeypatch.setattr(checkpoint, "FORMAT", 3)
     steps = {1: renamed("progress", "position"), 2: renamed("position", "place")}
     monkeypatch.setattr(checkpoint, "MIGRATIONS", steps)
@@ -195,6 +197,19 @@ def test_a_content_that_is_not_of_its_format_is_refused(path, three_formats):
     )
     with pytest.raises(CheckpointError, match="its content is not that of checkpoint format 1"):
         load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(None, "compact_unnormalised"), ("compact", "compact_unnormalised"), ("paper", "paper")],
+)
+def test_an_apn_of_format_1_stays_what_it_was(path, before, after, monkeypatch):
+    monkeypatch.setattr(checkpoint, "FORMAT", 1)
+    save_checkpoint(
+        path, {**content(), "config": {"model": {"apn": before} if before else {}, "schedule": []}}
+    )
+    monkeypatch.undo()
+    assert load_checkpoint(path)["config"] == {"model": {"apn": after}, "schedule": []}
 
 
 def test_there_is_a_way_from_every_format_to_this_one():

@@ -26,7 +26,7 @@ def exported(finished, tmp_path_factory):
 def small(tmp_path):
     """An exported file of a few hundred bytes."""
     content = {
-        "format": 1,
+        "format": FORMAT,
         "model": {"b": torch.arange(6.0), "a": torch.tensor(3)},
         "config": {"x": [1, None, 0.1]},
     }

@@ -16,7 +16,7 @@ def with_peak():
 
 
 def statistics(at_bound, tl_mean):
-    return {"at_bound": at_bound, "tl_mean": tl_mean}
+    return {"at_bound": at_bound, "tl_mean": tl_mean, "tx_std": 0.1, "ty_std": 0.1, "tl_std": 0.05}
 
 
 def test_regions_away_from_their_bounds_give_no_warning():
@@ -72,6 +72,19 @@ def test_a_run_in_which_every_look_pays_is_not_remarked_on():
 
 def test_equal_accuracy_with_a_surer_finer_scale_pays():
     assert verdict(report((0.80, 0.80, 0.80, 0.80), (-0.8, -0.6, -0.5, -0.9)), RECIPE) == []
+
+
+@pytest.mark.parametrize(
+    ("spread", "told"), [("tx_std", False), ("ty_std", False), ("tl_std", False), (None, True)]
+)
+def test_a_region_that_is_the_same_on_every_photo_is_told_of(spread, told):
+    found = report((0.80, 0.86, 0.88, 0.90), (-0.8, -0.6, -0.5, -0.4))
+    found["regions"]["region_2"] |= {
+        key: 0.02 if key == spread else 0.0 for key in ("tx_std", "ty_std", "tl_std")
+    }
+    lines = verdict(found, RECIPE)
+    assert [line.startswith("region_2 is the same on every photo") for line in lines] == [True] * told
+    assert all("schedule." in line and ".lr)" in line for line in lines)
 
 
 def test_a_finer_scale_that_does_not_pay_is_named_with_the_numbers_and_what_to_try():

@@ -27,7 +27,11 @@ def paper_unpooled(bounds: tuple[float, float] = (0.2, 0.95)) -> PaperAPN:
     return PaperAPN(channels=CHANNELS, cells=CELLS, bounds=bounds, pool=False)
 
 
-APNS = [compact, paper, paper_unpooled]
+def compact_unnormalised(bounds: tuple[float, float] = (0.2, 0.95)) -> CompactAPN:
+    return CompactAPN(channels=CHANNELS, bounds=bounds, width=8, hidden=16, normalised=False)
+
+
+APNS = [compact, compact_unnormalised, paper, paper_unpooled]
 BuildAPN = Callable[..., CompactAPN | PaperAPN]
 
 
@@ -118,9 +122,24 @@ class TestCompact:
         apn, features = _perturbed(compact()), _features()
         torch.testing.assert_close(apn(features * scale), apn(features), rtol=1e-4, atol=1e-5)
 
+    @pytest.mark.parametrize(("build", "keeps"), [(compact, True), (compact_unnormalised, False)])
+    def test_its_hidden_units_keep_a_derivative_while_it_learns(self, build: BuildAPN, keeps: bool) -> None:
+        """From features as EfficientNet's last layer gives them: many channels, nearly all zeros, none negative."""
+        features = (torch.rand(32, 1280, 5, 5) > 0.93).float() * 2.0
+        apn, seen = CompactAPN(channels=1280, bounds=(0.2, 0.95), normalised=build().normalised), []
+        apn.out.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].detach()))
+        optimizer = torch.optim.AdamW(apn.parameters(), lr=0.001)
+        for _ in range(30):
+            loss = F.mse_loss(apn(features), torch.tensor([[0.1, -0.2, 0.7]]).expand(32, 3))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        at_an_end = (seen[-1].abs() > 0.99).float().mean().item()
+        assert (at_an_end < 0.1) if keeps else (at_an_end > 0.5)
+
     @pytest.mark.parametrize("size", [(7, 7), (5, 9), (14, 28), (1, 3)])
     def test_pooled_map_is_adaptive_average_pooling_of_any_size(self, size: tuple[int, int]) -> None:
-        apn, seen = compact(), []
+        apn, seen = compact_unnormalised(), []
         apn.hidden.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
         features = torch.rand(2, CHANNELS, *size) + 0.1
         assert apn(features).shape == (2, 3)
