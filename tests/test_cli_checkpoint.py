@@ -16,7 +16,7 @@ from evil import Evil
 from PIL import Image
 
 from racnn.config import dump_config
-from racnn.engine.checkpoint import load_checkpoint
+from racnn.engine.checkpoint import FORMAT, load_checkpoint
 from racnn.engine.inference import load_trained
 from racnn.errors import UserError
 
@@ -94,7 +94,7 @@ def test_inspect_tells_what_a_checkpoint_is(finished, racnn):
     assert sum(found["parameters"].values()) == sum(p.numel() for p in model.parameters())
     assert found["digest"] == torch.load(best, weights_only=True)["digest"]
     assert found["file_size"] == best.stat().st_size
-    assert (found["format"], found["dataset"], found["step"]) == (1, "synthetic", stored["step"])
+    assert (found["format"], found["dataset"], found["step"]) == (FORMAT, "synthetic", stored["step"])
     assert (found["num_classes"], found["class_names"]) == (8, stored["class_names"])
     assert (found["num_train"], found["num_val"]) == (56, 8)
     assert (found["backbone"], found["view_sizes"]) == ("tiny", [32, 32, 32])
@@ -112,7 +112,7 @@ def test_inspect_tells_it_in_words(finished, racnn):
         "3 of 3 scales, fusion trained",
         "36, end of the schedule",
         "torch 2",
-        "checkpoint format 1",
+        f"checkpoint format {FORMAT}",
     ):
         assert text in said
     assert names[5] not in said
