@@ -380,7 +380,8 @@ class RACNN(nn.Module):
 def _build_apn(
     kind: str, backbone: Backbone, view_size: int, bounds: tuple[float, float], scale: int
 ) -> nn.Module:
-    if kind != "paper":
-        return CompactAPN(channels=backbone.channels, bounds=bounds, normalised=kind == "compact")
-    cells = view_size // backbone.stride
-    return PaperAPN(channels=backbone.channels, cells=cells, bounds=bounds, pool=scale == 0)
+    if kind == "paper":
+        cells = view_size // backbone.stride
+        return PaperAPN(channels=backbone.channels, cells=cells, bounds=bounds, pool=scale == 0)
+    assert kind in ("compact", "compact_unnormalised"), kind
+    return CompactAPN(channels=backbone.channels, bounds=bounds, normalised=kind == "compact")
