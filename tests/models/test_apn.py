@@ -137,15 +137,21 @@ class TestCompact:
         at_an_end = (seen[-1].abs() > 0.99).float().mean().item()
         assert (at_an_end < 0.1) if keeps else (at_an_end > 0.5)
 
+    @pytest.mark.parametrize("build", [compact, compact_unnormalised])
     @pytest.mark.parametrize("size", [(7, 7), (5, 9), (14, 28), (1, 3)])
-    def test_pooled_map_is_adaptive_average_pooling_of_any_size(self, size: tuple[int, int]) -> None:
-        apn, seen = compact_unnormalised(), []
+    def test_pooled_map_is_adaptive_average_pooling_of_any_size(
+        self, size: tuple[int, int], build: BuildAPN
+    ) -> None:
+        apn, seen = build(), []
         apn.hidden.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
         features = torch.rand(2, CHANNELS, *size) + 0.1
         assert apn(features).shape == (2, 3)
         mean = features.mean(dim=(1, 2, 3), keepdim=True)
-        expected = F.adaptive_avg_pool2d(F.relu(apn.reduce(features / mean)), 7)
-        torch.testing.assert_close(seen[0], expected.flatten(1))
+        expected = F.adaptive_avg_pool2d(F.relu(apn.reduce(features / mean)), 7).flatten(1)
+        if build is compact:
+            centred = expected - expected.mean(dim=1, keepdim=True)
+            expected = centred / (centred.square().mean(dim=1, keepdim=True) + 1e-5).sqrt()
+        torch.testing.assert_close(seen[0], expected)
 
     def test_compact_is_much_smaller_than_the_papers(self) -> None:
         def count(apn: nn.Module) -> int:
