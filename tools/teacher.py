@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from racnn.engine.inference import Trained
+    from racnn.ops.ddt import CommonPart
 
-RESPONSES = ("sum", "cam")
+RESPONSES = ("sum", "cam", "ddt")
 
 
 def main(
@@ -43,8 +44,10 @@ def main(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Print one row for each kind of response map, level and trim."""
+    from racnn.config import PhaseConfig
     from racnn.data import eval_loader
     from racnn.engine.inference import data_of, load_trained
+    from racnn.engine.lessons import find_common_part
     from racnn.engine.precision import pick_device
     from racnn.ops.regions import clamp
     from racnn.ops.response import component_region
@@ -57,8 +60,16 @@ def main(
         raise ConfigError(f"--scale {scale}: {checkpoint} has {trained.scales} trained scale(s)")
     found = data_of(trained, root=data)
     bounds = trained.model.bounds[scale - 1] if scale <= len(trained.model.bounds) else (0.0, 1.0)
+    loaders = {name: eval_loader(found.splits[name], trained.config.data) for name in ("train", split)}
+    common = find_common_part(
+        trained.model,
+        loaders["train"],
+        scale,
+        PhaseConfig(kind="apn_init", epochs=1, lr=1.0, response="ddt", enlarge=enlarge),
+        device=next(trained.model.parameters()).device,
+    )
     places, maps, boxes, points = _responses(
-        trained, eval_loader(found.splits[split], trained.config.data), scale, enlarge, found.focus_parts
+        trained, loaders[split], scale, enlarge, common, found.focus_parts
     )
     print(f"{found.dataset}, {split}: {len(boxes)} photos; boxes read from the responses of scale {scale}")
     print("response  level   trim  mean side     IoU  coverage %  part hit %  centred %")
@@ -78,7 +89,12 @@ def _parse(option: str, text: str, *, below: float) -> list[float]:
 
 
 def _responses(
-    trained: Trained, batches: object, scale: int, enlarge: float, focus_parts: tuple[int, ...]
+    trained: Trained,
+    batches: object,
+    scale: int,
+    enlarge: float,
+    common: CommonPart,
+    focus_parts: tuple[int, ...],
 ) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
     """Return the views' places [N, 3], the response maps by kind [N, h, w], boxes [N, 4] and telling points [N, 2]."""
     import torch
@@ -89,15 +105,16 @@ def _responses(
     model = trained.model
     device = next(model.parameters()).device
     weight = model.classifiers[scale - 1].get_parameter("weight")
-    rows: dict[str, list[Tensor]] = {key: [] for key in ("places", "sum", "cam", "boxes", "parts")}
+    rows: dict[str, list[Tensor]] = {key: [] for key in ("places", *RESPONSES, "boxes", "parts")}
     with torch.no_grad():
         for batch in batches:  # type: ignore[attr-defined]
             images, labels = batch["image"].to(device), batch["label"].to(device)
             output = model(images, scales=scale)
-            features = model.enlarged_features(images, output, scale=scale, factor=enlarge)
+            features, inner = model.enlarged_features(images, output, scale=scale, factor=enlarge)
             rows["places"].append(output.places[-1].cpu())
             rows["sum"].append(response_map(features).cpu())
             rows["cam"].append(response_map(features, weight=weight, labels=labels).cpu())
+            rows["ddt"].append(common.response(inner).cpu())
             rows["boxes"].append(batch["box"])
             rows["parts"].append(batch["parts"])
     joined = {key: torch.cat(parts) for key, parts in rows.items()}

@@ -224,7 +224,10 @@ class PhaseConfig(_Section):
     jitter: float = Field(1.0, ge=0.0, description="strength of the random shifts of the regions; 0: none")
     # apn_init only
     target: Literal["component", "peak"] = "component"
-    response: Literal["sum", "cam"] = Field("sum", description="map to read the box from")
+    response: Literal["sum", "cam", "ddt"] = Field(
+        "sum",
+        description="map to read the box from: all channels, the true class, or what the photos have in common",
+    )
     enlarge: float = Field(
         1.0, ge=1.0, le=4.0, description="read the map from a view so many times as large as the scale's own"
     )

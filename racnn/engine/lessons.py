@@ -6,7 +6,10 @@ and then follows the photo's changes like an annotation. That affords a response
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,8 +19,42 @@ from racnn.engine.distributed import ALONE, World
 from racnn.engine.parts import Parts
 from racnn.losses import response_map
 from racnn.models import RACNN
+from racnn.ops.ddt import CommonPart, DescriptorSums, common_part, descriptor_sums
 from racnn.ops.regions import bounding_region
 from racnn.ops.response import component_box, peak_point, peak_region
+
+T = TypeVar("T")
+
+
+@torch.no_grad()
+def find_common_part(
+    model: RACNN,
+    batches: Iterable[dict[str, Tensor]],
+    scale: int,
+    config: PhaseConfig,
+    *,
+    device: torch.device,
+    world: World = ALONE,
+    after_batch: Callable[[], None] = lambda: None,
+) -> CommonPart:
+    """Return what a scale's views of all training photos have in common, for ``response: ddt``.
+
+    Args:
+        model: Put into evaluation mode.
+        batches: Of the training photos, as in :func:`read_boxes`, like the other arguments.
+    """
+    model.eval()
+    weight = model.classifiers[scale - 1].get_parameter("weight")
+
+    def add_up(batch: dict[str, Tensor]) -> DescriptorSums:
+        images, labels = batch["image"].to(device), batch["label"].to(device)
+        output = model(images, scales=scale)
+        features, inner = model.enlarged_features(images, output, scale=scale, factor=config.enlarge)
+        return descriptor_sums(inner, response_map(features, weight=weight, labels=labels))
+
+    parts = itertools.chain.from_iterable(_in_parts(batches, add_up, config.enlarge, after_batch))
+    sums = functools.reduce(DescriptorSums.plus, parts)
+    return common_part(DescriptorSums(*(world.total(value) for value in sums)))
 
 
 @torch.no_grad()
@@ -27,6 +64,7 @@ def read_boxes(
     scale: int,
     config: PhaseConfig,
     *,
+    common: CommonPart | None = None,
     device: torch.device,
     world: World = ALONE,
     after_batch: Callable[[], None] = lambda: None,
@@ -38,6 +76,7 @@ def read_boxes(
         batches: Of photos without random changes, from :func:`racnn.data.eval_loader`.
         scale: Whose response is read, counted from 1.
         config: The phase, which says how.
+        common: From :func:`find_common_part`, needed for ``response: ddt``.
         device: Where the network is.
         world: The processes that share the batches; all of them return the boxes of all photos.
         after_batch: Called after each batch; it may raise to stop.
@@ -52,8 +91,12 @@ def read_boxes(
     def read(batch: dict[str, Tensor]) -> Tensor:
         images, labels = batch["image"].to(device), batch["label"].to(device)
         output = model(images, scales=scale)
-        features = model.enlarged_features(images, output, scale=scale, factor=config.enlarge)
-        response = response_map(features, weight=weight, labels=labels)
+        features, inner = model.enlarged_features(images, output, scale=scale, factor=config.enlarge)
+        if config.response == "ddt":
+            assert common is not None
+            response = common.response(inner)
+        else:
+            response = response_map(features, weight=weight, labels=labels)
         if config.target == "peak":
             box = peak_point(response).repeat(1, 2)
         else:
@@ -61,14 +104,26 @@ def read_boxes(
         place = output.places[scale - 1]
         return (place[:, :2].repeat(1, 2) + place[:, 2:] * box).float().cpu()
 
-    boxes: list[Tensor] = []  # one tensor a batch
+    return torch.cat(
+        world.interleave(
+            [torch.cat(parts) for parts in _in_parts(batches, read, config.enlarge, after_batch)]
+        )
+    )
+
+
+def _in_parts(
+    batches: Iterable[dict[str, Tensor]],
+    call: Callable[[dict[str, Tensor]], T],
+    enlarge: float,
+    after_batch: Callable[[], None],
+) -> Iterator[list[T]]:
+    """Yield what a call returns of the parts of each batch."""
     parts = Parts()
     for batch in batches:
         # an enlarged view takes the place of so many plain ones in memory
-        parts.size = parts.size or max(1, int(len(batch["label"]) / config.enlarge**2))
-        boxes.append(torch.cat(parts.run(read, batch)))
+        parts.size = parts.size or max(1, int(len(batch["label"]) / enlarge**2))
+        yield parts.run(call, batch)
         after_batch()
-    return torch.cat(world.interleave(boxes))
 
 
 def taught_region(box: Tensor, place: Tensor, target: str) -> Tensor:

@@ -11,8 +11,9 @@ import gc
 import itertools
 import json
 import signal
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from racnn.data import mix_seed, train_loader
 from racnn.engine.distributed import join, leave, own_device
 from racnn.engine.folder import DUMP
 from racnn.engine.interrupt import Stop
-from racnn.engine.lessons import read_boxes
+from racnn.engine.lessons import find_common_part, read_boxes
 from racnn.engine.loop import predict, train_one_epoch
 from racnn.engine.phases import Phase, upcoming
 from racnn.engine.pool import pool_weights
@@ -36,6 +37,8 @@ from racnn.engine.schedule import better, learning_rate, phase_items, shown_item
 from racnn.engine.steps import build_optimizer, train_only
 from racnn.engine.validation import flat, summary
 from racnn.errors import TrainingError
+
+T = TypeVar("T")
 
 NORM_BATCHES = 8  # of training photos, from which the mean length of the descriptors is taken
 
@@ -161,11 +164,10 @@ class Trainer:
                     run.save_last(None)
                 run.stop()
 
-        for split in (phase.config.photos, "val"):
-            photos = run.data.splits[split]
+        def read(what: str, split: str, reader: Callable[..., T], **settings: Any) -> T:
             batches = run.validation.batches(split)
-            run.recorder.start_bar(f"{phase.name}: reading boxes, {split}", len(batches), 0)
-            photos.lessons = read_boxes(
+            run.recorder.start_bar(f"{phase.name}: {what}, {split}", len(batches), 0)
+            found = reader(
                 run.model,
                 batches,
                 scale,
@@ -173,9 +175,18 @@ class Trainer:
                 device=run.device,
                 world=run.world,
                 after_batch=after_batch,
-            ).numpy()
+                **settings,
+            )
             run.recorder.close_bar()
             stop_here()
+            return found
+
+        common = None
+        if phase.config.response == "ddt":
+            common = read("what photos have in common", phase.config.photos, find_common_part)
+        for split in (phase.config.photos, "val"):
+            boxes = read("reading boxes", split, read_boxes, common=common)
+            run.data.splits[split].lessons = boxes.numpy()
 
     def _run_epoch(self, phase: Phase, optimizer: torch.optim.Optimizer, batches: int) -> None:
         run, progress = self.run, self.run.progress

@@ -31,6 +31,7 @@ class Backbone(nn.Module):
         std: Per channel.
         source: torchvision's name, for ``weights='imagenet'``; None where there is no such file.
         left_out: Names of the original network's layers that the trunk has no use for; files may hold them.
+        inner: Name of the module of the trunk that yields what its last block is given; '' for the trunk itself.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Backbone(nn.Module):
         std: tuple[float, ...] = IMAGENET_STD,
         source: str | None = None,
         left_out: tuple[str, ...] = (),
+        inner: str = "",
     ) -> None:
         super().__init__()
         self.features = trunk  # torchvision's name, so that its files fit as they are
@@ -52,6 +54,7 @@ class Backbone(nn.Module):
         self.std = std
         self.source = source
         self.left_out = ("classifier", "fc", "head", *left_out)
+        self.inner = inner
         self.frozen_layers = 0
         self.recompute = False
 
@@ -87,6 +90,22 @@ class Backbone(nn.Module):
         features: Tensor = self.features(view)
         return features
 
+    def forward_with_inner(self, view: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features of a normalised view and those that the last block is given, [B, C, h, w] both.
+
+        The last block is the most specialised one: what it makes of a photo tells the class, what it is given still tells
+        the object from its surroundings. For reading boxes, without a gradient.
+        """
+        kept: list[Tensor] = []
+        hook = self.features.get_submodule(self.inner).register_forward_hook(
+            lambda _layer, _inputs, output: kept.append(output)
+        )
+        try:
+            features: Tensor = self.features(view)
+        finally:
+            hook.remove()
+        return features, kept[-1]
+
     def save_memory(self) -> None:
         """Keep few activations and compute the others again in the backward pass, see :mod:`racnn.models.recompute`."""
         self.recompute = True
@@ -104,7 +123,7 @@ def vgg(name: str) -> Backbone:
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
-    return Backbone(layers, channels=512, stride=16, source=name)
+    return Backbone(layers, channels=512, stride=16, source=name, inner=_inner_relu(layers))
 
 
 def tiny() -> Backbone:
@@ -121,7 +140,13 @@ def tiny() -> Backbone:
             nn.ReLU(inplace=True),
         ]
         channels = width
-    return Backbone(nn.Sequential(*layers), channels=channels, stride=4)
+    trunk = nn.Sequential(*layers)
+    return Backbone(trunk, channels=channels, stride=4, inner=_inner_relu(trunk))
+
+
+def _inner_relu(trunk: nn.Module) -> str:
+    """Return the name of the last ReLU but one."""
+    return [name for name, layer in trunk.named_modules() if isinstance(layer, nn.ReLU)][-2]
 
 
 VGG_NAMES = ("vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn")
@@ -138,6 +163,7 @@ class _TimmTrunk(nn.Module):
         left_out: Names of the layers that were left out.
         channels: Of the map.
         stride: Pixels per cell of the map.
+        inner: Name of the last block but one of those that yield a map of this size; '' where there is none.
 
     Raises:
         ConfigError: The network yields no map.
@@ -152,6 +178,12 @@ class _TimmTrunk(nn.Module):
             layer.register_forward_pre_hook(lambda layer, _inputs: called.add(layer))
             for layer in network.modules()
         ]
+        outputs: list[tuple[str, Any]] = []  # of blocks, in the order in which they are done
+        for parent_name, parent in self.named_modules():
+            if isinstance(parent, nn.Sequential | nn.ModuleList):
+                for child, block in parent.named_children():
+                    note = partial(_note_output, outputs, f"{parent_name}.{child}")
+                    hooks.append(block.register_forward_hook(note))
         side = network.default_cfg["input_size"][-1]
         was_training = network.training
         with torch.no_grad():
@@ -165,6 +197,7 @@ class _TimmTrunk(nn.Module):
                 f"but an output of shape {list(features.shape)}"
             )
         self.channels = features.shape[1]
+        self.inner = "" if self.channels_come_last else _last_but_one(outputs, features.shape[-2:])
         info = getattr(network, "feature_info", None)
         # a side that is no multiple of the stride gives a map that was rounded up
         self.stride = info[-1]["reduction"] if info else 2 ** round(math.log2(side / features.shape[2]))
@@ -177,6 +210,26 @@ class _TimmTrunk(nn.Module):
     def forward(self, view: Tensor) -> Tensor:
         features: Tensor = self.network.forward_features(view)
         return features.permute(0, 3, 1, 2).contiguous() if self.channels_come_last else features
+
+
+def _note_output(
+    outputs: list[tuple[str, Any]], name: str, _block: nn.Module, _inputs: Any, output: Any
+) -> None:
+    outputs.append((name, output))
+
+
+def _last_but_one(outputs: list[tuple[str, Any]], size: torch.Size) -> str:
+    """Return the name of the block that yields the last output of a size but one; '' where there is none.
+
+    The last block of a stage and the stage itself yield the same tensor, which counts once.
+    """
+    names: list[str] = []
+    before: Any = None
+    for name, output in outputs:
+        if isinstance(output, Tensor) and output.shape[2:] == size and output is not before:
+            names.append(name)
+            before = output
+    return names[-2] if len(names) > 1 else ""
 
 
 def timm_backbone(name: str, *, pretrained: bool = False) -> Backbone:
@@ -215,6 +268,7 @@ def timm_backbone(name: str, *, pretrained: bool = False) -> Backbone:
         mean=tuple(settings["mean"]),
         std=tuple(settings["std"]),
         left_out=trunk.left_out,
+        inner=trunk.inner,
     )
 
 

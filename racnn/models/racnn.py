@@ -14,6 +14,7 @@ Convention
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -251,26 +252,30 @@ class RACNN(nn.Module):
         return self.classifiers[number](self._extract(number, view).float().mean(dim=(2, 3)))
 
     @torch.no_grad()
-    def enlarged_features(self, images: Tensor, output: RACNNOutput, *, scale: int, factor: float) -> Tensor:
+    def enlarged_features(
+        self, images: Tensor, output: RACNNOutput, *, scale: int, factor: float
+    ) -> tuple[Tensor, Tensor]:
         """Return what a scale's backbone makes of its view enlarged: a finer map of where it responds.
 
         Args:
             images: The images that ``output`` was made from.
             output: Of a pass over at least ``scale`` scales.
             scale: Counted from 1.
-            factor: Of the view's side; 1 returns the features of ``output``.
+            factor: Of the view's side.
 
         Returns:
-            [B, C, h, w], some ``factor`` times as many cells a side, detached.
+            The features and those that the backbone's last block is given, [B, C, h, w] both, some ``factor`` times as many
+            cells a side, detached.
         """
-        if factor == 1.0:
-            return output.features[scale - 1].detach()
         side = self._enlarged_side(scale, factor)
-        if self.zoom_from == "source" or scale == 1:
+        if factor == 1.0:
+            view = output.views[scale - 1]
+        elif self.zoom_from == "source" or scale == 1:
             view = self._cut(self.normalise(images), output.places[scale - 1], side, masked=scale > 1)
         else:
             view = self._cut(output.views[scale - 2], output.regions[scale - 2], side)
-        return self._extract(scale - 1, view)
+        with self._autocast(view):
+            return self.backbone(scale).forward_with_inner(view)
 
     @torch.no_grad()
     def check_enlargements(self, factors: Iterable[tuple[int, float]]) -> None:
@@ -339,11 +344,13 @@ class RACNN(nn.Module):
         return (view * self.std + self.mean).clamp(0.0, 1.0)
 
     def _extract(self, scale: int, view: Tensor) -> Tensor:
-        backbone = self.backbone(scale + 1)
+        with self._autocast(view):
+            return self.backbone(scale + 1)(view)
+
+    def _autocast(self, view: Tensor) -> contextlib.AbstractContextManager[object]:
         if self.compute_dtype is None:
-            return backbone(view)
-        with torch.autocast(view.device.type, dtype=self.compute_dtype):
-            return backbone(view)
+            return contextlib.nullcontext()
+        return torch.autocast(view.device.type, dtype=self.compute_dtype)
 
     def _zoom_in(
         self,

@@ -1,0 +1,90 @@
+"""Deep descriptor transforming: what the photos of a dataset have in common, and where each of them shows it.
+
+Wei, Zhang, Wu, Shen, Zhou, "Unsupervised Object Discovery and Co-Localization by Deep Descriptor Transforming", Pattern
+Recognition 88, 2019: the cells of the feature maps of all photos are descriptors, and the first principal component of
+them all separates what recurs, the object, from what does not. We differ in two ways. Descriptors are scaled to length 1,
+so that a few strong cells do not decide. And the sign of a principal component being arbitrary, it is chosen so that the
+cells in which a trained classifier sees the true class are positive.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class CommonPart(NamedTuple):
+    """The direction that tells what recurs in the photos.
+
+    Attributes:
+        mean: [C] of the descriptors.
+        direction: [C], of length 1.
+    """
+
+    mean: Tensor
+    direction: Tensor
+
+    def response(self, features: Tensor) -> Tensor:
+        """Return where photos show it, [B, h, w] float32, zero where they do not, of features [B, C, h, w]."""
+        descriptors = F.normalize(features.detach().float(), dim=1)
+        offset = (self.mean @ self.direction).to(descriptors)
+        along = torch.einsum("bchw,c->bhw", descriptors, self.direction.to(descriptors))
+        return F.relu(along - offset)
+
+
+class DescriptorSums(NamedTuple):
+    """Sums over cells, from which :func:`common_part` is found; those of several batches or processes add up.
+
+    Attributes:
+        cells: [] How many.
+        first: [C] Of the descriptors.
+        second: [C, C] Of their products with one another.
+        seen: [] Of the class activations.
+        with_seen: [C] Of the descriptors times the class activations.
+    """
+
+    cells: Tensor
+    first: Tensor
+    second: Tensor
+    seen: Tensor
+    with_seen: Tensor
+
+    def plus(self, other: DescriptorSums) -> DescriptorSums:
+        """Return the sums over the cells of both."""
+        return DescriptorSums(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+def descriptor_sums(features: Tensor, activation: Tensor) -> DescriptorSums:
+    """Return the sums of some photos, float64.
+
+    Args:
+        features: [B, C, h, w] whose cells are the descriptors.
+        activation: [B, h', w'] class activation of the true class; resized where the two maps differ in size.
+    """
+    descriptors = (
+        F.normalize(features.detach().float(), dim=1).permute(0, 2, 3, 1).flatten(0, 2)
+    )  # [cells, C]
+    size = features.shape[-2:]
+    if activation.shape[-2:] != size:
+        activation = F.interpolate(activation[:, None], size=size, mode="bilinear", antialias=True)[:, 0]
+    seen = activation.detach().float().flatten()
+    return DescriptorSums(
+        cells=torch.full((), len(seen), dtype=torch.float64, device=seen.device),
+        first=descriptors.sum(dim=0).double(),
+        second=(descriptors.T @ descriptors).double(),
+        seen=seen.sum().double(),
+        with_seen=(descriptors.T @ seen).double(),
+    )
+
+
+def common_part(sums: DescriptorSums) -> CommonPart:
+    """Return the first principal component of all descriptors, positive where classifiers see the true class."""
+    cells, first, second, seen, with_seen = (value.cpu() for value in sums)
+    mean = first / cells
+    covariance = second / cells - torch.outer(mean, mean)
+    direction = torch.linalg.eigh(covariance).eigenvectors[:, -1]
+    agreement = direction @ (with_seen / cells - mean * (seen / cells))
+    return CommonPart(mean, direction if agreement >= 0.0 else -direction)
