@@ -21,7 +21,7 @@ torch.set_num_threads(1)
 # 64 drawings, 56 of them for training, in batches of 16: 4 steps an epoch, 36 in all
 TINY_SCHEDULE = [
     {"kind": "classification", "scales": [1], "epochs": 2, "lr": 0.02, "keep": "best"},
-    {"kind": "apn_init", "scales": [1], "epochs": 1, "optimizer": "adamw", "lr": 0.001},
+    {"kind": "apn_init", "scales": [1], "epochs": 1, "optimizer": "adamw", "lr": 0.001, "response": "ddt"},
     {"kind": "classification", "scales": [2], "init_from": 1, "epochs": 1, "lr": 0.01},
     {"kind": "apn_init", "scales": [2], "epochs": 1, "optimizer": "adamw", "lr": 0.001, "response": "cam"},
     {"kind": "classification", "scales": [3], "epochs": 1, "lr": 0.01, "init_from": 2, "clip_grad": 1.0},

@@ -16,7 +16,7 @@ def recipe_schedule(view_sizes: Sequence[int]) -> list[dict[str, Any]]:
         # region 1 is the object, read from a fine map of what the photos have in common; the next ones are where the class
         # shows most
         enlarge = 2.0 if view_sizes[0] < FINE_VIEW else 1.0
-        whole = {"response": "ddt", "enlarge": enlarge, "level": 0.2, "trim": 0.02}
+        whole = {"response": "ddt", "enlarge": enlarge, "level": 0.1, "trim": 0.02}
         part = {"target": "peak", "response": "cam"}
         schedule.append(_apn_init_phase(scale - 1, epochs=6, **(whole if scale == 2 else part)))
         schedule.append(

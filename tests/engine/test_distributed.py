@@ -37,7 +37,7 @@ VALUES = {
     "model": {"backbone": "timm/test_efficientnet_gn", "view_sizes": [64, 64, 64]},
     "schedule": [
         {"kind": "classification", "scales": [1], "epochs": 1, "lr": 0.001},
-        {"kind": "apn_init", "scales": [1], "epochs": 1, "lr": 0.001, "keep": "best"},
+        {"kind": "apn_init", "scales": [1], "epochs": 1, "lr": 0.001, "keep": "best", "response": "ddt"},
         {"kind": "classification", "scales": [2], "init_from": 1, "epochs": 1, "lr": 0.001},
         {"kind": "apn_init", "scales": [2], "epochs": 1, "lr": 0.001, "response": "cam"},
         {"kind": "classification", "epochs": 1, "lr": 0.001, "keep": "if_better"},

@@ -5,9 +5,11 @@ import torch
 
 from racnn.config import AugmentConfig, DataConfig, PhaseConfig
 from racnn.data import build_data, eval_loader, train_loader
-from racnn.engine.lessons import read_boxes, taught_region
+from racnn.engine.distributed import World
+from racnn.engine.lessons import find_common_part, read_boxes, taught_region
 from racnn.losses import response_map
 from racnn.models import RACNN
+from racnn.ops.ddt import common_part, descriptor_sums
 from racnn.ops.regions import compose, relative
 from racnn.ops.response import component_box, peak_point
 
@@ -40,17 +42,19 @@ def config_of(**changes):
 
 class TestReadBoxes:
     @pytest.mark.parametrize("enlarge", [1.0, 2.0])
-    @pytest.mark.parametrize("response", ["sum", "cam"])
+    @pytest.mark.parametrize("response", ["sum", "cam", "ddt"])
     @torch.no_grad()
     def test_first_scale_reads_the_map_of_the_whole_photo(self, response, enlarge, model):
         config = config_of(response=response, level=0.3, trim=0.02, enlarge=enlarge)
-        boxes = read_boxes(model, batches(), 1, config, device=CPU)
+        common = find_common_part(model, batches(), 1, config, device=CPU) if response == "ddt" else None
+        boxes = read_boxes(model, batches(), 1, config, common=common, device=CPU)
         expected = []
         for batch in batches():
             output = model(batch["image"], scales=1)
-            features = model.enlarged_features(batch["image"], output, scale=1, factor=enlarge)
+            features, inner = model.enlarged_features(batch["image"], output, scale=1, factor=enlarge)
             weight = model.classifiers[0].weight if response == "cam" else None
             maps = response_map(features, weight=weight, labels=batch["label"])
+            maps = common.response(inner) if common else maps
             expected.append(component_box(maps, 0.3, 0.02))
         torch.testing.assert_close(boxes, torch.cat(expected), atol=1e-4, rtol=0)
 
@@ -79,6 +83,42 @@ class TestReadBoxes:
 
         with pytest.raises(Enough):
             read_boxes(model, batches(), 1, config_of(), device=CPU, after_batch=stop)
+
+
+class TestFindCommonPart:
+    @pytest.mark.parametrize("scale", [1, 2])
+    @torch.no_grad()
+    def test_is_that_of_all_photos_together(self, scale, model):
+        config = config_of(response="ddt", enlarge=1.5)
+        found = find_common_part(model, batches(), scale, config, device=CPU)
+        (images, labels) = (torch.cat([batch[key] for batch in batches()]) for key in ("image", "label"))
+        output = model(images, scales=scale)
+        features, inner = model.enlarged_features(images, output, scale=scale, factor=1.5)
+        seen = response_map(features, weight=model.classifiers[scale - 1].weight, labels=labels)
+        expected = common_part(descriptor_sums(inner, seen))
+        torch.testing.assert_close(found.mean, expected.mean)
+        torch.testing.assert_close(found.direction, expected.direction, rtol=1e-3, atol=1e-4)
+
+    def test_processes_add_up(self, model):
+        """A process that sees one of two batches, and is told the sums of both, finds what a single one does."""
+        config = config_of(response="ddt")
+        first, second = batches()
+
+        class Recording(World):
+            def total(self, values):
+                seen.append(values)
+                return values
+
+        class Adding(World):
+            def total(self, values):
+                return values + seen.pop(0)
+
+        seen = []
+        find_common_part(model, [first], 1, config, device=CPU, world=Recording())
+        found = find_common_part(model, [second], 1, config, device=CPU, world=Adding())
+        expected = find_common_part(model, batches(), 1, config, device=CPU)
+        torch.testing.assert_close(found.mean, expected.mean)
+        torch.testing.assert_close(found.direction, expected.direction)
 
 
 class TestTaughtRegion:

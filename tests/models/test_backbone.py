@@ -118,6 +118,58 @@ class TestContract:
         assert all(name in str(caught.value) for name in BACKBONES)
 
 
+class TestInner:
+    """``forward_with_inner`` also yields what the last block is given."""
+
+    view = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+
+    @pytest.mark.parametrize(("name", "layers_after"), [("vgg16", 2), ("vgg11_bn", 3), ("tiny", 3)])
+    @torch.no_grad()
+    def test_of_a_sequence_it_is_the_last_relu_but_one(self, name: str, layers_after: int) -> None:
+        backbone = build_backbone(name).eval()
+        features, inner = backbone.forward_with_inner(self.view)
+        assert torch.equal(features, backbone(self.view))
+        assert torch.equal(inner, backbone.features[:-layers_after](self.view))
+        assert (inner >= 0).all()
+
+    @pytest.mark.parametrize(
+        ("name", "block"),
+        [
+            ("tf_efficientnet_lite0", "network.blocks.5.3"),
+            ("resnet18", "network.layer4.0"),
+            ("convnext_atto", "network.stages.3.blocks.0"),
+        ],
+    )
+    @torch.no_grad()
+    def test_of_a_timm_network_it_is_the_output_of_the_last_block_but_one(
+        self, name: str, block: str
+    ) -> None:
+        pytest.importorskip("timm")
+        backbone = build_backbone(f"timm/{name}").eval()
+        assert backbone.inner == block
+        for weight in backbone.parameters():  # or the last block of a residual network changes nothing at first
+            weight += 0.1 * torch.rand(weight.shape)
+        features, inner = backbone.forward_with_inner(self.view)
+        torch.testing.assert_close(features, backbone(self.view))
+        assert inner.ndim == 4
+        assert inner.shape[2:] == features.shape[2:]
+        assert not torch.equal(inner, features)
+
+    @torch.no_grad()
+    def test_of_a_channels_last_network_it_is_the_map_itself(self) -> None:
+        pytest.importorskip("timm")
+        backbone = build_backbone("timm/swin_tiny_patch4_window7_224").eval()
+        features, inner = backbone.forward_with_inner(torch.rand(1, 3, 224, 224))
+        assert torch.equal(inner, features)
+
+    def test_no_hook_is_left_behind(self) -> None:
+        backbone = tiny()
+        with pytest.raises(RuntimeError):
+            backbone.forward_with_inner(torch.rand(1, 5, 8, 8))
+        backbone.forward_with_inner(self.view)
+        assert not any(layer._forward_hooks for layer in backbone.modules())
+
+
 class TestTimm:
     @pytest.mark.parametrize(
         ("name", "channels"),

@@ -392,7 +392,7 @@ class TestEnlargedFeatures:
         model, images = _model(), _images()
         output = model(images)
         for scale in (1, 2, 3):
-            same = model.enlarged_features(images, output, scale=scale, factor=1.0)
+            same, _inner = model.enlarged_features(images, output, scale=scale, factor=1.0)
             assert torch.equal(same, output.features[scale - 1])
 
     @pytest.mark.parametrize("zoom_from", ["source", "parent"])
@@ -400,7 +400,7 @@ class TestEnlargedFeatures:
     def test_they_are_those_of_a_network_with_larger_views(self, scale: int, zoom_from: str) -> None:
         model, images = _model(zoom_from=zoom_from), _images()
         output = model(images)
-        larger = model.enlarged_features(images, output, scale=scale, factor=1.5)
+        larger, inner = model.enlarged_features(images, output, scale=scale, factor=1.5)
         sides = list(VIEWS)
         sides[scale - 1] = round(1.5 * sides[scale - 1])
         model.view_sizes = tuple(sides)
@@ -410,22 +410,21 @@ class TestEnlargedFeatures:
             apn.register_forward_hook(lambda *_, region=region: region)
         expected = model(images).features[scale - 1]
         torch.testing.assert_close(larger, expected)
-        assert larger.shape[-1] == 1.5 * output.features[scale - 1].shape[-1]
+        assert larger.shape[-1] == inner.shape[-1] == 1.5 * output.features[scale - 1].shape[-1]
 
     def test_no_gradient_runs_through_them(self) -> None:
         model, images = _model(), _images()
         output = model(images)
-        assert not any(
-            model.enlarged_features(images, output, scale=2, factor=factor).requires_grad
-            for factor in (1.0, 2.0)
-        )
+        for factor in (1.0, 2.0):
+            both = model.enlarged_features(images, output, scale=2, factor=factor)
+            assert not any(features.requires_grad for features in both)
 
     @pytest.mark.parametrize("factor", [1.05, 1.3, 2.0])
     def test_the_enlarged_view_is_whole_cells(self, factor: float) -> None:
         model, images = _model(), _images()
         seen: list[Tensor] = []
-        model.backbones[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-        features = model.enlarged_features(images, model(images), scale=1, factor=factor)
+        model.backbones[0].features.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        features, _inner = model.enlarged_features(images, model(images), scale=1, factor=factor)
         assert seen[-1].shape[-1] == 4 * features.shape[-1]
         assert abs(seen[-1].shape[-1] - factor * VIEWS[0]) <= 2
 

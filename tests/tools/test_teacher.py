@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from racnn.config import PhaseConfig
 from racnn.data import eval_loader
 from racnn.engine.inference import data_of, load_trained
+from racnn.engine.lessons import find_common_part
 from racnn.errors import ConfigError
 from racnn.metrics import localisation
 from racnn.ops.regions import clamp, compose
@@ -38,7 +40,7 @@ def test_a_row_is_what_the_boxes_measure(scale, enlarge, trim, teacher, finished
     (batch,) = list(eval_loader(split, trained.config.data))
     with torch.no_grad():
         output = trained.model(batch["image"], scales=scale)
-        features = trained.model.enlarged_features(batch["image"], output, scale=scale, factor=enlarge)
+        features, inner = trained.model.enlarged_features(batch["image"], output, scale=scale, factor=enlarge)
     region = component_region(features.float().sum(dim=1), 0.5, trim)
     region = clamp(region, *trained.model.bounds[scale - 1])
     expected = localisation(compose(output.places[-1], region), batch["box"])
@@ -48,10 +50,16 @@ def test_a_row_is_what_the_boxes_measure(scale, enlarge, trim, teacher, finished
     assert iou == pytest.approx(expected["iou"], abs=6e-4)
     assert coverage == pytest.approx(100 * expected["coverage"], abs=0.06)
 
+    train = eval_loader(data_of(trained).splits["train"], trained.config.data)
+    phase = PhaseConfig(kind="apn_init", epochs=1, lr=0.1, response="ddt", enlarge=enlarge)
+    common = find_common_part(trained.model, train, scale, phase, device=torch.device("cpu"))
+    region = clamp(component_region(common.response(inner), 0.5, trim), *trained.model.bounds[scale - 1])
+    assert rows["ddt", 0.5, trim][0] == pytest.approx(region[:, 2].mean().item(), abs=6e-4)
+
 
 def test_higher_levels_give_smaller_boxes(teacher, finished, capsys):
     rows = table(teacher, capsys, finished.folder / "best.pt", levels="0,0.3,0.8", split="train")
-    for response in ("sum", "cam"):
+    for response in ("sum", "cam", "ddt"):
         sides = [rows[response, level, 0.0][0] for level in (0.0, 0.3, 0.8)]
         assert sides[0] > sides[1] > sides[2] >= 0.2 - 5e-4  # the bound of region 1
 

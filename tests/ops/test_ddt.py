@@ -1,0 +1,90 @@
+"""What photos have in common is found whatever its sign, length and place, and is where the classifiers see the class."""
+
+from functools import reduce
+
+import pytest
+import torch
+from torch import Tensor
+
+from racnn.ops.ddt import CommonPart, DescriptorSums, common_part, descriptor_sums
+
+CHANNELS = 7
+
+
+def photos(num: int = 12) -> tuple[Tensor, Tensor]:
+    """Return features of noise with an object in each, [num, 7, 5, 6], and where it is, [num, 5, 6]."""
+    generator = torch.Generator().manual_seed(0)
+    features = 0.3 * torch.rand(num, CHANNELS, 5, 6, generator=generator)
+    place = torch.zeros(num, 5, 6)
+    for photo in range(num):
+        row, column = photo % 3, photo % 4
+        place[photo, row : row + 3, column : column + 2] = 1.0
+    ground, thing = torch.eye(CHANNELS)[0], torch.eye(CHANNELS)[3]
+    features += torch.where(place[:, None] > 0, thing[None, :, None, None], ground[None, :, None, None])
+    return features, place
+
+
+def found(features: Tensor, activation: Tensor) -> CommonPart:
+    return common_part(descriptor_sums(features, activation))
+
+
+def test_the_object_is_found_where_it_is():
+    features, place = photos()
+    response = found(features, place).response(features)
+    assert response.shape == place.shape
+    assert torch.equal(response > 0, place > 0)
+
+
+def test_the_sign_is_that_of_the_class_not_of_the_larger_or_the_stronger_part():
+    features, place = photos()
+    stronger = torch.where(place[:, None] > 0, 1.0, 5.0) * features
+    for strength in (features, stronger):
+        assert torch.equal(found(strength, place).response(strength) > 0, place > 0)
+        assert torch.equal(found(strength, 1.0 - place).response(strength) > 0, place == 0)
+
+
+def test_the_direction_is_the_first_singular_vector_of_all_unit_descriptors():
+    features, place = photos()
+    cells = features.double().permute(0, 2, 3, 1).reshape(-1, CHANNELS)
+    cells = cells / cells.norm(dim=1, keepdim=True)
+    centred = cells - cells.mean(dim=0)
+    expected = torch.linalg.svd(centred, full_matrices=False).Vh[0]
+    part = found(features, place)
+    torch.testing.assert_close(part.mean, cells.mean(dim=0), rtol=1e-5, atol=1e-6)
+    assert abs(float(part.direction @ expected)) == pytest.approx(1.0, abs=1e-6)
+    along = (centred @ part.direction).clamp(min=0).view_as(place)
+    torch.testing.assert_close(part.response(features), along.float(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_cells_strength_does_not_matter():
+    features, place = photos()
+    strength = 0.1 + torch.rand(place.shape, generator=torch.Generator().manual_seed(1))
+    part = found(features, place)
+    other = found(strength[:, None] * features, place)
+    torch.testing.assert_close(other.direction, part.direction, rtol=0, atol=1e-5)
+
+
+def test_batches_add_up_to_the_whole():
+    features, place = photos()
+    whole = descriptor_sums(features, place)
+    parts = [descriptor_sums(*part) for part in zip(features.split(5), place.split(5), strict=True)]
+    for one, other in zip(whole, reduce(DescriptorSums.plus, parts), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    assert int(whole.cells) == place.numel()
+
+
+@pytest.mark.parametrize("size", [(3, 3), (10, 12)])
+def test_an_activation_of_another_size_gives_the_same_sign(size: tuple[int, int]):
+    features, place = photos()
+    resized = torch.nn.functional.adaptive_avg_pool2d(place, size)
+    torch.testing.assert_close(found(features, resized).direction, found(features, place).direction)
+
+
+def test_half_precision_and_an_empty_cell_are_fine():
+    features, place = photos()
+    features[0, :, 0, 5] = 0.0
+    part = found(features.bfloat16(), place)
+    response = part.response(features.bfloat16())
+    assert response.dtype == torch.float32
+    assert torch.isfinite(response).all()
+    assert torch.equal(response[1:] > 0, place[1:] > 0)
