@@ -7,7 +7,6 @@ and then follows the photo's changes like an annotation. That affords a response
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -52,9 +51,11 @@ def find_common_part(
         features, inner = model.enlarged_features(images, output, scale=scale, factor=config.enlarge)
         return descriptor_sums(inner, response_map(features, weight=weight, labels=labels))
 
-    parts = itertools.chain.from_iterable(_in_parts(batches, add_up, config.enlarge, after_batch))
-    sums = functools.reduce(DescriptorSums.plus, parts)
-    return common_part(DescriptorSums(*(world.total(value) for value in sums)))
+    own: list[DescriptorSums] = []  # at most one: a process may have had no photos
+    for parts in _in_parts(batches, add_up, config.enlarge, after_batch):
+        own = [functools.reduce(DescriptorSums.plus, own + parts)]
+    everyones = world.interleave([sums.cpu() for sums in own])
+    return common_part(functools.reduce(DescriptorSums.plus, everyones))
 
 
 @torch.no_grad()

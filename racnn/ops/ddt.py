@@ -56,6 +56,10 @@ class DescriptorSums(NamedTuple):
         """Return the sums over the cells of both."""
         return DescriptorSums(*(a + b for a, b in zip(self, other, strict=True)))
 
+    def cpu(self) -> DescriptorSums:
+        """Return the same on the CPU."""
+        return DescriptorSums(*(value.cpu() for value in self))
+
 
 def descriptor_sums(features: Tensor, activation: Tensor) -> DescriptorSums:
     """Return the sums of some photos, float64.
@@ -82,7 +86,7 @@ def descriptor_sums(features: Tensor, activation: Tensor) -> DescriptorSums:
 
 def common_part(sums: DescriptorSums) -> CommonPart:
     """Return the first principal component of all descriptors, positive where classifiers see the true class."""
-    cells, first, second, seen, with_seen = (value.cpu() for value in sums)
+    cells, first, second, seen, with_seen = sums.cpu()
     mean = first / cells
     covariance = second / cells - torch.outer(mean, mean)
     direction = torch.linalg.eigh(covariance).eigenvectors[:, -1]

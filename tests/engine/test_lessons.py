@@ -99,23 +99,24 @@ class TestFindCommonPart:
         torch.testing.assert_close(found.mean, expected.mean)
         torch.testing.assert_close(found.direction, expected.direction, rtol=1e-3, atol=1e-4)
 
-    def test_processes_add_up(self, model):
-        """A process that sees one of two batches, and is told the sums of both, finds what a single one does."""
+    @pytest.mark.parametrize("shares", [([0], [1]), ([0, 1], [])], ids=["one each", "none for the second"])
+    def test_processes_add_up(self, shares, model):
+        """A process finds with the others' sums what a single one finds from all photos."""
         config = config_of(response="ddt")
-        first, second = batches()
+        first, second = ([batches()[number] for number in share] for share in shares)
+        seen: list = []
 
-        class Recording(World):
-            def total(self, values):
-                seen.append(values)
-                return values
+        class First(World):
+            def interleave(self, rows):
+                seen.extend(rows)
+                return rows
 
-        class Adding(World):
-            def total(self, values):
-                return values + seen.pop(0)
+        class Second(World):
+            def interleave(self, rows):
+                return [*seen, *rows]
 
-        seen = []
-        find_common_part(model, [first], 1, config, device=CPU, world=Recording())
-        found = find_common_part(model, [second], 1, config, device=CPU, world=Adding())
+        find_common_part(model, first, 1, config, device=CPU, world=First())
+        found = find_common_part(model, second, 1, config, device=CPU, world=Second())
         expected = find_common_part(model, batches(), 1, config, device=CPU)
         torch.testing.assert_close(found.mean, expected.mean)
         torch.testing.assert_close(found.direction, expected.direction)

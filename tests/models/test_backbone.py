@@ -147,7 +147,9 @@ class TestInner:
         pytest.importorskip("timm")
         backbone = build_backbone(f"timm/{name}").eval()
         assert backbone.inner == block
-        for weight in backbone.parameters():  # or the last block of a residual network changes nothing at first
+        for (
+            weight
+        ) in backbone.parameters():  # or the last block of a residual network changes nothing at first
             weight += 0.1 * torch.rand(weight.shape)
         features, inner = backbone.forward_with_inner(self.view)
         torch.testing.assert_close(features, backbone(self.view))
