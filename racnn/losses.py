@@ -5,7 +5,7 @@ Names end in the 1-based scale, or region, they belong to; ``loss`` is the sum t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from racnn.ops.regions import clamp
 
 
 def classification_losses(
-    logits: Sequence[Tensor],
+    logits: Mapping[int, Tensor],
     labels: Tensor,
     scales: Sequence[int],
     *,
@@ -25,9 +25,9 @@ def classification_losses(
     """Return the intra-scale classification loss of each scale that is trained (first sum of equation 8).
 
     Args:
-        logits: [B, C] per scale that was run.
+        logits: [B, C] by scale, counted from 1; of those that are trained at least.
         labels: [B].
-        scales: The scales to train, counted from 1.
+        scales: The scales to train, likewise.
         label_smoothing: Share of the target spread over all classes.
         class_weights: [C] or None. A loss is the mean over photos of the weighted losses, so that the loss of a batch is
             the mean of those of its parts.
@@ -36,7 +36,7 @@ def classification_losses(
         ``classification_s`` per scale and their sum ``loss``.
     """
     losses = {
-        f"classification_{scale}": _cross_entropy(logits[scale - 1], labels, class_weights, label_smoothing)
+        f"classification_{scale}": _cross_entropy(logits[scale], labels, class_weights, label_smoothing)
         for scale in scales
     }
     return losses | {"loss": torch.stack(list(losses.values())).sum()}

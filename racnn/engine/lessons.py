@@ -1,7 +1,13 @@
-"""What an ``apn_init`` phase teaches: a box a photo, read once from the response of the scale that looks at it.
+"""What frozen scales show of each photo, read once a phase: the box that an APN is taught, the place of a finer view.
 
-The scale is frozen while its APN learns, so that a box is read only once, from the whole photo without random changes,
-and then follows the photo's changes like an annotation. That affords a response map of a much enlarged view.
+Both are read from the whole photo without random changes, and then follow the photo's changes like an annotation.
+
+The scale is frozen while its APN learns. Reading its response once affords a map of a much enlarged view.
+
+All coarser scales are frozen while a single finer one learns. What they propose of the whole photo is what that scale will
+be shown in use; of a random crop they propose too small a part, because an APN is not sure of a size and leans to the mean.
+A scale that learned on those views would expect everything larger than it will see it (the discrepancy of Touvron et al.,
+"Fixing the train-test resolution discrepancy", NeurIPS 2019). And a training step need not run them.
 """
 
 from __future__ import annotations
@@ -110,6 +116,38 @@ def read_boxes(
             [torch.cat(parts) for parts in _in_parts(batches, read, config.enlarge, after_batch)]
         )
     )
+
+
+@torch.no_grad()
+def read_places(
+    model: RACNN,
+    batches: Iterable[dict[str, Tensor]],
+    scale: int,
+    config: PhaseConfig,
+    *,
+    device: torch.device,
+    world: World = ALONE,
+    after_batch: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """Return where the coarser scales let a scale look at each photo.
+
+    Args:
+        model: Put into evaluation mode.
+        batches: Of photos without random changes, as in :func:`read_boxes`, like the other arguments.
+        scale: That looks, counted from 1; at least 2.
+
+    Returns:
+        [N, 4] float32 on the CPU, (x0, y0, x1, y1) in the frame of the source.
+    """
+    model.eval()
+
+    def read(batch: dict[str, Tensor]) -> Tensor:
+        output = model(batch["image"].to(device), scales=scale - 1, propose=True)
+        place = output.places[-1]
+        return torch.cat([place[:, :2] - place[:, 2:], place[:, :2] + place[:, 2:]], dim=1).float().cpu()
+
+    boxes = [torch.cat(parts) for parts in _in_parts(batches, read, 1.0, after_batch)]
+    return torch.cat(world.interleave(boxes))
 
 
 def _in_parts(

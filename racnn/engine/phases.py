@@ -33,6 +33,10 @@ class Phase:
             return num_scales
         return max(self.scales) + (self.config.kind == "ranking")
 
+    def looks_alone(self) -> bool:
+        """Return whether a finer scale learns alone, so that all that decides where it looks is frozen."""
+        return self.config.kind == "classification" and len(self.scales) == 1 and self.scales[0] > 1
+
     def noise_per_photo(self) -> int:
         """Return how many random numbers a training step of this phase needs of each photo, three a region at a time."""
         config = self.config

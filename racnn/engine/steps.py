@@ -15,18 +15,32 @@ from racnn.engine.lessons import taught_region
 from racnn.engine.phases import Phase
 from racnn.engine.ranking import Batch, ranking_step
 from racnn.models import RACNN
+from racnn.ops.regions import jitter, whole
 
 
 def classification_step(
     model: RACNN, batch: Batch, phase: Phase, class_weights: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Return the classification losses of the phase's scales, on views that were cut with shaken regions."""
+    """Return the classification losses of the phase's scales, on views that were cut with shaken regions.
+
+    A batch with ``lesson`` brings along where its photos' views of the only scale that is trained lie, see
+    :func:`racnn.engine.lessons.read_places`; the coarser scales are then not run.
+    """
     shake = None
     if model.training and phase.noise_per_photo():
         shake = phase.config.jitter * (2.0 * batch["noise"] - 1.0).unflatten(1, (-1, 3))
-    output = model(batch["image"], scales=max(phase.scales), shake=shake)
+    if "lesson" in batch:
+        (scale,) = phase.scales
+        source = model.normalise(batch["image"])
+        place = taught_region(batch["lesson"], whole(len(source), device=source.device), "component")
+        if shake is not None:
+            place = jitter(place, shake[:, -1])
+        logits = {scale: model.look_at(source, place, scale=scale)}
+    else:
+        output = model(batch["image"], scales=max(phase.scales), shake=shake)
+        logits = dict(enumerate(output.logits, 1))
     return losses.classification_losses(
-        output.logits,
+        logits,
         batch["label"],
         phase.scales,
         label_smoothing=phase.config.label_smoothing,

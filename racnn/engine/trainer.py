@@ -23,7 +23,7 @@ from racnn.data import mix_seed, train_loader
 from racnn.engine.distributed import join, leave, own_device
 from racnn.engine.folder import DUMP
 from racnn.engine.interrupt import Stop
-from racnn.engine.lessons import find_common_part, read_boxes
+from racnn.engine.lessons import find_common_part, read_boxes, read_places
 from racnn.engine.loop import predict, train_one_epoch
 from racnn.engine.phases import Phase, upcoming
 from racnn.engine.pool import pool_weights
@@ -112,8 +112,7 @@ class Trainer:
         if run.optimizer_state is not None:
             restore_optimizer(optimizer, run.optimizer_state)
             run.optimizer_state = None
-        if config.kind == "apn_init":
-            self._read_lessons(phase)
+        self._read_lessons(phase)
         batches = len(self._loader(phase, 0))
         run.recorder.start_bar(phase.name, config.epochs * batches, progress.epoch * batches + progress.batch)
         while progress.epoch < config.epochs and not (config.patience and progress.stale >= config.patience):
@@ -149,9 +148,8 @@ class Trainer:
             progress.best_weights = self._weights(phase)
 
     def _read_lessons(self, phase: Phase) -> None:
-        """Give the photos the boxes that the phase teaches. A phase that is taken up again reads the same ones."""
+        """Give the photos what the phase needs to know of each. A phase that is taken up again reads the same."""
         run = self.run
-        (scale,) = phase.scales
 
         def after_batch() -> None:
             run.recorder.tick()
@@ -170,7 +168,7 @@ class Trainer:
             found = reader(
                 run.model,
                 batches,
-                scale,
+                phase.scales[0],
                 phase.config,
                 device=run.device,
                 world=run.world,
@@ -181,6 +179,11 @@ class Trainer:
             stop_here()
             return found
 
+        if phase.looks_alone() and run.model.zoom_from == "source":
+            places = read("where to look", phase.config.photos, read_places)
+            run.data.splits[phase.config.photos].lessons = places.numpy()
+        if phase.config.kind != "apn_init":
+            return
         common = None
         if phase.config.response == "ddt":
             common = read("what photos have in common", phase.config.photos, find_common_part)

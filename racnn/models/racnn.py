@@ -234,6 +234,21 @@ class RACNN(nn.Module):
         if scale + 1 == self.num_scales:
             output.fused = self.fuse(output.descriptors)
 
+    def look_at(self, source: Tensor, place: Tensor, *, scale: int) -> Tensor:
+        """Return what a scale says when it is shown a place in the source, whatever the coarser scales would propose.
+
+        Args:
+            source: [B, 3, H, W], normalised; views are cut from it, so that ``zoom_from`` must be 'source'.
+            place: [B, 3].
+            scale: Counted from 1; at least 2.
+
+        Returns:
+            [B, num_classes].
+        """
+        assert self.zoom_from == "source"
+        view = self._cut(source, place, self.view_sizes[scale - 1])
+        return self.classifiers[scale - 1](self._extract(scale - 1, view).float().mean(dim=(2, 3)))
+
     def logits_at(self, source: Tensor, output: RACNNOutput, region: Tensor, *, number: int) -> Tensor:
         """Return what the next scale would say if a region were another one.
 
