@@ -29,7 +29,7 @@ def classification_step(
     shake = None
     if model.training and phase.noise_per_photo():
         shake = phase.config.jitter * (2.0 * batch["noise"] - 1.0).unflatten(1, (-1, 3))
-    if "lesson" in batch:
+    if phase.looks_alone() and "lesson" in batch:
         (scale,) = phase.scales
         source = model.normalise(batch["image"])
         place = taught_region(batch["lesson"], whole(len(source), device=source.device), "component")

@@ -6,11 +6,11 @@ import torch
 from racnn.config import AugmentConfig, DataConfig, PhaseConfig
 from racnn.data import build_data, eval_loader, train_loader
 from racnn.engine.distributed import World
-from racnn.engine.lessons import find_common_part, read_boxes, taught_region
+from racnn.engine.lessons import find_common_part, read_boxes, read_places, taught_region
 from racnn.losses import response_map
 from racnn.models import RACNN
 from racnn.ops.ddt import common_part, descriptor_sums
-from racnn.ops.regions import compose, relative
+from racnn.ops.regions import bounding_region, compose, relative
 from racnn.ops.response import component_box, peak_point
 
 CPU = torch.device("cpu")
@@ -120,6 +120,17 @@ class TestFindCommonPart:
         expected = find_common_part(model, batches(), 1, config, device=CPU)
         torch.testing.assert_close(found.mean, expected.mean)
         torch.testing.assert_close(found.direction, expected.direction)
+
+
+class TestReadPlaces:
+    @pytest.mark.parametrize("scale", [2, 3])
+    @torch.no_grad()
+    def test_are_where_the_recursion_looks_at_the_whole_photo(self, scale, model):
+        config = PhaseConfig(kind="classification", epochs=1, lr=0.1)
+        boxes = read_places(model, batches(), scale, config, device=CPU)
+        places = torch.cat([model(batch["image"]).places[scale - 1] for batch in batches()])
+        torch.testing.assert_close(bounding_region(boxes), places)
+        assert places.std(dim=0).max() > 0.01
 
 
 class TestTaughtRegion:

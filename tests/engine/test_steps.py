@@ -80,6 +80,45 @@ def test_a_phase_moves_exactly_what_it_names(kind, scales, prefixes, optimizer, 
     assert moved == owned(states[False], *prefixes)
 
 
+@pytest.mark.parametrize("scale", [2, 3])
+def test_a_finer_scale_alone_learns_on_the_places_that_photos_bring_along(scale, states):
+    """The loss is that of the whole recursion where the places are what it proposes; no coarser scale is run for it."""
+    model = make()
+    model.load_state_dict(states[False])
+    phase = phase_of("classification", (scale,), jitter=0.0)
+    train_only(model, phase)
+    photos = batch()
+    lesson = photos.pop("lesson")
+    with torch.no_grad():
+        place = model(photos["image"], scales=scale - 1, propose=True).places[-1]
+    corners = torch.cat([place[:, :2] - place[:, 2:], place[:, :2] + place[:, 2:]], dim=1)
+    run = []
+    for number, backbone in enumerate(model.backbones, 1):
+        backbone.register_forward_pre_hook(lambda *_, number=number: run.append(number))
+    recursion = STEPS["classification"](model, photos, phase)
+    assert run == list(range(1, scale + 1))
+    run.clear()
+    alone = STEPS["classification"](model, photos | {"lesson": corners}, phase)
+    assert run == [scale]
+    assert alone.keys() == recursion.keys() == {f"classification_{scale}", "loss"}
+    torch.testing.assert_close(alone["loss"], recursion["loss"], rtol=1e-4, atol=0)
+    elsewhere = STEPS["classification"](model, photos | {"lesson": lesson}, phase)
+    assert not torch.allclose(elsewhere["loss"], alone["loss"], rtol=1e-3)
+
+
+def test_the_places_that_photos_bring_along_are_shaken(states):
+    model = make()
+    model.load_state_dict(states[False])
+    losses = []
+    for jitter, noise in ((0.0, 0.0), (1.0, 0.5), (1.0, 1.0)):  # noise of 0.5 is none
+        phase = phase_of("classification", (2,), jitter=jitter)
+        train_only(model, phase)
+        given = batch() | {"noise": torch.full((6, 3), noise)}
+        losses.append(float(STEPS["classification"](model, given, phase)["loss"].detach()))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[2] != pytest.approx(losses[1], rel=1e-3)
+
+
 def test_moving_a_trunk_moves_its_batch_norm_statistics_too(states):
     assert any("running_mean" in key for key in owned(states[False], "backbones.1."))
 

@@ -708,7 +708,7 @@ def test_an_imbalanced_folder_is_told(tmp_path, capsys):
     assert "warning: class 'auk' has 32 training photos and 'wren' has 2" in "".join(capsys.readouterr())
 
 
-# --- reading the boxes that an apn_init phase teaches -------------------------------------------------------------------
+# --- reading once a phase what frozen scales show of each photo -------------------------------------------------------------------
 
 
 def test_a_run_can_be_stopped_while_it_reads_boxes(tiny, finished, tmp_path, monkeypatch):
@@ -745,8 +745,10 @@ def test_a_run_that_starts_with_reading_boxes_can_be_stopped_there_too(tiny, tmp
     assert set(report["top1"])
 
 
-def test_photos_carry_lessons_only_while_they_are_taught(tiny, tmp_path):
-    run = Run(tiny(tmp_path / "run"), device=CPU, resume=False, overwrite=False)
+@pytest.mark.parametrize("zoom_from", ["source", "parent"])
+def test_photos_carry_lessons_only_where_a_phase_needs_them(zoom_from, tiny, tmp_path):
+    config = tiny(tmp_path / "run", model__zoom_from=zoom_from)
+    run = Run(config, device=CPU, resume=False, overwrite=False)
     work = Trainer(run)
     seen, plain = {}, work._run_epoch
 
@@ -757,9 +759,11 @@ def test_photos_carry_lessons_only_while_they_are_taught(tiny, tmp_path):
     work._run_epoch = look
     work.train()
     run.recorder.close()
-    assert seen
+    assert {"02-apn_init_1", "03-classification_2", "07-classification_1_2_3"} <= seen.keys()
     for name, carried in seen.items():
-        assert set(carried.values()) == {"apn_init" in name}, name
+        taught = "apn_init" in name
+        placed = zoom_from == "source" and name.endswith(("classification_2", "classification_3"))
+        assert carried == {"train": taught or placed, "val": taught}, name
 
 
 def test_deterministic_algorithms_do_all_phases_on_a_cpu_and_change_no_bit(tiny, finished, tmp_path):

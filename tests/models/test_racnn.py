@@ -293,6 +293,18 @@ class TestOtherRegions:
         other = model.logits_at(model.normalise(images), output, whole(len(images)), number=number)
         assert not torch.allclose(other, said, rtol=1e-3)
 
+    @pytest.mark.parametrize("scale", [2, 3])
+    def test_a_scale_that_is_shown_its_own_place_says_what_it_said(self, scale: int) -> None:
+        model, images = _model(), _images()
+        for s in (1, 2):
+            nn.init.normal_(model.classifiers[s].weight, std=float(s))
+        output = model(images)
+        source = model.normalise(images)
+        said = model.look_at(source, output.places[scale - 1], scale=scale)
+        torch.testing.assert_close(said, output.logits[scale - 1])
+        other = model.look_at(source, output.places[0], scale=scale)
+        assert not torch.allclose(other, said, rtol=1e-3)
+
 
 class TestFusion:
     def test_fusion_starts_as_the_weighted_sum_of_the_logits(self) -> None:
