@@ -4,10 +4,9 @@ Both are read from the whole photo without random changes, and then follow the p
 
 The scale is frozen while its APN learns. Reading its response once affords a map of a much enlarged view.
 
-All coarser scales are frozen while a single finer one learns. What they propose of the whole photo is what that scale will
-be shown in use; of a random crop they propose too small a part, because an APN is not sure of a size and leans to the mean.
-A scale that learned on those views would expect everything larger than it will see it (the discrepancy of Touvron et al.,
-"Fixing the train-test resolution discrepancy", NeurIPS 2019). And a training step need not run them.
+All coarser scales are frozen while a single finer one learns. Reading once what they propose, a training step need not run
+them; and the finer scale learns on what it will be shown in use, where of a random crop they propose too small a part, because
+an APN is not sure of a size and leans to the mean.
 """
 
 from __future__ import annotations
