@@ -46,6 +46,7 @@ def test_zoom_and_its_gradients_equal_those_of_the_cpu(regions, antialias):
 
 PHASES = [
     ("classification", (1, 2, 3), {}),
+    ("classification", (2,), {}),
     ("apn_init", (1,), {}),
     ("apn_init", (2,), {"target": "peak"}),
     ("ranking", (1, 2), {"gradient": "exact"}),

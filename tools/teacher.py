@@ -4,7 +4,8 @@
     python tools/teacher.py runs/mine/best.pt --scale 2 --enlarge 2 --levels 0,0.2,0.4 --trims 0,0.01
 
 The boxes are measured on the validation photos (or, with --split train, on the training photos, which are more) against
-the true boxes and parts, where the dataset has them. The mean side needs none.
+the true boxes and parts, where the dataset has them. The mean side needs none. What the training photos have in common (ddt)
+is found first, which reads all of them.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def _responses(
         for batch in batches:  # type: ignore[attr-defined]
             images, labels = batch["image"].to(device), batch["label"].to(device)
             output = model(images, scales=scale)
-            features, inner = model.enlarged_features(images, output, scale=scale, factor=enlarge)
+            features, inner = model.enlarged_features_with_inner(images, output, scale=scale, factor=enlarge)
             rows["places"].append(output.places[-1].cpu())
             rows["sum"].append(response_map(features).cpu())
             rows["cam"].append(response_map(features, weight=weight, labels=labels).cpu())

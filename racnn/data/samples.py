@@ -44,9 +44,9 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
         augment: Whether there are any.
 
     Attributes:
-        lessons: None, or a box a photo, [N, 4] xyxy in the frame of the source without random changes, for a network
-            to learn. They follow the random changes. Half of the samples then show the whole photo: after a random crop
-            everything is larger than it will be in use, and a network that is not yet sure of a size proposes the mean.
+        lessons: None, or a box a photo, [N, 4] xyxy in the frame of the source without random changes, see
+            :mod:`racnn.engine.lessons`. They follow the random changes. Half of the samples then show the whole photo: after a
+            random crop everything is larger than it will be in use, and an APN that is not yet sure of a size proposes the mean.
         num_noise: How many random numbers a sample brings along for the training step.
     """
 

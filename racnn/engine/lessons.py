@@ -53,7 +53,9 @@ def find_common_part(
     def add_up(batch: dict[str, Tensor]) -> DescriptorSums:
         images, labels = batch["image"].to(device), batch["label"].to(device)
         output = model(images, scales=scale)
-        features, inner = model.enlarged_features(images, output, scale=scale, factor=config.enlarge)
+        features, inner = model.enlarged_features_with_inner(
+            images, output, scale=scale, factor=config.enlarge
+        )
         return descriptor_sums(inner, response_map(features, weight=weight, labels=labels))
 
     own: list[DescriptorSums] = []  # at most one: a process may have had no photos
@@ -97,11 +99,12 @@ def read_boxes(
     def read(batch: dict[str, Tensor]) -> Tensor:
         images, labels = batch["image"].to(device), batch["label"].to(device)
         output = model(images, scales=scale)
-        features, inner = model.enlarged_features(images, output, scale=scale, factor=config.enlarge)
         if config.response == "ddt":
             assert common is not None
+            _, inner = model.enlarged_features_with_inner(images, output, scale=scale, factor=config.enlarge)
             response = common.response(inner)
         else:
+            features = model.enlarged_features(images, output, scale=scale, factor=config.enlarge)
             response = response_map(features, weight=weight, labels=labels)
         if config.target == "peak":
             box = peak_point(response).repeat(1, 2)

@@ -15,7 +15,7 @@ from racnn.engine.lessons import taught_region
 from racnn.engine.phases import Phase
 from racnn.engine.ranking import Batch, ranking_step
 from racnn.models import RACNN
-from racnn.ops.regions import jitter, whole
+from racnn.ops.regions import bounding_region, jitter
 
 
 def classification_step(
@@ -32,7 +32,7 @@ def classification_step(
     if phase.looks_alone() and "lesson" in batch:
         (scale,) = phase.scales
         source = model.normalise(batch["image"])
-        place = taught_region(batch["lesson"], whole(len(source), device=source.device), "component")
+        place = bounding_region(batch["lesson"])  # moved inside where a random crop cuts it off
         if shake is not None:
             place = jitter(place, shake[:, -1])
         logits = {scale: model.look_at(source, place, scale=scale)}

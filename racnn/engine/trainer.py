@@ -186,6 +186,11 @@ class Trainer:
             return
         common = None
         if phase.config.response == "ddt":
+            if not run.model.backbone(phase.scales[0]).inner:
+                run.recorder.say(
+                    f"{phase.name}: no block before the last one of this backbone is known, so that response: ddt reads the last "
+                    "map, which may tell the object less well; tools/teacher.py compares it with sum and cam"
+                )
             common = read("what photos have in common", phase.config.photos, find_common_part)
         for split in (phase.config.photos, "val"):
             boxes = read("reading boxes", split, read_boxes, common=common)

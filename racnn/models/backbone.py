@@ -94,7 +94,8 @@ class Backbone(nn.Module):
         """Return the features of a normalised view and those that the last block is given, [B, C, h, w] both.
 
         The last block is the most specialised one: what it makes of a photo tells the class, what it is given still tells
-        the object from its surroundings. For reading boxes, without a gradient.
+        the object from its surroundings. Where no such block is known (``inner`` is ''), both are the features. For reading
+        boxes, without a gradient.
         """
         kept: list[Tensor] = []
         hook = self.features.get_submodule(self.inner).register_forward_hook(
@@ -221,15 +222,18 @@ def _note_output(
 def _last_but_one(outputs: list[tuple[str, Any]], size: torch.Size) -> str:
     """Return the name of the block that yields the last output of a size but one; '' where there is none.
 
-    The last block of a stage and the stage itself yield the same tensor, which counts once.
+    What lies within the last block does not count.
     """
-    names: list[str] = []
-    before: Any = None
-    for name, output in outputs:
-        if isinstance(output, Tensor) and output.shape[2:] == size and output is not before:
-            names.append(name)
-            before = output
-    return names[-2] if len(names) > 1 else ""
+    found = [(name, output) for name, output in outputs if isinstance(output, Tensor)]
+    found = [(name, output) for name, output in found if output.shape[2:] == size]
+    if not found:
+        return ""
+    last = found[-1][1]
+    block = next(name for name, output in found if output is last)  # a stage yields what its last block does
+    before = (
+        name for name, output in reversed(found) if output is not last and not name.startswith(f"{block}.")
+    )
+    return next(before, "")
 
 
 def timm_backbone(name: str, *, pretrained: bool = False) -> Backbone:

@@ -267,30 +267,38 @@ class RACNN(nn.Module):
         return self.classifiers[number](self._extract(number, view).float().mean(dim=(2, 3)))
 
     @torch.no_grad()
-    def enlarged_features(
-        self, images: Tensor, output: RACNNOutput, *, scale: int, factor: float
-    ) -> tuple[Tensor, Tensor]:
+    def enlarged_features(self, images: Tensor, output: RACNNOutput, *, scale: int, factor: float) -> Tensor:
         """Return what a scale's backbone makes of its view enlarged: a finer map of where it responds.
 
         Args:
             images: The images that ``output`` was made from.
             output: Of a pass over at least ``scale`` scales.
             scale: Counted from 1.
-            factor: Of the view's side.
+            factor: Of the view's side; 1 returns the features of ``output``.
 
         Returns:
-            The features and those that the backbone's last block is given, [B, C, h, w] both, some ``factor`` times as many
-            cells a side, detached.
+            [B, C, h, w], some ``factor`` times as many cells a side, detached.
         """
-        side = self._enlarged_side(scale, factor)
         if factor == 1.0:
-            view = output.views[scale - 1]
-        elif self.zoom_from == "source" or scale == 1:
-            view = self._cut(self.normalise(images), output.places[scale - 1], side, masked=scale > 1)
-        else:
-            view = self._cut(output.views[scale - 2], output.regions[scale - 2], side)
+            return output.features[scale - 1].detach()
+        return self._extract(scale - 1, self._enlarged_view(images, output, scale, factor))
+
+    @torch.no_grad()
+    def enlarged_features_with_inner(
+        self, images: Tensor, output: RACNNOutput, *, scale: int, factor: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return the same, and the features that the backbone's last block is given, see :meth:`Backbone.forward_with_inner`."""
+        view = self._enlarged_view(images, output, scale, factor)
         with self._autocast(view):
             return self.backbone(scale).forward_with_inner(view)
+
+    def _enlarged_view(self, images: Tensor, output: RACNNOutput, scale: int, factor: float) -> Tensor:
+        if factor == 1.0:
+            return output.views[scale - 1]
+        side = self._enlarged_side(scale, factor)
+        if self.zoom_from == "source" or scale == 1:
+            return self._cut(self.normalise(images), output.places[scale - 1], side, masked=scale > 1)
+        return self._cut(output.views[scale - 2], output.regions[scale - 2], side)
 
     @torch.no_grad()
     def check_enlargements(self, factors: Iterable[tuple[int, float]]) -> None:

@@ -51,7 +51,9 @@ class TestReadBoxes:
         expected = []
         for batch in batches():
             output = model(batch["image"], scales=1)
-            features, inner = model.enlarged_features(batch["image"], output, scale=1, factor=enlarge)
+            features, inner = model.enlarged_features_with_inner(
+                batch["image"], output, scale=1, factor=enlarge
+            )
             weight = model.classifiers[0].weight if response == "cam" else None
             maps = response_map(features, weight=weight, labels=batch["label"])
             maps = common.response(inner) if common else maps
@@ -93,7 +95,7 @@ class TestFindCommonPart:
         found = find_common_part(model, batches(), scale, config, device=CPU)
         (images, labels) = (torch.cat([batch[key] for batch in batches()]) for key in ("image", "label"))
         output = model(images, scales=scale)
-        features, inner = model.enlarged_features(images, output, scale=scale, factor=1.5)
+        features, inner = model.enlarged_features_with_inner(images, output, scale=scale, factor=1.5)
         seen = response_map(features, weight=model.classifiers[scale - 1].weight, labels=labels)
         expected = common_part(descriptor_sums(inner, seen))
         torch.testing.assert_close(found.mean, expected.mean)

@@ -135,9 +135,10 @@ class TestInner:
     @pytest.mark.parametrize(
         ("name", "block"),
         [
-            ("tf_efficientnet_lite0", "network.blocks.5.3"),
+            ("tf_efficientnet_lite0", "network.blocks.5"),
             ("resnet18", "network.layer4.0"),
             ("convnext_atto", "network.stages.3.blocks.0"),
+            ("res2net50_26w_4s", "network.layer4.1"),
         ],
     )
     @torch.no_grad()
@@ -150,17 +151,19 @@ class TestInner:
         for (
             weight
         ) in backbone.parameters():  # or the last block of a residual network changes nothing at first
-            weight += 0.1 * torch.rand(weight.shape)
+            weight += 0.01 * torch.rand(weight.shape)
         features, inner = backbone.forward_with_inner(self.view)
         torch.testing.assert_close(features, backbone(self.view))
         assert inner.ndim == 4
         assert inner.shape[2:] == features.shape[2:]
         assert not torch.equal(inner, features)
 
+    @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "resnet14t"])
     @torch.no_grad()
-    def test_of_a_channels_last_network_it_is_the_map_itself(self) -> None:
+    def test_of_a_network_without_such_a_block_or_channels_last_it_is_the_map_itself(self, name: str) -> None:
         pytest.importorskip("timm")
-        backbone = build_backbone("timm/swin_tiny_patch4_window7_224").eval()
+        backbone = build_backbone(f"timm/{name}").eval()
+        assert backbone.inner == ""
         features, inner = backbone.forward_with_inner(torch.rand(1, 3, 224, 224))
         assert torch.equal(inner, features)
 

@@ -404,15 +404,20 @@ class TestEnlargedFeatures:
         model, images = _model(), _images()
         output = model(images)
         for scale in (1, 2, 3):
-            same, _inner = model.enlarged_features(images, output, scale=scale, factor=1.0)
+            same = model.enlarged_features(images, output, scale=scale, factor=1.0)
             assert torch.equal(same, output.features[scale - 1])
+            same, inner = model.enlarged_features_with_inner(images, output, scale=scale, factor=1.0)
+            assert torch.equal(same, output.features[scale - 1])
+            assert inner.shape == same.shape
 
     @pytest.mark.parametrize("zoom_from", ["source", "parent"])
     @pytest.mark.parametrize("scale", [1, 2, 3])
     def test_they_are_those_of_a_network_with_larger_views(self, scale: int, zoom_from: str) -> None:
         model, images = _model(zoom_from=zoom_from), _images()
         output = model(images)
-        larger, inner = model.enlarged_features(images, output, scale=scale, factor=1.5)
+        larger = model.enlarged_features(images, output, scale=scale, factor=1.5)
+        again, inner = model.enlarged_features_with_inner(images, output, scale=scale, factor=1.5)
+        assert torch.equal(again, larger)
         sides = list(VIEWS)
         sides[scale - 1] = round(1.5 * sides[scale - 1])
         model.view_sizes = tuple(sides)
@@ -428,15 +433,16 @@ class TestEnlargedFeatures:
         model, images = _model(), _images()
         output = model(images)
         for factor in (1.0, 2.0):
-            both = model.enlarged_features(images, output, scale=2, factor=factor)
-            assert not any(features.requires_grad for features in both)
+            both = model.enlarged_features_with_inner(images, output, scale=2, factor=factor)
+            one = model.enlarged_features(images, output, scale=2, factor=factor)
+            assert not any(features.requires_grad for features in (*both, one))
 
     @pytest.mark.parametrize("factor", [1.05, 1.3, 2.0])
     def test_the_enlarged_view_is_whole_cells(self, factor: float) -> None:
         model, images = _model(), _images()
         seen: list[Tensor] = []
-        model.backbones[0].features.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-        features, _inner = model.enlarged_features(images, model(images), scale=1, factor=factor)
+        model.backbones[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        features = model.enlarged_features(images, model(images), scale=1, factor=factor)
         assert seen[-1].shape[-1] == 4 * features.shape[-1]
         assert abs(seen[-1].shape[-1] - factor * VIEWS[0]) <= 2
 

@@ -40,7 +40,9 @@ def test_a_row_is_what_the_boxes_measure(scale, enlarge, trim, teacher, finished
     (batch,) = list(eval_loader(split, trained.config.data))
     with torch.no_grad():
         output = trained.model(batch["image"], scales=scale)
-        features, inner = trained.model.enlarged_features(batch["image"], output, scale=scale, factor=enlarge)
+        features, inner = trained.model.enlarged_features_with_inner(
+            batch["image"], output, scale=scale, factor=enlarge
+        )
     region = component_region(features.float().sum(dim=1), 0.5, trim)
     region = clamp(region, *trained.model.bounds[scale - 1])
     expected = localisation(compose(output.places[-1], region), batch["box"])
