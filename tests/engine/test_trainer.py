@@ -745,6 +745,14 @@ def test_a_run_that_starts_with_reading_boxes_can_be_stopped_there_too(tiny, tmp
     assert set(report["top1"])
 
 
+@pytest.mark.parametrize("inner", ["", "6"])
+def test_that_only_the_last_map_can_be_read_is_said(inner, tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("racnn.models.backbone._inner_relu", lambda _: inner)
+    phase = {"kind": "apn_init", "scales": [1], "epochs": 1, "lr": 0.01, "response": "ddt"}
+    fit(tiny(tmp_path / "run", schedule=[phase]), device=CPU)
+    assert ("response: ddt reads the last map" in capsys.readouterr().out) == (inner == "")
+
+
 @pytest.mark.parametrize("zoom_from", ["source", "parent"])
 def test_photos_carry_lessons_only_where_a_phase_needs_them(zoom_from, tiny, tmp_path):
     config = tiny(tmp_path / "run", model__zoom_from=zoom_from)
