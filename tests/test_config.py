@@ -90,7 +90,7 @@ def test_a_named_schedule_fits_any_number_of_scales(name, num_scales):
 def test_the_recipe_reads_the_object_from_a_fine_map(side, enlarge):
     config = load_config(None, [f"model.view_sizes=[{side}, 224, 224]"])
     first, second = (phase for phase in config.phases() if phase.kind == "apn_init")
-    assert (first.response, first.enlarge, first.trim) == ("ddt", enlarge, 0.02)
+    assert (first.response, first.enlarge, first.level, first.trim) == ("ddt", enlarge, 0.1, 0.02)
     assert (second.target, second.response) == ("peak", "cam")
 
 

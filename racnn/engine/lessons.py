@@ -113,11 +113,8 @@ def read_boxes(
         place = output.places[scale - 1]
         return (place[:, :2].repeat(1, 2) + place[:, 2:] * box).float().cpu()
 
-    return torch.cat(
-        world.interleave(
-            [torch.cat(parts) for parts in _in_parts(batches, read, config.enlarge, after_batch)]
-        )
-    )
+    boxes = [torch.cat(parts) for parts in _in_parts(batches, read, config.enlarge, after_batch)]
+    return torch.cat(world.interleave(boxes))
 
 
 @torch.no_grad()

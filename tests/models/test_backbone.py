@@ -148,9 +148,8 @@ class TestInner:
         pytest.importorskip("timm")
         backbone = build_backbone(f"timm/{name}").eval()
         assert backbone.inner == block
-        for (
-            weight
-        ) in backbone.parameters():  # or the last block of a residual network changes nothing at first
+        # a residual network's last block changes nothing at first
+        for weight in backbone.parameters():
             weight += 0.01 * torch.rand(weight.shape)
         features, inner = backbone.forward_with_inner(self.view)
         torch.testing.assert_close(features, backbone(self.view))
