@@ -5,9 +5,11 @@ import os
 import random
 import signal
 import socket
+import threading
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from racnn.engine import trainer
 from racnn.engine.checkpoint import digest, load_checkpoint
@@ -161,6 +163,7 @@ def killed_and_started_again(config, folder, kills, seed):
 
 def quiet_fit(config, resume):
     torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())  # its own one is shared with forked processes: one killed would keep it
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     fit(config, device=CPU, resume=resume, overwrite=not resume)
 
