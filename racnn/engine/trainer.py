@@ -11,9 +11,8 @@ import gc
 import itertools
 import json
 import signal
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +22,6 @@ from racnn.data import mix_seed, train_loader
 from racnn.engine.distributed import join, leave, own_device
 from racnn.engine.folder import DUMP
 from racnn.engine.interrupt import Stop
-from racnn.engine.lessons import find_common_part, read_boxes, read_places
 from racnn.engine.loop import predict, train_one_epoch
 from racnn.engine.phases import Phase, upcoming
 from racnn.engine.pool import pool_weights
@@ -35,10 +33,9 @@ from racnn.engine.resume import restore_optimizer
 from racnn.engine.run import Run
 from racnn.engine.schedule import better, learning_rate, phase_items, shown_items
 from racnn.engine.steps import build_optimizer, train_only
+from racnn.engine.teaching import give_lessons, take_lessons_away
 from racnn.engine.validation import flat, summary
 from racnn.errors import TrainingError
-
-T = TypeVar("T")
 
 NORM_BATCHES = 8  # of training photos, from which the mean length of the descriptors is taken
 
@@ -112,15 +109,14 @@ class Trainer:
         if run.optimizer_state is not None:
             restore_optimizer(optimizer, run.optimizer_state)
             run.optimizer_state = None
-        self._read_lessons(phase)
+        give_lessons(run, phase)
         batches = len(self._loader(phase, 0))
         run.recorder.start_bar(phase.name, config.epochs * batches, progress.epoch * batches + progress.batch)
         while progress.epoch < config.epochs and not (config.patience and progress.stale >= config.patience):
             self._run_epoch(phase, optimizer, batches)
             self._finish_epoch(phase, optimizer)
         run.recorder.close_bar()
-        for photos in run.data.splits.values():
-            photos.lessons = None
+        take_lessons_away(run)
         return self._end(phase)
 
     def _begin(self, phase: Phase) -> None:
@@ -146,55 +142,6 @@ class Trainer:
             progress.start = self._validate(phase)
             progress.best = progress.start
             progress.best_weights = self._weights(phase)
-
-    def _read_lessons(self, phase: Phase) -> None:
-        """Give the photos what the phase needs to know of each. A phase that is taken up again reads the same."""
-        run = self.run
-
-        def after_batch() -> None:
-            run.recorder.tick()
-            if run.world.size == 1:  # several stop together, after the last batch
-                stop_here()
-
-        def stop_here() -> None:
-            if run.stopped():
-                if not (run.folder / "last.pt").exists():
-                    run.save_last(None)
-                run.stop()
-
-        def read(what: str, split: str, reader: Callable[..., T], **settings: Any) -> T:
-            batches = run.validation.batches(split)
-            run.recorder.start_bar(f"{phase.name}: {what}, {split}", len(batches), 0)
-            found = reader(
-                run.model,
-                batches,
-                phase.scales[0],
-                phase.config,
-                device=run.device,
-                world=run.world,
-                after_batch=after_batch,
-                **settings,
-            )
-            run.recorder.close_bar()
-            stop_here()
-            return found
-
-        if phase.looks_alone() and run.model.zoom_from == "source":
-            places = read("where to look", phase.config.photos, read_places)
-            run.data.splits[phase.config.photos].lessons = places.numpy()
-        if phase.config.kind != "apn_init":
-            return
-        common = None
-        if phase.config.response == "ddt":
-            if not run.model.backbone(phase.scales[0]).inner:
-                run.recorder.say(
-                    f"{phase.name}: no block before the last one of this backbone is known, so that response: ddt reads the last "
-                    "map, which may tell the object less well; tools/teacher.py compares it with sum and cam"
-                )
-            common = read("what photos have in common", phase.config.photos, find_common_part)
-        for split in (phase.config.photos, "val"):
-            boxes = read("reading boxes", split, read_boxes, common=common)
-            run.data.splits[split].lessons = boxes.numpy()
 
     def _run_epoch(self, phase: Phase, optimizer: torch.optim.Optimizer, batches: int) -> None:
         run, progress = self.run, self.run.progress
