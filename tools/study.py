@@ -12,7 +12,7 @@ changes, and may name another configuration or end after so many entries of its 
     seeds: [0, 1, 2]
     variants:
       recipe: {}
-      peak: {set: [schedule.1.target=peak]}
+      peak: {set: [schedule.1.target=peak, schedule.1.trim=0]}
       two looks: {stages: 3}
       baseline: {config: ../configs/cub10_vgg16_cpu_one_scale.yaml}
 
