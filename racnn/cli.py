@@ -84,6 +84,13 @@ def run_with_messages(command: Callable[[], Any]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
         raise SystemExit(1) from None
     except RuntimeError as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not have been imported
+            print(
+                f"error: the GPU's memory is full: {str(error).partition('. ')[0]}; see what else uses it, or choose another "
+                "--device or a smaller run.micro_batch",
+                file=sys.stderr,
+            )
+            raise SystemExit(1) from None
         if not str(error).startswith("DataLoader worker"):
             raise
         print(

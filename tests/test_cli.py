@@ -230,6 +230,20 @@ def test_a_worker_that_died_is_told_with_advice(tiny_file, racnn, tmp_path, monk
     assert "data.num_workers=0" in result.err
 
 
+def test_a_full_gpu_is_told_in_a_line(tiny_file, racnn, tmp_path, monkeypatch):
+    import torch
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 79 GiB.")
+
+    monkeypatch.setattr("racnn.engine.run.prepare", full)
+    result = racnn("train", "--config", tiny_file(tmp_path / "c.yaml"), "--out", tmp_path / "run")
+    assert result.code == 1
+    assert "CUDA out of memory" in result.err
+    assert "--device" in result.err
+    assert len(result.err.strip().splitlines()) == 1
+
+
 def test_sigterm_ends_with_143(tiny_file, racnn, tmp_path, monkeypatch):
     from racnn.engine.recorder import Recorder
 

@@ -164,7 +164,7 @@ def test_set_can_name_the_schedule_and_then_change_it():
 @pytest.mark.parametrize("text", ["1e-4", "1.0e-4", "0.0001"])
 def test_a_number_in_scientific_notation_is_a_float(text, tmp_path):
     assert load_config(None, [f"schedule.0.lr={text}"]).schedule[0].lr == 1e-4
-    path = write(tmp_path / "a.yaml", f"schedule:\n  - {{kind: fusion, epochs: 1, lr: {text}}}\n")
+    path = write(tmp_path / "a.yaml", f"schedule:\n  - {{kind: classification, epochs: 1, lr: {text}}}\n")
     assert load_config(path).schedule[0].lr == 1e-4
 
 
@@ -300,9 +300,9 @@ def test_an_infinite_number_is_refused(kind, key):
 )
 def test_a_key_of_another_kind_of_phase_is_refused(kind, key, value, owner):
     scales = [1] if kind == "apn_init" else []
-    lines = mistakes({"schedule": [{**PHASE, "kind": kind, "scales": scales, key: value}]})
+    lines = mistakes({"schedule": [PHASE, {**PHASE, "kind": kind, "scales": scales, key: value}]})
     (line,) = [text for text in lines if f"'{key}'" in text]
-    assert line.startswith("schedule.0: ")
+    assert line.startswith("schedule.1: ")
     assert owner in line
     assert kind in line
 
@@ -513,6 +513,20 @@ def test_a_stored_configuration_may_hold_keys_that_do_nothing(phase):
 def test_a_network_of_one_scale_has_nothing_to_shake_or_to_start_from(changes):
     (line,) = mistakes({"model": {"view_sizes": [32]}, "schedule": [{**PHASE, **changes}]})
     assert line.startswith(f"schedule.0: '{next(iter(changes))}'")
+
+
+def test_fusion_joins_scales_that_were_trained():
+    fusion = {"kind": "fusion", "epochs": 1, "lr": 0.01}
+    one, two = ({"kind": "classification", "scales": [s], "epochs": 1, "lr": 0.01} for s in (1, 2))
+    parse_config({"model": {"view_sizes": [32, 32]}, "schedule": [two, one, fusion]}, origin="test")
+    parse_config(
+        {"model": {"view_sizes": [32, 32]}, "schedule": [{**one, "scales": []}, fusion]}, origin="test"
+    )
+    for schedule in ([fusion], [one, fusion], [one, fusion, two]):
+        with pytest.raises(
+            ConfigError, match=r"schedule: a fusion phase joins all scales, .* before it trains (1, )?2"
+        ):
+            parse_config({"model": {"view_sizes": [32, 32]}, "schedule": schedule}, origin="test")
 
 
 def test_compiling_and_computing_again_exclude_each_other():

@@ -97,7 +97,8 @@ def start_worker(_: int) -> None:
 
 @atexit.register
 def _end_workers() -> None:
-    """Kill workers that an error left behind: they ignore the signal by which multiprocessing ends them at exit."""
+    """Kill workers that an error left behind: they ignore the signal by which multiprocessing ends daemons at exit."""
     for process in multiprocessing.active_children():
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or torch's handler would report the kill
-        process.kill()
+        if process.daemon:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or torch's handler would report the kill
+            process.kill()

@@ -156,10 +156,11 @@ def evaluate_trained(
                 f"data.root: {len(leaked)} test photos were used in training, for example '{leaked[0]}': photos were "
                 "added or removed since, which draws another test split; restore them, or keep a test/ folder"
             )
+    calibrated = calibrate_early_exit(trained, data) if early_exit else None
     predictions = _predict(trained, data, split)
     measured = report(predictions, data=data, split=split, bounds=trained.model.bounds)
-    if early_exit:
-        early, curve = calibrate_early_exit(trained, data)
+    if calibrated is not None:
+        early, curve = calibrated
         answers = answers_by_depth(predictions.logits, predictions.fused, early.pools)
         achieved = outcome(answers, predictions.labels, early.threshold, early.costs)
         measured["early_exit"] = {

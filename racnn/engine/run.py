@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -94,7 +92,7 @@ class Run:
         taught = [phase for phase in config.phases() if phase.kind == "apn_init"]
         every = range(1, config.model.num_scales)
         enlargements = [(s, phase.enlarge) for phase in taught for s in phase.scales or every]
-        world.first_before_others(lambda: self.model.check_enlargements(enlargements))
+        world.first_before_others(lambda: self.model.check_views(enlargements))
         prepare(self.model, config, device)
         self.validation = Validation(
             self.model, self.data, config, device, world, after_batch=self._leave_validation
@@ -204,10 +202,11 @@ class Run:
         """Write ``last.pt``, with the state of the optimizer in the middle of a phase, and keep the one before."""
         if not self.world.first:
             return
-        state = copy.deepcopy(optimizer.state_dict()) if optimizer is not None else None
         self.progress.log_length = self.recorder.length()
-        progress = asdict(self.progress)
-        content = self._content() | {"progress": progress, "optimizer": state}
+        content = self._content() | {
+            "progress": dict(vars(self.progress)),
+            "optimizer": None if optimizer is None else optimizer.state_dict(),
+        }
         save_checkpoint(self.folder / "last.pt", content, previous=self.folder / "previous.pt")
 
     def save_best(self, phase_name: str) -> None:

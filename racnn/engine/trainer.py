@@ -103,13 +103,13 @@ class Trainer:
         """Run one phase, or the rest of it, and return whether it changed the network."""
         run, progress, config = self.run, self.run.progress, phase.config
         self._micro_batch = run.config.run.micro_batch  # phases need more or less memory
+        give_lessons(run, phase)
         if progress.start is None:
             self._begin(phase)
         optimizer = build_optimizer(run.model, phase)
         if run.optimizer_state is not None:
             restore_optimizer(optimizer, run.optimizer_state)
             run.optimizer_state = None
-        give_lessons(run, phase)
         batches = len(self._loader(phase, 0))
         run.recorder.start_bar(phase.name, config.epochs * batches, progress.epoch * batches + progress.batch)
         while progress.epoch < config.epochs and not (config.patience and progress.stale >= config.patience):

@@ -301,28 +301,41 @@ class RACNN(nn.Module):
         return self._cut(output.views[scale - 2], output.regions[scale - 2], side)
 
     @torch.no_grad()
-    def check_enlargements(self, factors: Iterable[tuple[int, float]]) -> None:
-        """Refuse at once what :meth:`enlarged_features` could not do after hours of training. Changes nothing.
+    def check_views(self, enlargements: Iterable[tuple[int, float]] = ()) -> None:
+        """Refuse at once a size of view that would be refused after hours of training. Changes nothing.
 
         Args:
-            factors: Pairs of a scale, counted from 1, and its factor.
+            enlargements: Pairs of a scale, counted from 1, and a factor for :meth:`enlarged_features`.
 
         Raises:
-            ConfigError: A backbone takes only views of one size, as many transformers do.
+            ConfigError: A backbone takes only views of one size, as many transformers do, or none whose map has parts of
+                cells, as the paper's APN.
         """
-        for scale, factor in factors:
-            if factor > 1.0:
-                side = self._enlarged_side(scale, factor)
-                # on the meta device shapes are known and nothing is computed
-                tried = copy.deepcopy(self.backbone(scale)).to("meta")
-                try:
-                    tried.eval()(torch.zeros(1, 3, side, side, device="meta"))
-                except (RuntimeError, AssertionError, ValueError) as error:
-                    reason = (str(error).splitlines() or [type(error).__name__])[0]
-                    raise ConfigError(
-                        f"schedule: the apn_init phase of scales: [{scale}] has enlarge: {factor:g}, but the backbone takes "
-                        f"no view of {side} px ({reason}); set enlarge to 1 there"
-                    ) from None
+        for scale, size in enumerate(self.view_sizes, start=1):
+            if reason := self._reason_against(scale, size, propose=scale < self.num_scales):
+                raise ConfigError(
+                    f"model.view_sizes: views of {size} px do not suit scale {scale} ({reason}); a multiple of "
+                    f"{self.backbone(scale).stride} suits most backbones, and some take only one size"
+                )
+        for scale, factor in enlargements:
+            side = self._enlarged_side(scale, factor)
+            if factor > 1.0 and (reason := self._reason_against(scale, side, propose=False)):
+                raise ConfigError(
+                    f"schedule: the apn_init phase of scales: [{scale}] has enlarge: {factor:g}, but the backbone takes "
+                    f"no view of {side} px ({reason}); set enlarge to 1 there"
+                )
+
+    def _reason_against(self, scale: int, side: int, *, propose: bool) -> str:
+        """Return why a scale cannot look at a view of a size, or propose a region of it; '' if it can."""
+        try:
+            # on the meta device shapes are known and nothing is computed
+            tried = copy.deepcopy(self.backbone(scale)).to("meta").eval()
+            features = tried(torch.zeros(1, 3, side, side, device="meta"))
+            if propose:
+                self.apns[scale - 1](torch.zeros(features.shape))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            return (str(error).splitlines() or [type(error).__name__])[0]
+        return ""
 
     def _enlarged_side(self, scale: int, factor: float) -> int:
         """Return the side in whole cells of the feature map; a part of one would shift the map."""

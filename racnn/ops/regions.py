@@ -19,7 +19,7 @@ def whole(
 ) -> Tensor:
     """Return the region that is the whole image, [batch, 3] of (0, 0, 1)."""
     region = torch.zeros(batch, 3, device=device, dtype=dtype)
-    region[:, 2] = 1.0  # filled on the device: a tensor made from a list would wait for it
+    region[:, 2].fill_(1.0)  # on the device: a tensor made from a list would wait for it
     return region
 
 

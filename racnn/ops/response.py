@@ -124,7 +124,8 @@ def _extent(occupied: Tensor) -> Tensor:
 def _trimmed_extent(mass: Tensor, trim: float) -> Tensor:
     """Return the frame coordinates [B, 2] between which all but a share ``trim`` at either end of a mass [B, n] lies."""
     num = mass.shape[1]
-    share = mass.cumsum(dim=1) / mass.sum(dim=1, keepdim=True).clamp(min=1e-30)
+    # a GPU's own cumsum may differ from run to run
+    share = mass.cpu().cumsum(dim=1).to(mass.device) / mass.sum(dim=1, keepdim=True).clamp(min=1e-30)
     share = F.pad(share, (1, 0))  # [B, n + 1] at the cells' borders, even within a cell
     ends = []
     for wanted in (trim, 1.0 - trim):

@@ -60,7 +60,8 @@ def zoom(
         weigh, gather = (_some_pixels, _gather) if image.device.type == "cpu" else (_all_pixels, _multiply)
         view = image.to(dtype)
         for axis, source, target in ((1, image.shape[2], size[0]), (0, image.shape[3], size[1])):
-            span, now = region[:, [axis, 2]], held[:, [axis, 2]]
+            # the centre's coordinate and the side; a slice, as a GPU would wait for a list
+            span, now = region[:, axis :: 2 - axis], held[:, axis :: 2 - axis]
             pixels, weights = _triangles(now, source, target, antialias, weigh)
             if steepness is not None:
                 weights = weights * _mask_of_samples(span, now, target, steepness)

@@ -1,6 +1,8 @@
 """A sample depends on (seed, epoch, position) alone, whoever loads it and whenever."""
 
 import pickle
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -310,3 +312,17 @@ def test_noise_belongs_to_the_photo_and_the_epoch_alone():
 def test_samples_bring_no_noise_unless_asked():
     config = DataConfig(dataset="synthetic", source_size=32, num_workers=0, synthetic={"num_train": 16})
     assert "noise" not in next(iter(train_loader(build_data(config, seed=0), config, seed=0, epoch=0)))
+
+
+def test_a_program_that_reads_photos_keeps_its_own_processes(tmp_path):
+    """Only workers that ignore the signal to end are killed when the program ends."""
+    code = (
+        "import multiprocessing, pathlib, time\n"
+        "import racnn.data\n"
+        "def work():\n"
+        "    time.sleep(0.5)\n"
+        f"    pathlib.Path({str(tmp_path / 'done')!r}).touch()\n"
+        "multiprocessing.get_context('fork').Process(target=work).start()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    assert (tmp_path / "done").exists()

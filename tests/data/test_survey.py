@@ -78,6 +78,12 @@ def test_a_process_that_is_killed_is_told(root, racnn, monkeypatch):
     assert "--workers 0" in result.err
 
 
+def test_a_list_of_photos_may_have_remarks_and_names_that_begin_like_one(tmp_path):
+    listed = tmp_path / "bad.txt"
+    listed.write_text("# cut short\n#1 auk/0.png\n\nwren/1.png \n")
+    assert read_exclusions(listed) == {"#1 auk/0.png", "wren/1.png"}
+
+
 def test_what_verify_lists_can_be_left_out(broken, racnn, tmp_path):
     listed = tmp_path / "bad.txt"
     result = racnn("data", "verify", "--root", broken, "--workers", 0, "--write-list", listed)

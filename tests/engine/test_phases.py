@@ -81,7 +81,7 @@ def test_upcoming_replays_the_walk(outcomes):
     [("classification", (1, 2, 3)), ("ranking", (1, 2)), ("fusion", ())],
 )
 def test_a_phase_without_scales_trains_all_there_are(kind, scales):
-    (resolved,) = run(config_of(phase(kind)), [])
+    *_, resolved = run(config_of(phase("classification"), phase(kind)), [])
     assert resolved.scales == scales
 
 
@@ -101,7 +101,7 @@ def test_a_phase_with_scales_keeps_them(kind):
     [("classification", [1, 2], 2), ("apn_init", [2], 2), ("ranking", [1, 2], 3), ("fusion", [], 4)],
 )
 def test_a_step_runs_no_more_scales_than_it_needs(kind, scales, count):
-    (resolved,) = run(config_of(phase(kind, scales=scales), num_scales=4), [])
+    *_, resolved = run(config_of(phase("classification"), phase(kind, scales=scales), num_scales=4), [])
     assert resolved.scales_to_run(4) == count
 
 
@@ -133,5 +133,5 @@ def test_a_name_tells_position_kind_and_scales():
     ],
 )
 def test_a_photo_brings_as_much_noise_as_the_step_draws(kind, scales, changes, count):
-    (resolved,) = run(config_of(phase(kind, scales=scales, **changes)), [])
+    *_, resolved = run(config_of(phase("classification"), phase(kind, scales=scales, **changes)), [])
     assert resolved.noise_per_photo() == count

@@ -202,6 +202,19 @@ def tiny_if_better(out, finished, **changes):
     return parse_config(values, origin="test")
 
 
+@pytest.mark.parametrize("keep", ["last", "best", "if_better"])
+@pytest.mark.parametrize("kind", ["classification", "apn_init", "ranking", "fusion"])
+def test_every_kind_of_phase_can_keep_what_it_learns_in_every_way(kind, keep, tiny, tmp_path):
+    phase = {"kind": kind, "epochs": 1, "lr": 0.001, "keep": keep}
+    phase |= {"scales": [1]} if kind in ("apn_init", "ranking") else {}
+    schedule = [{"kind": "classification", "epochs": 1, "lr": 0.01}, phase]
+    settings = {"data__num_workers": 0, "run__num_preview": 0, "model__view_sizes": [32, 32]}
+    fit(tiny(tmp_path / "run", schedule=schedule, **settings), device=CPU)
+    outcomes = load_checkpoint(tmp_path / "run" / "last.pt")["progress"]["outcomes"]
+    assert len(outcomes) == 2
+    assert outcomes[1] or keep == "if_better"
+
+
 def test_a_scale_starts_from_the_one_it_is_told_to(short, tmp_path):
     phase = {"kind": "classification", "scales": [2], "init_from": 1, "epochs": 1, "lr": 0.1}
     run = Run(short(tmp_path / "run", schedule=[phase]), device=CPU, resume=False, overwrite=False)

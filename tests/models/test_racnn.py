@@ -453,16 +453,38 @@ class TestEnlargedFeatures:
             assert given[0].shape[-1] == VIEWS[0], "wrong size"
 
         model.backbones[0].register_forward_pre_hook(only_small)
-        model.check_enlargements([(1, 1.0), (2, 2.0)])
+        model.check_views([(1, 1.0), (2, 2.0)])
         with pytest.raises(
             ConfigError, match=r"scales: \[1\] has enlarge: 2, .* no view of 64 px .*set enlarge to 1"
         ):
-            model.check_enlargements([(1, 2.0)])
+            model.check_views([(1, 2.0)])
+
+    @pytest.mark.parametrize("apn", ["compact", "paper"])
+    def test_views_that_suit_are_not_refused(self, apn: str) -> None:
+        _model(apn=apn).check_views()
+
+    def test_a_view_that_no_backbone_of_one_size_takes_is_refused(self) -> None:
+        model = _model()
+
+        def only_small(_: nn.Module, given: tuple[Tensor]) -> None:
+            assert given[0].shape[-1] < VIEWS[1], "wrong size"
+
+        model.backbones[1].register_forward_pre_hook(only_small)
+        with pytest.raises(
+            ConfigError, match=rf"model\.view_sizes: views of {VIEWS[1]} px .* scale 2 \(wrong size\)"
+        ):
+            model.check_views()
+
+    def test_a_map_of_another_size_than_the_papers_apn_is_tied_to_is_refused(self) -> None:
+        model = _model(apn="paper", view_sizes=(VIEWS[0] * 4, VIEWS[1]))
+        model.view_sizes = VIEWS  # as if the map had other cells than the view has strides
+        with pytest.raises(ConfigError, match=r"model\.view_sizes: .* scale 1"):
+            model.check_views()
 
     def test_trying_a_view_changes_nothing(self) -> None:
         model = _model().train()  # the tiny backbone has batch norm
         before = {key: value.clone() for key, value in model.state_dict().items()}
-        model.check_enlargements([(1, 2.0), (2, 1.5)])
+        model.check_views([(1, 2.0), (2, 1.5)])
         assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
         assert model.training
         assert all(module.training for module in model.modules())

@@ -1,0 +1,69 @@
+"""What would make a GPU wait for the host, or the host for the GPU, is no part of a step. Seen on a CPU, by its operations.
+
+The device's own word is in tests/test_gpu.py.
+"""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from racnn.config import PhaseConfig
+from racnn.engine.phases import Phase
+from racnn.engine.steps import STEPS, train_only
+from racnn.models import RACNN
+from racnn.ops import zoom
+
+# numbers of the host made into a tensor, a tensor read by the host, a shape that depends on values
+WAITING = {"lift_fresh", "_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique"}
+PHASES = [
+    ("classification", (1, 2, 3), {}),
+    ("classification", (2,), {}),
+    ("apn_init", (1,), {}),
+    ("apn_init", (2,), {"target": "peak"}),
+    ("ranking", (1, 2), {"gradient": "exact"}),
+    ("ranking", (1, 2), {"gradient": "mask"}),
+    ("ranking", (1, 2), {"gradient": "energy"}),
+    ("ranking", (1, 2), {"gradient": "smoothed", "compare": "log_prob"}),
+    ("fusion", (), {}),
+]
+
+
+class Operations(TorchDispatchMode):
+    """Note the name of every operation."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("call", [lambda x: x[:, [0, 2]], lambda x: x.sum().item(), lambda x: x[x > 0.5]])
+def test_what_waits_is_recognised(call):
+    with Operations() as seen:
+        call(torch.rand(2, 3))
+    assert seen.names & WAITING or "index" in seen.names
+
+
+@pytest.mark.parametrize(("kind", "scales", "changes"), PHASES)
+def test_a_step_never_waits(kind, scales, changes, monkeypatch):
+    monkeypatch.setattr(zoom, "_some_pixels", zoom._all_pixels)  # as on a GPU
+    monkeypatch.setattr(zoom, "_gather", zoom._multiply)
+    phase = Phase(0, PhaseConfig(kind=kind, scales=scales, lr=1e-3, epochs=1, **changes), scales)
+    torch.manual_seed(0)
+    model = RACNN(num_classes=3, backbone="tiny", view_sizes=(32, 32, 32))
+    train_only(model, phase)
+    batch = {
+        "image": torch.randint(0, 256, (4, 3, 48, 48), dtype=torch.uint8),
+        "label": torch.arange(4) % 3,
+        "lesson": torch.tensor([-0.6, -0.2, 0.3, 0.4]).repeat(4, 1),
+        "noise": torch.rand(4, phase.noise_per_photo()),
+    }
+    if kind == "classification" and len(scales) > 1:
+        del batch["lesson"]
+    with Operations() as seen:
+        STEPS[kind](model, batch, phase)["loss"].backward()
+    assert "convolution" in seen.names
+    assert not seen.names & WAITING
