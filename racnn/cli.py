@@ -86,8 +86,7 @@ def run_with_messages(command: Callable[[], Any]) -> None:
     except RuntimeError as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not have been imported
             print(
-                f"error: the GPU's memory is full: {str(error).partition('. ')[0]}; see what else uses it, or choose another "
-                "--device or a smaller run.micro_batch",
+                f"error: {'. '.join(str(error).split('. ')[:2]).rstrip('.')}; see what else uses the GPU, or choose another --device",
                 file=sys.stderr,
             )
             raise SystemExit(1) from None

@@ -524,7 +524,7 @@ def test_fusion_joins_scales_that_were_trained():
     )
     for schedule in ([fusion], [one, fusion], [one, fusion, two]):
         with pytest.raises(
-            ConfigError, match=r"schedule: a fusion phase joins all scales, .* before it trains (1, )?2"
+            ConfigError, match=r"schedule\.\d: fusion joins all scales, .* before it trains (1, )?2"
         ):
             parse_config({"model": {"view_sizes": [32, 32]}, "schedule": schedule}, origin="test")
 

@@ -342,20 +342,6 @@ class Config(_Section):
                 )
         return self
 
-    @model_validator(mode="after")
-    def _fusion_has_all_scales(self) -> Config:
-        trained: set[int] = set()
-        every = set(range(1, self.model.num_scales + 1))
-        for phase in self.phases():
-            if phase.kind == "classification":
-                trained |= set(phase.scales) or every
-            if phase.kind == "fusion" and trained != every:
-                missing = ", ".join(map(str, sorted(every - trained)))
-                raise ValueError(
-                    f"schedule: a fusion phase joins all scales, but no classification phase before it trains {missing}"
-                )
-        return self
-
     def phases(self) -> list[PhaseConfig]:
         """Return every phase once, in the order of the schedule."""
         return list(self.phases_by_key().values())

@@ -147,7 +147,7 @@ def check_photos_exist(records: Sequence[Record], hint: str) -> None:
 
 
 def read_exclusions(path: Path) -> set[str]:
-    """Return the names of a list of photos to leave out: one a line; lines that begin with '# ' are comments.
+    """Return the names of a list of photos to leave out: one a line; '#' alone or before a space begins a comment.
 
     Raises:
         DataError: The file is missing or not text.
@@ -156,7 +156,7 @@ def read_exclusions(path: Path) -> set[str]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"data.exclude: {path}: cannot be read: {error}") from None
-    return {line.strip() for line in lines if line.strip() and not line.startswith("# ")}
+    return {line.strip() for line in lines if line.strip() not in ("", "#") and not line.startswith("# ")}
 
 
 def without(catalog: Catalog, names: Collection[str]) -> Catalog:

@@ -308,8 +308,8 @@ class RACNN(nn.Module):
             enlargements: Pairs of a scale, counted from 1, and a factor for :meth:`enlarged_features`.
 
         Raises:
-            ConfigError: A backbone takes only views of one size, as many transformers do, or none whose map has parts of
-                cells, as the paper's APN.
+            ConfigError: A backbone takes views of one size only, as many transformers do; or its map has another number of
+                cells than the paper's APN was built for.
         """
         for scale, size in enumerate(self.view_sizes, start=1):
             if reason := self._reason_against(scale, size, propose=scale < self.num_scales):
@@ -333,6 +333,8 @@ class RACNN(nn.Module):
             features = tried(torch.zeros(1, 3, side, side, device="meta"))
             if propose:
                 self.apns[scale - 1](torch.zeros(features.shape))
+        except NotImplementedError:
+            return ""  # an operation whose shapes are not known without computing it
         except (RuntimeError, AssertionError, ValueError) as error:
             return (str(error).splitlines() or [type(error).__name__])[0]
         return ""
