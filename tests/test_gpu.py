@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from every_step import PHASES
 
 from racnn.config import PhaseConfig, load_config
 from racnn.engine.checkpoint import load_checkpoint, save_checkpoint
@@ -42,19 +43,6 @@ def test_zoom_and_its_gradients_equal_those_of_the_cpu(regions, antialias):
         results.append([t.detach().cpu() for t in (view, image.grad, region.grad)])
     for on_cpu, on_cuda in zip(*results, strict=True):
         torch.testing.assert_close(on_cuda, on_cpu, rtol=2e-3, atol=2e-3)
-
-
-PHASES = [
-    ("classification", (1, 2, 3), {}),
-    ("classification", (2,), {}),
-    ("apn_init", (1,), {}),
-    ("apn_init", (2,), {"target": "peak"}),
-    ("ranking", (1, 2), {"gradient": "exact"}),
-    ("ranking", (1, 2), {"gradient": "mask"}),
-    ("ranking", (1, 2), {"gradient": "energy"}),
-    ("ranking", (1, 2), {"gradient": "smoothed", "compare": "log_prob"}),
-    ("fusion", (), {}),
-]
 
 
 def batch(phase):

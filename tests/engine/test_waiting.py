@@ -5,6 +5,7 @@ Copies to the host, which a CPU does not make, and the optimizer are not seen: t
 
 import pytest
 import torch
+from every_step import PHASES
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from racnn.config import PhaseConfig
@@ -13,31 +14,17 @@ from racnn.engine.steps import STEPS, train_only
 from racnn.models import RACNN
 from racnn.ops import zoom
 
-# numbers of the host made into a tensor, a tensor read by the host, a shape that depends on values
-WAITING = {
-    *("lift_fresh", "_local_scalar_dense", "is_nonzero", "equal", "allclose"),
-    *(
-        "nonzero",
-        "masked_select",
-        "_unique2",
-        "unique_consecutive",
-        "unique_dim",
-        "bincount",
-        "index by a mask",
-        "index_put_ by a mask",
-    ),
-}
-PHASES = [
-    ("classification", (1, 2, 3), {}),
-    ("classification", (2,), {}),
-    ("apn_init", (1,), {}),
-    ("apn_init", (2,), {"target": "peak"}),
-    ("ranking", (1, 2), {"gradient": "exact"}),
-    ("ranking", (1, 2), {"gradient": "mask"}),
-    ("ranking", (1, 2), {"gradient": "energy"}),
-    ("ranking", (1, 2), {"gradient": "smoothed", "compare": "log_prob"}),
-    ("fusion", (), {}),
-]
+MOVED = {"lift_fresh", "_local_scalar_dense", "is_nonzero", "equal", "allclose"}  # to the device, or from it
+SIZED = {
+    "nonzero",
+    "masked_select",
+    "_unique2",
+    "unique_consecutive",
+    "unique_dim",
+    "bincount",
+}  # by what tensors hold
+MASKED = {"index by a mask", "index_put_ by a mask"}
+WAITING = MOVED | SIZED | MASKED
 
 
 class Operations(TorchDispatchMode):
