@@ -471,6 +471,17 @@ class TestEnlargedFeatures:
         ):
             model.check_views()
 
+    def test_a_view_whose_map_is_not_known_beforehand_is_not_refused(self) -> None:
+        model, asked = _model(), []
+
+        def unknown(_: nn.Module, given: tuple[Tensor]) -> None:
+            asked.append(given[0].device.type)
+            raise NotImplementedError
+
+        model.backbones[1].register_forward_pre_hook(unknown)
+        model.check_views()
+        assert asked == ["meta"]
+
     def test_a_map_of_another_size_than_the_papers_apn_is_tied_to_is_refused(self) -> None:
         model = _model(apn="paper", view_sizes=(VIEWS[0] * 4, VIEWS[1]))
         model.view_sizes = VIEWS  # as if the map had other cells than the view has strides
