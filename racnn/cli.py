@@ -225,7 +225,8 @@ def visualize(
     """Show where a network looked: one picture a photo, and regions.json with the boxes in the photo's pixels."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out}: is a file; expected a folder for the pictures")
-    from racnn.data.photos import find_photos, read_photo
+    from racnn.data.listing import find_photos
+    from racnn.data.photos import read_photo
 
     paths = find_photos(photos)
     if limit is not None and limit < len(paths):  # the first ones would all be of the same class

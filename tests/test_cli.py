@@ -18,7 +18,7 @@ from PIL import Image
 
 from racnn import __version__, cli
 from racnn.config import load_config
-from racnn.data.photos import find_photos
+from racnn.data.listing import find_photos
 from racnn.engine.checkpoint import load_checkpoint
 
 SUBPROCESS = {**os.environ, "OMP_NUM_THREADS": "1"}

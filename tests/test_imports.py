@@ -20,7 +20,7 @@ ROOT = Path(racnn.__file__).parent
 FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 LAYERS = [
     {"errors"},
-    {"config", "compat"},
+    {"config", "compat", "written"},
     {"ops"},
     {"losses", "metrics", "viz"},
     {"models", "data", "report"},

@@ -11,7 +11,7 @@ import numpy as np
 
 from racnn.config import DataConfig
 from racnn.data.cars import cars
-from racnn.data.catalog import Catalog, Record, hold_out, read_exclusions, refuse_other_classes, without
+from racnn.data.catalog import Catalog, Record, hold_out, in_classes_of, read_exclusions, without
 from racnn.data.cub import cub200
 from racnn.data.dogs import dogs
 from racnn.data.drawn import synthetic_catalog
@@ -81,7 +81,7 @@ def build_data(
         )
     catalog = DATASETS[config.dataset](config)
     if class_names is not None:
-        refuse_other_classes(catalog.class_names, class_names)
+        catalog = in_classes_of(catalog, class_names)
     if config.exclude is not None:
         catalog = without(catalog, read_exclusions(config.exclude.expanduser()))
     skipped: dict[str, str] = {}

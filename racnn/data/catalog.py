@@ -11,14 +11,17 @@ Convention:
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+import json
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from racnn.config import DataConfig, parse_ranges
+from racnn.data.names import class_name
 from racnn.data.photos import read_photo
 from racnn.errors import DataError, did_you_mean
 
@@ -30,13 +33,17 @@ MOST_NAMED = 10  # missing photos in one message
 
 @dataclass(frozen=True)
 class Record:
-    """One photo: a name that is unique in the data set, its label, and its annotations as far as they are known."""
+    """One photo: a name that is unique in the data set, its label, and its annotations as far as they are known.
+
+    Photos of one ``group`` show the same individual, burst or site: they never lie on both sides of a split.
+    """
 
     name: str
     label: int
     path: Path | None = None
     box_xyxy: Box | None = None
     parts: tuple[Part, ...] = ()  # (x, y, visible)
+    group: str | None = None
 
 
 def read_record(record: Record) -> np.ndarray:
@@ -56,6 +63,7 @@ class Catalog:
 
     ``focus_parts`` are the positions of the parts whose mean is the telling part. ``val`` is None where the data set
     brings no validation photos. ``annotate`` exists because drawn birds learn their boxes only when they are drawn.
+    ``passed_over`` counts the files beside the photos that are none, by kind.
     """
 
     dataset: str
@@ -67,6 +75,11 @@ class Catalog:
     focus_parts: tuple[int, ...]
     load: Callable[[Record], np.ndarray] = read_record
     annotate: Callable[[Record], tuple[Box | None, tuple[Part, ...]]] = recorded_annotations
+    passed_over: Counter[str] = field(default_factory=Counter)
+
+    def records(self) -> list[Record]:
+        """Return the records of all splits."""
+        return [*self.train, *(self.val or []), *self.test]
 
 
 def hold_out(
@@ -76,38 +89,104 @@ def hold_out(
 
     So the choice depends neither on the order of the records nor on the other classes, nor on a random generator that
     may change. A class of two photos or more gives at least one and keeps at least one; a single photo stays.
+    Photos of a group go together, chosen by a hash of the group's name: as near to the fraction of every class as whole
+    groups allow, above it only where a class would give none.
 
     Returns:
         What is kept and what is held out, each in the given order.
     """
-    classes = defaultdict(list)
-    for record in records:
-        classes[record.label].append(record.name)
-    held: set[str] = set()
-    for names in classes.values():
-        names.sort(key=lambda name: hashlib.sha256(f"{purpose}:{seed}:{name}".encode()).digest())
-        held.update(names[: min(max(round(len(names) * fraction), 1), len(names) - 1)])
+
+    def order(name: str) -> bytes:
+        # a file's name may be any bytes
+        return hashlib.sha256(f"{purpose}:{seed}:{name}".encode(errors="surrogateescape")).digest()
+
+    if any(record.group is not None for record in records):
+        held = _held_groups(records, fraction, order)
+    else:
+        classes = defaultdict(list)
+        for record in records:
+            classes[record.label].append(record.name)
+        held = set()
+        for names in classes.values():
+            names.sort(key=order)
+            held.update(names[: _number_held(len(names), fraction)])
     return [r for r in records if r.name not in held], [r for r in records if r.name in held]
 
 
-def refuse_other_classes(now: Sequence[str], known: Sequence[str]) -> None:
-    """Refuse a data set that has other classes than a checkpoint knows.
+def _number_held(number: int, fraction: float) -> int:
+    """Return how many of a class's photos are held out."""
+    return min(max(round(number * fraction), 1), number - 1)
+
+
+def _held_groups(
+    records: Sequence[Record], fraction: float, order: Callable[[str], bytes]
+) -> set[str]:
+    """Return the names of the photos of the groups that are held out; a photo without a group is one by itself."""
+    members = defaultdict(list)
+    for record in records:
+        # a group and a photo may have the same name
+        members[f"group:{record.group}" if record.group is not None else record.name].append(record)
+    counts = {key: Counter(record.label for record in group) for key, group in members.items()}
+    kept = Counter(record.label for record in records)
+    wanted = {label: _number_held(number, fraction) for label, number in kept.items()}
+    held: Counter[int] = Counter()
+    chosen: list[str] = []
+
+    def take(key: str) -> None:
+        chosen.append(key)
+        held.update(counts[key])
+        kept.subtract(counts[key])
+
+    for key in sorted(members, key=order):
+        if all(held[label] + number <= wanted[label] for label, number in counts[key].items()):
+            take(key)
+    for key in sorted(members, key=lambda key: (len(members[key]), order(key))):
+        needed = any(not held[label] for label in counts[key])
+        if key not in chosen and needed and all(n < kept[label] for label, n in counts[key].items()):
+            take(key)
+    return {record.name for key in chosen for record in members[key]}
+
+
+def in_classes_of(catalog: Catalog, known: Sequence[str]) -> Catalog:
+    """Return a data set with the classes that a checkpoint knows, in its order.
+
+    Names that differ only in how they are stored, see :func:`racnn.data.names.class_name`, are the same class.
 
     Raises:
-        DataError: With both numbers and the classes that differ, or the first that stands elsewhere.
+        DataError: It has other classes: with both numbers and the classes that differ.
     """
-    if list(now) != list(known):
-        pairs = enumerate(zip(now, known, strict=False), start=1)
-        other = next(
-            (f"class {i} is '{is_now}', was '{was}'" for i, (is_now, was) in pairs if is_now != was), ""
-        )
-        new = [f"'{name}' is new" for name in now if name not in known]
-        gone = [f"'{name}' is missing" for name in known if name not in now]
-        told = ", ".join([*new, *gone][:MOST_NAMED]) or other
+    now = [class_name(name) for name in catalog.class_names]
+    before = [class_name(name) for name in known]
+    if now == before:
+        return replace(catalog, class_names=list(known))
+    if len(set(now)) < len(now) or sorted(now) != sorted(before):
+        new = [f"'{name}' is new" for name in now if name not in before]
+        gone = [f"'{name}' is missing" for name in before if name not in now]
+        told = ", ".join([*new, *gone][:MOST_NAMED])
         raise DataError(
-            f"data: {len(now)} classes here, {len(known)} in the checkpoint: {told}; expected the classes it was trained on, "
-            "in their order"
+            f"data: {len(now)} classes here, {len(known)} in the checkpoint: {told}; expected the classes it was trained on"
         )
+    return relabelled(catalog, [before.index(name) for name in now], known)
+
+
+def relabelled(catalog: Catalog, labels: Sequence[int], class_names: Sequence[str]) -> Catalog:
+    """Return a data set with other labels: of its class i ``labels[i]``, which is called ``class_names[labels[i]]``.
+
+    Where photos stood class by class they do so again.
+    """
+
+    def change(records: Sequence[Record]) -> list[Record]:
+        by_class = all(a.label <= b.label for a, b in pairwise(records))
+        changed = [replace(record, label=labels[record.label]) for record in records]
+        return sorted(changed, key=lambda record: record.label) if by_class else changed
+
+    return replace(
+        catalog,
+        class_names=list(class_names),
+        train=change(catalog.train),
+        val=None if catalog.val is None else change(catalog.val),
+        test=change(catalog.test),
+    )
 
 
 def existing_root(config: DataConfig, expected: str) -> Path:
@@ -147,16 +226,40 @@ def check_photos_exist(records: Sequence[Record], hint: str) -> None:
 
 
 def read_exclusions(path: Path) -> set[str]:
-    """Return the names of a list of photos to leave out: one a line; '#' alone or before a space begins a comment.
+    """Return the names of a list of photos to leave out, one a line; '#' alone or before a space begins a comment.
+
+    A name that would not survive on a line stands there as a JSON string, see :func:`exclusion_line`.
 
     Raises:
         DataError: The file is missing or not text.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"data.exclude: {path}: cannot be read: {error}") from None
-    return {line.strip() for line in lines if line.strip() not in ("", "#") and not line.startswith("# ")}
+        text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
+    except OSError as error:
+        raise DataError(f"data.exclude: {path}: cannot be read: {error.strerror}") from None
+    names = set()
+    for number, line in enumerate(text.split("\n"), start=1):
+        line = line.strip(" \t\r")
+        if "\0" in line:
+            raise DataError(f"data.exclude: {path}: cannot be read: not a list of names")
+        if line in ("", "#") or line.startswith("# "):
+            continue
+        if line.startswith('"'):
+            try:
+                line = json.loads(line)
+                assert isinstance(line, str)
+            except (ValueError, AssertionError):
+                raise DataError(
+                    f"data.exclude: {path}, line {number}: expected a name in quotes, found {line}"
+                ) from None
+        names.add(line)
+    return names
+
+
+def exclusion_line(name: str) -> str:
+    """Return the line of a list of photos to leave out that names a photo."""
+    odd = any(ord(character) < 32 for character in name) or name != name.strip() or name[:1] in ('"', "#")
+    return json.dumps(name) if odd else name
 
 
 def without(catalog: Catalog, names: Collection[str]) -> Catalog:
@@ -169,7 +272,7 @@ def without(catalog: Catalog, names: Collection[str]) -> Catalog:
         split: None if records is None else [record for record in records if record.name not in names]
         for split, records in (("train", catalog.train), ("val", catalog.val), ("test", catalog.test))
     }
-    known = {record.name for record in (*catalog.train, *(catalog.val or []), *catalog.test)}
+    known = {record.name for record in catalog.records()}
     if unknown := sorted(set(names) - known):
         raise DataError(
             f"data.exclude: {len(unknown)} names are of no photo of this data set, for example '{unknown[0]}'"

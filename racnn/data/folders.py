@@ -2,82 +2,163 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
 from racnn.config import DataConfig
 from racnn.data.catalog import Catalog, Record, chosen_classes, existing_root, hold_out
-from racnn.data.photos import PHOTO_SUFFIXES, photos_below, visible
+from racnn.data.listing import LINKED, PHOTO_SUFFIXES, photos_below, visible, why_no_photo
+from racnn.data.names import class_name, looks_like_split, natural_key, split_of
 from racnn.errors import DataError, did_you_mean
 
-HELD_OUT = {
-    "val": ("val", "valid", "validation"),
-    "test": ("test",),
-}  # splits beside train, and what their folders are called
 TEST_FRACTION = 0.2  # of a folder that has no test photos of its own
+OUTSIDE = "in no class folder"
 
 
 def folder(config: DataConfig) -> Catalog:
     """Read ``root/<class>/*.jpg``, or ``root/train/<class>``, ``root/val/<class>`` and ``root/test/<class>``.
 
-    Photos may lie deeper inside a class folder; hidden files and folders are passed over. ``valid`` and
-    ``validation`` also name the validation photos. Without a test folder 20 % of every class's training photos are
-    held out for testing, by ``config.split_seed``. ``config.classes`` counts the sorted class folders from 1.
+    Photos may lie deeper inside a class folder; hidden files and folders are passed over. Common names of splits, such
+    as ``training_set``, ``valid`` or ``testing``, are understood; what looks like one and is not, is refused. Without a
+    test folder 20 % of every class's training photos are held out for testing, by ``config.split_seed``. Classes stand in
+    natural order (2 before 10); ``config.classes`` counts them from 1.
 
     Raises:
         DataError: There are no class folders, or only one; one has no photos; validation or test know a class that training
-            does not; there are folders of photos beside train, val and test.
+            does not; there are folders of photos beside train, val and test, or splits inside the classes.
     """
     root = existing_root(config, "a folder with one folder of photos for each class")
-    places = _split_folders(root)
-    names = sorted(_class_folders(places["train"]))
+    found = _read(root)
+    names = sorted(found.classes["train"], key=natural_key)
     if len(names) == 1:
-        _refuse_single_class(places["train"] / names[0])
-    chosen = [names[i - 1] for i in chosen_classes(config, range(1, len(names) + 1), places["train"])]
-    splits = {split: _folder_records(root, place, names, chosen) for split, place in places.items()}
+        _refuse_single_class(found.classes["train"][names[0]])
+    chosen = [names[i - 1] for i in chosen_classes(config, range(1, len(names) + 1), found.places["train"])]
+    splits = {split: _records(root, found, split, names, chosen) for split in found.places}
     if "test" not in splits:
         splits["train"], splits["test"] = hold_out(
             splits["train"], fraction=TEST_FRACTION, seed=config.split_seed, purpose="test"
         )
+    return _catalog(found, chosen, splits)
+
+
+def folder_to_measure(config: DataConfig) -> Catalog:
+    """Read the same folders for photos to measure on: nothing is held out, and any number of classes will do.
+
+    Class folders without splits are all test photos. The classes are those of all splits.
+
+    Raises:
+        DataError: As :func:`folder`, but for what training alone needs.
+    """
+    root = existing_root(config, "a folder with one folder of photos for each class")
+    found = _read(root)
+    if len(found.places) == 1 and found.places["train"] == root:
+        found = _Found({"test": root}, {"test": found.classes["train"]}, found.passed)
+    names = sorted({name for classes in found.classes.values() for name in classes}, key=natural_key)
+    splits = {split: _records(root, found, split, names, names) for split in found.places}
+    return _catalog(found, names, splits)
+
+
+@dataclass
+class _Found:
+    """Folders of a data set: where each split lies, the folder of each of its classes, and what is none of its photos."""
+
+    places: dict[str, Path]
+    classes: dict[str, dict[str, Path]]
+    passed: Counter[str] = field(default_factory=Counter)
+
+
+def _read(root: Path) -> _Found:
+    """Return the splits and classes of a folder."""
+    passed: Counter[str] = Counter()
+    places = _split_folders(root, passed)
+    classes = {split: _class_folders(place, passed) for split, place in places.items()}
+    return _Found(places, classes, passed)
+
+
+def _catalog(found: _Found, class_names: Sequence[str], splits: Mapping[str, list[Record]]) -> Catalog:
     return Catalog(
         dataset="folder",
-        class_names=chosen,
-        train=splits["train"],
+        class_names=list(class_names),
+        train=splits.get("train", []),
         val=splits.get("val"),
-        test=splits["test"],
+        test=splits.get("test", []),
         part_names=[],
         focus_parts=(),
+        passed_over=found.passed,
     )
 
 
-def _split_folders(root: Path) -> dict[str, Path]:
+def _folders(place: Path, passed: Counter[str]) -> list[Path]:
+    """Return the folders in a folder; photos beside them and links to one of them are counted as passed over."""
+    inside = sorted(visible(place, passed))
+    real = {path.resolve() for path in inside if path.is_dir() and not path.is_symlink()}
+    real |= {place.resolve(), *place.resolve().parents}
+    folders = []
+    for path in inside:
+        if not path.is_dir():
+            kind = why_no_photo(path)
+            passed[kind or f"{path.suffix.lower() or 'photo'} {OUTSIDE}"] += 1
+        elif path.is_symlink() and path.resolve() in real:
+            passed[LINKED] += 1
+        else:
+            folders.append(path)
+    return folders
+
+
+def _split_folders(root: Path, passed: Counter[str]) -> dict[str, Path]:
     """Return where train, val and test are; a root of class folders is all train."""
-    folders = {path.name.lower(): path for path in visible(root) if path.is_dir()}
-    train = folders.get("train")
-    if train is None or not any(path.is_dir() for path in visible(train)):  # a class may be called "train"
-        strange = sorted(folders.keys() & {"training", "testing", "test", "val", "valid", "validation"})
-        for name in strange:
-            if any(path.is_dir() for path in visible(folders[name])):
-                raise DataError(
-                    f"{folders[name]}: looks like a split, not a class; expected {root}/train (and val, test) of class "
-                    "folders, or class folders alone"
-                )
+    folders = _folders(root, Counter())
+    with_classes = [path for path in folders if any(inner.is_dir() for inner in visible(path))]
+    by_split: dict[str, list[Path]] = {"train": [], "val": [], "test": []}
+    for path in folders:
+        split = split_of(path.name)
+        if split is not None and (split != "train" or path in with_classes):  # a class may be called "train"
+            by_split[split].append(path)
+    if by_split["train"]:
+        for split, what in (("train", "training"), ("val", "validation"), ("test", "test")):
+            if len(by_split[split]) > 1:
+                first, second = by_split[split][:2]
+                raise DataError(f"{first} and {second}: expected one folder of {what} photos")
+    places = {split: found[0] for split, found in by_split.items() if found}
+    if "train" not in places:
+        _refuse_what_looks_like_splits(root, folders, with_classes)
         return {"train": root}
-    places = {"train": train}
-    for split, aliases in HELD_OUT.items():
-        found = [folders[alias] for alias in aliases if alias in folders]
-        if len(found) > 1:
-            raise DataError(f"{found[0]} and {found[1]}: expected one folder of validation photos")
-        if found:
-            places[split] = found[0]
-    for name in sorted(folders.keys() - {"train", *itertools.chain(*HELD_OUT.values())}):
-        if any(path.suffix.lower() in PHOTO_SUFFIXES for path in visible(folders[name])):
+    for path in _folders(root, passed):
+        if path not in places.values() and next(photos_below(path), None) is not None:
             raise DataError(
-                f"{folders[name]}: a folder of photos beside {train}; expected train (and val, test) alone, or class folders alone"
+                f"{path}: a folder of photos beside {places['train']}; expected train (and val, test) of class folders alone, or "
+                "class folders alone: rename it to val or test, or move it away"
             )
     return places
+
+
+def _refuse_what_looks_like_splits(
+    root: Path, folders: Sequence[Path], with_classes: Sequence[Path]
+) -> None:
+    """Refuse splits that would be learned as classes.
+
+    Raises:
+        DataError: A folder of class folders is called like a split; folders without classes are called like a training and
+            another split; or class folders hold splits.
+    """
+    strange = [path for path in with_classes if looks_like_split(path.name) and split_of(path.name) != "train"]
+    named = {split: path for path in folders if (split := split_of(path.name))}
+    if "train" in named and len(named) > 1 and len(named) == len(folders):
+        strange.append(named["train"])
+    if strange:
+        raise DataError(
+            f"{strange[0]}: looks like a split, not a class; expected {root}/train (and val, test) of class folders, or class "
+            "folders alone"
+        )
+    for path in with_classes:
+        inner = {split_of(each.name) for each in visible(path) if each.is_dir()} - {None}
+        if "train" in inner and len(inner) > 1:
+            raise DataError(
+                f"{path}: holds splits; expected the classes inside the splits, such as {root}/train/{path.name}"
+            )
 
 
 def _refuse_single_class(place: Path) -> NoReturn:
@@ -86,26 +167,38 @@ def _refuse_single_class(place: Path) -> NoReturn:
     raise DataError(f"{place.parent}: expected at least two class folders, found only '{place.name}'{hint}")
 
 
-def _class_folders(place: Path) -> dict[str, Path]:
-    folders = {path.name: path for path in visible(place) if path.is_dir()}
+def _class_folders(place: Path, passed: Counter[str]) -> dict[str, Path]:
+    """Return the class folders of a split by the names of their classes."""
+    folders: dict[str, Path] = {}
+    for path in _folders(place, passed):
+        name = class_name(path.name)
+        if not name:
+            raise DataError(f"{place}: the class folder {path.name!a} has a name that cannot be seen; rename it")
+        if name in folders:
+            raise DataError(
+                f"{place}: two class folders are both '{name}', {folders[name].name!a} and {path.name!a}; put them together"
+            )
+        folders[name] = path
     if not folders:
         raise DataError(f"{place}: expected one folder of photos for each class, found no folder")
     return folders
 
 
-def _folder_records(root: Path, place: Path, names: Sequence[str], chosen: Sequence[str]) -> list[Record]:
+def _records(
+    root: Path, found: _Found, split: str, names: Sequence[str], chosen: Sequence[str]
+) -> list[Record]:
     """Return the photos of one split in a fixed order."""
-    folders = _class_folders(place)
-    for name in folders:
+    folders = found.classes[split]
+    for name, path in folders.items():
         if name not in names:
             raise DataError(
-                f"{folders[name]}: no class of this name among the training photos{did_you_mean(name, names)}"
+                f"{path}: no class of this name among the training photos{did_you_mean(name, names)}"
             )
     records: list[Record] = []
     for label, name in enumerate(chosen):
         if name not in folders:
             continue
-        photos = sorted(photos_below(folders[name]))
+        photos = sorted(photos_below(folders[name], found.passed))
         if not photos:
             known = ", ".join(sorted(PHOTO_SUFFIXES))
             raise DataError(f"{folders[name]}: expected photos ({known}) of class '{name}', found none")

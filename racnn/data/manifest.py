@@ -1,37 +1,74 @@
-"""A list of photos: a CSV or JSON Lines file with path, label, and optionally split and box."""
+"""A list of photos: a CSV or JSON Lines file with path, label, and optionally split, group and box."""
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from racnn.config import DataConfig
 from racnn.data.catalog import Box, Catalog, Record, check_photos_exist, chosen_classes, hold_out
 from racnn.data.folders import TEST_FRACTION
+from racnn.data.names import class_name, natural_key, split_of
+from racnn.data.photos import photo_size
 from racnn.errors import DataError, did_you_mean
 
 CORNERS = ("x0", "y0", "x1", "y1")
-COLUMNS = ("path", "label", "split", *CORNERS)  # of a CSV file
-KEYS = ("path", "label", "split", "box")  # of a JSON line
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-EXPECTED = (
-    "a .csv file with the columns path, label (and split, x0, y0, x1, y1) or a .jsonl file with such keys"
-)
+COLUMNS = ("path", "label", "split", "group", *CORNERS)  # of a CSV file
+KEYS = ("path", "label", "split", "group", "box")  # of a JSON line
+EXPECTED = "a .csv file with the columns path, label (and split, group, x0, y0, x1, y1) or a .jsonl file with such keys"
+SPLITS = ("train", "val", "test")
+LEAST_BOX = 1.0  # pixels of a side; smaller boxes are given in another unit
+SLACK = 1.0  # pixels by which a box may leave its photo, from rounding
 
 
 def manifest(config: DataConfig) -> Catalog:
     """Read the list of photos that ``config.root`` names; paths in it are relative to it.
 
-    Boxes are in pixels of the upright photo. Without a split every row is a training photo; without test rows 20 % of
-    every class are held out for testing, by ``config.split_seed``. ``config.classes`` counts the sorted labels from 1.
+    Boxes are in pixels of the upright photo and lie in it; the header of each photo that has one is read. Without a split
+    every row is a training photo; without test rows 20 % of every class are held out for testing, by
+    ``config.split_seed``. Rows of one ``group`` (one individual, burst or site) never lie on both sides of a split. Labels
+    are brought into a normal form and stand in natural order; ``config.classes`` counts them from 1.
 
     Raises:
-        DataError: The file is missing or malformed (the line is named), or photos are missing.
+        DataError: The file is missing or malformed (the line is named), photos are missing, or a group has two splits.
     """
+    labels, rows, path = _read(config)
+    chosen = [labels[i - 1] for i in chosen_classes(config, range(1, len(labels) + 1), path)]
+    splits = _records([row for row in rows if row.label in chosen], chosen, path)
+    if not splits["test"]:
+        splits["train"], splits["test"] = hold_out(
+            splits["train"], fraction=TEST_FRACTION, seed=config.split_seed, purpose="test"
+        )
+    return _catalog(chosen, splits)
+
+
+def manifest_to_measure(config: DataConfig) -> Catalog:
+    """Read the same list for photos to measure on: nothing is held out, and rows without a split are all test photos."""
+    labels, rows, path = _read(config)
+    if not any(row.split_given for row in rows):
+        rows = [row._replace(split="test") for row in rows]
+    return _catalog(labels, _records(rows, labels, path))
+
+
+class _Row(NamedTuple):
+    """A line of a list."""
+
+    line: int
+    name: str
+    label: str
+    split: str
+    split_given: bool
+    box: Box | None
+    group: str | None
+
+
+def _read(config: DataConfig) -> tuple[list[str], list[_Row], Path]:
+    """Return the labels in order, the rows and the file."""
     if config.root is None or not config.root.expanduser().is_file():
         raise DataError(f"data.root: {config.root} is not a file; expected {EXPECTED}")
     path = config.root.expanduser()
@@ -39,20 +76,28 @@ def manifest(config: DataConfig) -> Catalog:
     if not rows:
         raise DataError(f"{path}: holds no rows; expected {EXPECTED}")
     _refuse_doubles(rows, path)
-    labels = sorted({label for _, _, label, _, _ in rows})
-    chosen = [labels[i - 1] for i in chosen_classes(config, range(1, len(labels) + 1), path)]
+    _refuse_torn_groups(rows, path)
+    return sorted({row.label for row in rows}, key=natural_key), rows, path
+
+
+def _records(rows: Sequence[_Row], labels: Sequence[str], path: Path) -> dict[str, list[Record]]:
+    """Return the records of each split, whose photos are there and hold their boxes."""
     splits: dict[str, list[Record]] = {"train": [], "val": [], "test": []}
-    for _, name, label, split, box in rows:
-        if label in chosen:
-            splits[split].append(Record(name, chosen.index(label), path.parent / name, box))
+    label_of = {label: position for position, label in enumerate(labels)}
+    for row in rows:
+        record = Record(row.name, label_of[row.label], path.parent / row.name, row.box, group=row.group)
+        splits[row.split].append(record)
     check_photos_exist([record for records in splits.values() for record in records], f"listed in {path}")
-    if not splits["test"]:
-        splits["train"], splits["test"] = hold_out(
-            splits["train"], fraction=TEST_FRACTION, seed=config.split_seed, purpose="test"
-        )
+    for row in rows:
+        if row.box is not None:
+            _check_box(row.box, path.parent / row.name, f"{path}, line {row.line}")
+    return splits
+
+
+def _catalog(class_names: Sequence[str], splits: Mapping[str, list[Record]]) -> Catalog:
     return Catalog(
         dataset="manifest",
-        class_names=chosen,
+        class_names=list(class_names),
         train=splits["train"],
         val=splits["val"] or None,
         test=splits["test"],
@@ -61,7 +106,20 @@ def manifest(config: DataConfig) -> Catalog:
     )
 
 
-Row = tuple[int, str, str, str, Box | None]  # line, path, label, split, box
+def _check_box(box: Box, photo: Path, where: str) -> None:
+    """Refuse a box that is not given in the pixels of its photo; a photo that cannot be read is told of elsewhere."""
+    try:
+        height, width = photo_size(photo)
+    except DataError:
+        return
+    x0, y0, x1, y1 = box
+    size = f"{photo} has {width}x{height} pixels"
+    if min(x1 - x0, y1 - y0) < LEAST_BOX:
+        raise DataError(
+            f"{where}: box: {list(box)} is less than a pixel wide or high; expected pixels, not fractions: {size}"
+        )
+    if min(x0, y0) < -SLACK or x1 > width + SLACK or y1 > height + SLACK:
+        raise DataError(f"{where}: box: {list(box)} lies outside its photo: the upright {size}")
 
 
 def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -70,13 +128,17 @@ def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if path.suffix.lower() not in readers:
         raise DataError(f"{path}: expected {EXPECTED}")
     try:
-        yield from readers[path.suffix.lower()](path)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        content = path.read_bytes()
+        if content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content:
+            raise DataError(f"{path}: cannot be read as text: expected UTF-8, not UTF-16 or another kind of file")
+        # the names of files may be any bytes
+        yield from readers[path.suffix.lower()](path, content.decode("utf-8-sig", errors="surrogateescape"))
+    except (OSError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as text: {error}") from None
 
 
-def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
+def _read_csv(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    with io.StringIO(text, newline="") as file:
         reader = csv.DictReader(file, strict=True)
         _refuse_unknown(reader.fieldnames or (), COLUMNS, f"{path}, line 1")
         corners = [name for name in CORNERS if name in (reader.fieldnames or ())]
@@ -93,8 +155,8 @@ def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield reader.line_num, values | {"box": box if any(box) else None}
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+def _read_jsonl(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -118,18 +180,35 @@ def _refuse_unknown(found: Any, known: tuple[str, ...], where: str) -> None:
             raise DataError(f"{where}: '{name}' is missing; expected {', '.join(known)}")
 
 
-def _parse(values: dict[str, Any], path: Path, number: int) -> Row:
+def _parse(values: dict[str, Any], path: Path, number: int) -> _Row:
     where = f"{path}, line {number}"
-    name, label, split = values["path"], values["label"], values.get("split") or "train"
+    name, split = values["path"], values.get("split") or ""
     if not isinstance(name, str) or not name.strip():
         raise DataError(f"{where}: path: expected the path of a photo, found {name!r}")
-    if isinstance(label, bool) or not isinstance(label, str | int) or not str(label).strip():
-        raise DataError(f"{where}: label: expected the name of a class, found {label!r}")
-    if split not in SPLITS:
+    if not isinstance(split, str) or (split.strip() and split_of(split) is None):
         raise DataError(
             f"{where}: split: expected train, val or test, found {split!r}{did_you_mean(str(split), SPLITS)}"
         )
-    return number, name.strip(), str(label).strip(), SPLITS[split], _parse_box(values.get("box"), where)
+    group = values.get("group")
+    return _Row(
+        line=number,
+        name=name.strip(),
+        label=_parse_word(values["label"], f"{where}: label: expected the name of a class"),
+        split=split_of(split) or "train",
+        split_given=bool(split.strip()),
+        box=_parse_box(values.get("box"), where),
+        group=None
+        if group is None or group == ""
+        else _parse_word(group, f"{where}: group: expected the name of a group"),
+    )
+
+
+def _parse_word(value: Any, expected: str) -> str:
+    """Return a label or group in its normal form."""
+    word = class_name(str(value)) if isinstance(value, str | int) and not isinstance(value, bool) else ""
+    if not word or any(0xD800 <= ord(character) < 0xE000 for character in word):
+        raise DataError(f"{expected}{' in UTF-8' if word else ''}, found {value!r}")
+    return word
 
 
 def _parse_box(box: Any, where: str) -> Box | None:
@@ -144,9 +223,22 @@ def _parse_box(box: Any, where: str) -> Box | None:
     return x0, y0, x1, y1
 
 
-def _refuse_doubles(rows: list[Row], path: Path) -> None:
+def _refuse_doubles(rows: Sequence[_Row], path: Path) -> None:
     seen: dict[str, int] = {}
-    for number, name, *_ in rows:
-        if name in seen:
-            raise DataError(f"{path}, line {number}: '{name}' already stands in line {seen[name]}")
-        seen[name] = number
+    for row in rows:
+        if row.name in seen:
+            raise DataError(f"{path}, line {row.line}: '{row.name}' already stands in line {seen[row.name]}")
+        seen[row.name] = row.line
+
+
+def _refuse_torn_groups(rows: Sequence[_Row], path: Path) -> None:
+    first: dict[str, _Row] = {}
+    for row in rows:
+        if row.group is None:
+            continue
+        other = first.setdefault(row.group, row)
+        if other.split != row.split:
+            raise DataError(
+                f"{path}, line {row.line}: group '{row.group}' is {row.split} here and {other.split} in line {other.line}; "
+                "expected all photos of a group in one split"
+            )

@@ -1,25 +1,42 @@
-"""Find photos in folders and turn them into pixels."""
+"""Turn a photo into pixels: upright, RGB, 8 bits, whatever it is stored as; or say why that cannot be done."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 
+from racnn.data.listing import NEEDS_HEIF, RAW, RAW_SUFFIXES, is_heif, photo_formats
 from racnn.errors import DataError
 
-ORIENTATION = 0x0112  # the EXIF tag
+ORIENTATION = 0x0112  # tags
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
+WHITE_IS_ZERO, SIGNED = 0, 2
+TURN = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SWAPPING = (5, 6, 7, 8)  # orientations that exchange height and width
 SPARE = 2  # times the size that is needed, which a photo decoded smaller keeps at least
-PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+# Largest value from which 16 bits are taken to be used in full. Cameras and scanners store 10, 12 or 14 bits in 16
+# without saying so; such a picture would be seen all but black.
+LEAST_PEAK = 1 << 14
 
 
 def read_photo(path: Path) -> np.ndarray:
     """Return a photo as it is meant to be seen: upright, RGB, transparency dropped, uint8 [h, w, 3].
 
     Raises:
-        DataError: The file is missing, is not a photo, is damaged or cut short, or claims too many pixels.
+        DataError: The file is missing, is not a photo, is damaged or cut short, claims too many pixels, or holds numbers
+            whose range is not known.
     """
     return read_reduced(path, None)[0]
 
@@ -35,29 +52,60 @@ def read_reduced(
     last column that is only partly there would shift all others.
 
     Args:
-        path: Of the photo.
+        path: The photo.
         needed: From the upright photo's height and width to those it will be resized to; None: do not reduce.
 
     Raises:
         DataError: As :func:`read_photo`.
     """
     try:
-        with Image.open(path) as photo:
+        with _opened(path) as photo:
             limit = Image.MAX_IMAGE_PIXELS
             if limit and photo.width * photo.height > limit:
                 raise DataError(
                     f"expected at most {limit} pixels, the header says {photo.width}x{photo.height}"
                 )
-            size = _upright_size(photo)
+            numbers = _numbers(photo)  # Pillow forgets them when it decodes
+            turn = _orientation(photo)
+            size = _upright_size(photo, turn)
             if needed is not None and photo.format == "JPEG":
                 factor = _draft_factor(size, needed(*size))
                 photo.draft(None, (photo.width // factor, photo.height // factor))
-            ImageOps.exif_transpose(photo, in_place=True)
-            return np.array(_to_rgb(photo)), size
+            photo.load()
+            upright = photo.transpose(TURN[turn]) if turn in TURN else photo
+            return np.array(_to_rgb(upright, numbers)), size
     except FileNotFoundError:
         raise DataError(f"{path}: no such photo") from None
     except Exception as error:  # decoders of damaged files raise nearly anything
-        raise DataError(f"{path}: cannot be read as a photo: {error or type(error).__name__}") from None
+        raise DataError(f"{path}: cannot be read as a photo: {_reason(error, path)}") from None
+
+
+def photo_size(path: Path) -> tuple[int, int]:
+    """Return (height, width) of the upright photo from its header, without decoding it.
+
+    Raises:
+        DataError: The header cannot be read.
+    """
+    try:
+        with _opened(path) as photo:
+            return _upright_size(photo, _orientation(photo))
+    except Exception as error:
+        raise DataError(f"{path}: cannot be read as a photo: {_reason(error, path)}") from None
+
+
+def _opened(path: Path) -> Image.Image:
+    if path.suffix.lower() in RAW_SUFFIXES:
+        raise DataError(RAW)
+    return Image.open(path, formats=photo_formats())
+
+
+def _reason(error: Exception, path: Path) -> str:
+    """Return in words why a file could not be read."""
+    if isinstance(error, UnidentifiedImageError):
+        with path.open("rb") as file:
+            if is_heif(file.read(32)):
+                return f"a HEIF picture {NEEDS_HEIF}: pip install pillow-heif"
+    return str(error) or type(error).__name__
 
 
 def _draft_factor(size: tuple[int, int], needed: tuple[int, int]) -> int:
@@ -71,78 +119,85 @@ def _draft_factor(size: tuple[int, int], needed: tuple[int, int]) -> int:
     return 1
 
 
-def photo_size(path: Path) -> tuple[int, int]:
-    """Return (height, width) of the upright photo from its header, without decoding it.
+def _orientation(photo: Image.Image) -> int:
+    """Return how the decoded picture still has to be turned, an EXIF orientation from 1 to 8.
+
+    Of the tags only this one is needed: what else is wrong with them does no harm. Pillow turns a TIFF while it decodes it,
+    and gives its upright size beforehand.
+    """
+    if photo.format == "TIFF":
+        return 1
+    if photo.format == "PNG":
+        photo.load()  # its tags may stand behind the pixels
+    try:
+        value = photo.getexif().get(ORIENTATION, 1)
+        number = int(value[0] if isinstance(value, tuple) else value)
+    except Exception:  # Pillow raises nearly anything
+        return 1
+    return number if 1 <= number <= 8 else 1
+
+
+def _upright_size(photo: Image.Image, turn: int) -> tuple[int, int]:
+    return (photo.width, photo.height) if turn in SWAPPING else (photo.height, photo.width)
+
+
+class _Numbers(NamedTuple):
+    """How a photo's samples are stored: bits of each, and whether 0 is white or negative numbers occur."""
+
+    bits: int
+    white_is_zero: bool = False
+    signed: bool = False
+
+
+def _numbers(photo: Image.Image) -> _Numbers:
+    if photo.format == "TIFF":
+        tags = photo.tag_v2  # type: ignore[attr-defined]
+        return _Numbers(
+            max(tags.get(BITS_PER_SAMPLE, (1,))),
+            white_is_zero=tags.get(PHOTOMETRIC) == WHITE_IS_ZERO,
+            signed=SIGNED in tags.get(SAMPLE_FORMAT, (1,)),
+        )
+    deep_png = photo.format == "PNG" and any(";16" in str(tile[3]) for tile in photo.tile)
+    return _Numbers(16 if deep_png or photo.mode.startswith("I") else 8)
+
+
+def _to_rgb(photo: Image.Image, numbers: _Numbers) -> Image.Image:
+    """Return a decoded photo in RGB.
 
     Raises:
-        DataError: The header cannot be read.
+        DataError: It holds numbers whose range is not known.
     """
-    try:
-        with Image.open(path) as photo:
-            return _upright_size(photo)
-    except Exception as error:
-        raise DataError(f"{path}: cannot be read as a photo: {error or type(error).__name__}") from None
-
-
-def _upright_size(photo: Image.Image) -> tuple[int, int]:
-    turned = photo.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
-    return (photo.width, photo.height) if turned else (photo.height, photo.width)
-
-
-def _to_rgb(photo: Image.Image) -> Image.Image:
-    if photo.mode.startswith("I"):  # 16 bits, which convert() would clip at 255
-        levels = np.asarray(photo).astype(np.float64) / 257
-        photo = Image.fromarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8))
+    if photo.mode == "F":
+        raise DataError("mode F, floating point numbers, whose range is not known; save it with 8 or 16 bits")
+    if numbers.signed or (photo.mode == "I" and photo.format != "PPM"):  # Pillow scales the PPM family to 16 bits
+        raise DataError(
+            f"mode {photo.mode}, {numbers.bits}-bit whole numbers, whose range is not known; save it with 8 or 16 bits"
+        )
+    if photo.mode.startswith("I"):  # which convert() would clip at 255
+        photo = _grey_of(photo, numbers)
+    elif numbers.bits == 16:  # Pillow has kept the upper 8 bits of each
+        bands = photo.getbands()
+        colours = [band for band in range(len(bands)) if bands[band] not in ("A", "X")]
+        _refuse_low(max(int(np.asarray(photo.getchannel(band)).max()) << 8 for band in colours), photo.mode)
     elif photo.mode in ("P", "PA"):  # a palette may hold transparency
         photo = photo.convert("RGBA")
     return photo if photo.mode == "RGB" else photo.convert("RGB")
 
 
-def find_photos(places: Iterable[Path]) -> list[Path]:
-    """Return the photos named, and those inside the folders named, sorted folder by folder.
-
-    Raises:
-        DataError: A path does not exist, or a folder holds no photos.
-    """
-    places = list(places)
-    check_places(places)
-    return list(iter_photos(places))
-
-
-def check_places(places: Iterable[Path]) -> None:
-    """Refuse paths where there is no photo.
-
-    Raises:
-        DataError: A path does not exist, or a folder holds no photos.
-    """
-    for place in places:
-        if place.is_dir():
-            if next(iter(photos_below(place)), None) is None:
-                raise DataError(
-                    f"{place}: no photos in this folder (expected {', '.join(sorted(PHOTO_SUFFIXES))})"
-                )
-        elif not place.is_file():
-            raise DataError(f"{place}: no such photo or folder")
+def _grey_of(photo: Image.Image, numbers: _Numbers) -> Image.Image:
+    """Return a grey photo of up to 16 bits with 8."""
+    values = np.asarray(photo).astype(np.float64)
+    if numbers.bits == 16:
+        _refuse_low(int(values.max()), photo.mode)
+    largest = float((1 << numbers.bits) - 1)
+    levels = np.clip(np.rint(values * (255.0 / largest)), 0, 255).astype(np.uint8)
+    return Image.fromarray(255 - levels if numbers.white_is_zero else levels)
 
 
-def iter_photos(places: Iterable[Path]) -> Iterator[Path]:
-    """Yield what :func:`find_photos` returns, one folder listed at a time."""
-    for place in places:
-        if place.is_dir():
-            yield from photos_below(place)
-        else:
-            yield place
-
-
-def photos_below(place: Path) -> Iterator[Path]:
-    """Yield the photos in a folder and its folders in order, but not what is hidden."""
-    for path in sorted(visible(place)):
-        if path.is_dir():
-            yield from photos_below(path)
-        elif path.suffix.lower() in PHOTO_SUFFIXES:
-            yield path
-
-
-def visible(place: Path) -> list[Path]:
-    """Return what lies in a folder and is not hidden."""
-    return [path for path in place.iterdir() if not path.name.startswith(".") and path.name != "__MACOSX"]
+def _refuse_low(peak: int, mode: str) -> None:
+    """Refuse a photo that uses so little of 16 bits that its numbers must have fewer."""
+    if 0 < peak < LEAST_PEAK:
+        raise DataError(
+            f"mode {mode}, 16-bit numbers none of which is above {peak | 255}: these are fewer bits in 16, whose range is not "
+            "known; scale them to 16 bits, or save it with 8"
+        )

@@ -298,11 +298,17 @@ def test_synthetic_classes_leave_out_the_other_species():
     assert [(r.name[-2:], r.label) for r in catalog.train[:3]] == [("02", 0), ("03", 1), ("10", 0)]
 
 
-@pytest.mark.parametrize("name", ["training", "testing", "test", "validation"])
-def test_folder_refuses_splits_of_a_name_it_does_not_know_instead_of_learning_them_as_classes(tmp_path, name):
+SAID = {
+    "training": "other: a folder of photos beside .*training",  # understood: the other folder is not
+    **{name: f"{name}: looks like a split" for name in ("testing", "test", "validation", "eval", "hold-out")},
+}
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_folder_refuses_splits_that_it_does_not_understand_instead_of_learning_them_as_classes(tmp_path, name):
     write_classes(tmp_path / name, {"a": 4, "b": 4})
     write_classes(tmp_path / "other", {"a": 4, "b": 4})
-    with pytest.raises(DataError, match=f"{name}: looks like a split"):
+    with pytest.raises(DataError, match=SAID[name]):
         folder(DataConfig(dataset="folder", root=tmp_path))
 
 

@@ -99,7 +99,7 @@ def test_a_wrong_file_is_named(name, text, said, rows, tmp_path):
 
 
 def test_a_file_that_is_not_text_is_named(tmp_path):
-    (tmp_path / "list.csv").write_bytes(b"path,label\n\xff\xfe,\n")
+    (tmp_path / "list.csv").write_bytes("path,label\na.png,wren\n".encode("utf-16"))
     with pytest.raises(DataError, match="cannot be read as text"):
         read(tmp_path / "list.csv")
 

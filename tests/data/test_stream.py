@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from racnn.config import DataConfig
-from racnn.data.photos import find_photos
+from racnn.data.listing import find_photos
 from racnn.data.stream import PhotoStream, photo_batches
 from racnn.data.transforms import SourceTransform
 from racnn.errors import DataError

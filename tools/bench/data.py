@@ -17,7 +17,7 @@ from racnn.compat import import_torchvision
 from racnn.config import DataConfig
 from racnn.data import PhotoDataset
 from racnn.data.catalog import Catalog, Record
-from racnn.data.photos import find_photos
+from racnn.data.listing import find_photos
 from racnn.models.backbone import IMAGENET_MEAN, IMAGENET_STD
 
 

@@ -1,0 +1,238 @@
+"""Find the photos in folders: by what they are, each real folder once, and with a word for whatever is passed over.
+
+Convention:
+    A photo is a regular file that Pillow reads as a picture of pixels. What is known by its suffix is not opened; any
+    other file is looked into. Hidden files, and what file systems and network drives keep for themselves, are passed
+    over by name. A folder that is a link is read unless it leads to a folder that is read anyway.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from racnn.errors import DataError
+from racnn.written import RECORD, is_written, read_record
+
+PHOTO_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif"}
+    | {".avif", ".jp2", ".j2k", ".jpf", ".jpx", ".j2c", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".psd", ".qoi"}
+)
+HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
+HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+NEEDS_HEIF = "needs pillow-heif"
+# Of these Pillow would show the thumbnail.
+RAW_SUFFIXES = frozenset(
+    {".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".dng", ".orf", ".rw2", ".raf", ".pef", ".srw"}
+)
+RAW = "camera raw, convert it first"
+UNFINISHED_SUFFIXES = frozenset({".part", ".partial", ".crdownload", ".download", ".tmp"})
+# Formats of Pillow that are no pictures of pixels, run another program, or only recognise a container.
+NO_PHOTO_FORMATS = frozenset(
+    {"EPS", "WMF", "MPEG", "BUFR", "GRIB", "HDF5", "FPX", "MIC", "PDF", "MCIDAS", "XVTHUMB", "FLI", "CUR"}
+)
+# What systems and drives keep for themselves, in small letters; hidden names are passed over anyway.
+SYSTEM_NAMES = frozenset(
+    {"__macosx", "@eadir", "@recycle", "@recently-snapshot", "@tmp", "@synoresource", "#recycle", "#snapshot"}
+    | {"$recycle.bin", "recycler", "lost+found", "system volume information", "found.000", "__pycache__"}
+    | {"network trash folder", "temporary items", "thevolumesettingsfolder", "thumbs.db", "ehthumbs.db"}
+    | {"desktop.ini", "icon\r"}
+)
+MOST_KINDS = 12  # kinds of files in one line
+DRAWN = "drawn by racnn"
+LINKED = "links to folders that are read anyway"
+
+
+def find_photos(places: Iterable[Path]) -> list[Path]:
+    """Return the photos named, and those inside the folders named, sorted folder by folder.
+
+    Raises:
+        DataError: A path does not exist, or a folder holds no photos.
+    """
+    places = list(places)
+    check_places(places)
+    return list(iter_photos(places))
+
+
+def check_places(places: Iterable[Path]) -> None:
+    """Refuse paths where there is no photo.
+
+    Raises:
+        DataError: A path does not exist, or a folder holds no photos.
+    """
+    for place in places:
+        if place.is_dir():
+            passed: Counter[str] = Counter()
+            if next(iter(photos_below(place, passed)), None) is None:
+                others = f"; {describe_passed(passed)}" if passed else ""
+                raise DataError(
+                    f"{place}: no photos in this folder (expected {', '.join(sorted(PHOTO_SUFFIXES))} or the like){others}"
+                )
+        elif not place.is_file():
+            raise DataError(f"{place}: no such photo or folder")
+
+
+def iter_photos(places: Iterable[Path]) -> Iterator[Path]:
+    """Yield what :func:`find_photos` returns, one folder listed at a time."""
+    for place in places:
+        if place.is_dir():
+            yield from photos_below(place)
+        else:
+            yield place
+
+
+def photos_below(place: Path, passed: Counter[str] | None = None) -> Iterator[Path]:
+    """Yield the photos in a folder and its folders in order.
+
+    Args:
+        place: The folder.
+        passed: Counts the files that are passed over, by kind.
+    """
+    passed = Counter() if passed is None else passed
+    yield from _walk(place, _Walk(place), passed)
+
+
+class _Walk:
+    """Which folders a walk has read, so that a link to one of them, or to one above it, is not followed."""
+
+    def __init__(self, top: Path) -> None:
+        self.top = top
+        self._read: set[tuple[int, int]] | None = None
+
+    def may_follow(self, link: Path) -> bool:
+        """Return whether a link leads to a folder that the walk does not read otherwise, and remember it."""
+        if self._read is None:
+            real = self.top.resolve()
+            inside = (Path(folder) for folder, _, _ in os.walk(real))  # follows no links
+            self._read = {_identity(folder) for folder in (*real.parents, real, *inside)}
+        if _identity(link) in self._read:
+            return False
+        inside = (Path(folder) for folder, _, _ in os.walk(link.resolve()))
+        self._read |= {_identity(folder) for folder in inside}
+        return True
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    found = folder.stat()
+    return found.st_dev, found.st_ino
+
+
+def _walk(place: Path, walk: _Walk, passed: Counter[str]) -> Iterator[Path]:
+    drawn = _drawn(place)
+    for path in sorted(visible(place, passed)):
+        if path.is_dir():
+            if path.is_symlink() and not walk.may_follow(path):
+                passed[LINKED] += 1
+            else:
+                yield from _walk(path, walk, passed)
+        elif path.name in drawn:
+            passed[DRAWN] += 1
+        elif kind := why_no_photo(path):
+            passed[kind] += 1
+        else:
+            yield path
+
+
+def visible(place: Path, passed: Counter[str] | None = None) -> list[Path]:
+    """Return what lies in a folder and is neither hidden nor a system's own.
+
+    Raises:
+        DataError: The folder cannot be listed.
+    """
+    try:
+        found = [path for path in place.iterdir() if not path.name.startswith(".")]
+    except OSError as error:
+        raise DataError(f"{place}: cannot be listed: {error.strerror}") from None
+    systems = [path for path in found if path.name.lower() in SYSTEM_NAMES]
+    if passed is not None:
+        passed.update(path.name for path in systems)
+    return [path for path in found if path not in systems]
+
+
+def _drawn(folder: Path) -> set[str]:
+    """Return the names of files in a folder that this program drew and nobody has changed since."""
+    if not (folder / RECORD).exists():
+        return set()
+    record = read_record(folder)
+    return {name for name in record if (folder / name).is_file() and is_written(folder / name, record)}
+
+
+def why_no_photo(path: Path) -> str | None:
+    """Return None for a photo, by its name or, where that says nothing, its first bytes; else its kind."""
+    suffix = path.suffix.lower()
+    if suffix in UNFINISHED_SUFFIXES:
+        return f"{suffix} (unfinished)"
+    if suffix in RAW_SUFFIXES:
+        return f"{suffix} ({RAW})"
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return "no regular file"
+    except OSError:
+        return None if suffix in PHOTO_SUFFIXES else "broken link"  # such a photo is told of when it is read
+    if suffix in PHOTO_SUFFIXES:
+        return None
+    if suffix in HEIF_SUFFIXES:
+        return None if reads_heif() else f"{suffix} ({NEEDS_HEIF})"
+    return _sniff(path, suffix or "without a suffix")
+
+
+def _sniff(path: Path, kind: str) -> str | None:
+    """Look into a file whose name says nothing."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(32)
+        if is_heif(start) and not reads_heif():
+            return f"{kind} ({NEEDS_HEIF})"
+        if not any(accept(start) is True for accept in _signatures()):  # a text is a reason why not
+            return kind
+        with Image.open(path, formats=photo_formats()):
+            return None
+    except Exception:  # decoders raise nearly anything
+        return kind
+
+
+def is_heif(start: bytes) -> bool:
+    """Return whether a file that starts like this is a HEIF picture, as phones write them."""
+    return start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS
+
+
+@functools.cache
+def reads_heif() -> bool:
+    """Return whether pillow-heif is installed; it is made known to Pillow then."""
+    if importlib.util.find_spec("pillow_heif") is None:
+        return False
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    return True
+
+
+@functools.cache
+def photo_formats() -> tuple[str, ...]:
+    """Return Pillow's names of the formats that photos come in, in the order in which Pillow tries them."""
+    reads_heif()
+    Image.init()
+    return tuple(name for name in Image.ID if name not in NO_PHOTO_FORMATS)
+
+
+@functools.cache
+def _signatures() -> tuple[Callable[[bytes], bool | str], ...]:
+    """Return the tests of a file's first bytes; formats without one are known by their suffix alone."""
+    accepts = (Image.OPEN[name][1] for name in photo_formats())
+    return tuple(accept for accept in accepts if accept is not None)
+
+
+def describe_passed(passed: Counter[str]) -> str:
+    """Return what was passed over in a line, such as '4 files passed over: 3 .txt, 1 .heic (needs pillow-heif)'."""
+    kinds = [f"{number} {kind}" for kind, number in sorted(passed.items())]
+    if len(kinds) > MOST_KINDS:
+        kinds[MOST_KINDS:] = [f"{len(kinds) - MOST_KINDS} more kinds"]
+    total = sum(passed.values())
+    return f"{total} file{'' if total == 1 else 's'} passed over: {', '.join(kinds)}"

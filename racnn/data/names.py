@@ -1,0 +1,100 @@
+"""Names of classes and splits as people write them: put in order, made comparable, and told apart from splits."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable
+
+# What words for a split mean. Words that may mean either of two splits, such as "eval", are not among them.
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "tests", "testing", "tst"), "test"),
+}
+OTHER_SPLIT_WORDS = frozenset(
+    {"dev", "development", "eval", "evaluation", "evaluate", "holdout", "heldout", "hold", "held", "query"}
+    | {"gallery", "unlabeled", "unlabelled", "predict", "inference", "fold"}
+)
+# Words beside them that say nothing, as in "training_set" or "test images 2017".
+FILLERS = frozenset(
+    {"set", "data", "dataset", "image", "images", "img", "imgs", "photo", "photos", "split", "folder"}
+)
+YEAR = re.compile(r"(19|20)\d\d")
+# Letters of other scripts that look like Latin ones (a selection of Unicode's confusables).
+LOOKALIKES = str.maketrans(
+    "аеорсухіјѕһԁԛԝАВЕКМНОРСТУХІЈЅΑΒΕΖΗΙΚΜΝΟΡΤΥΧο",
+    "aeopcyxijshdqwABEKMHOPCTYXIJSABEZHIKMNOPTYXo",
+)
+
+
+def natural_key(name: str) -> tuple[list[str | int], str]:
+    """Return what to sort names by, so that numbers in them count: 2 before 10. Equal keys are equal names."""
+    parts = re.split(r"([0-9]+)", name)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
+
+
+def class_name(text: str) -> str:
+    """Return a class's name in its normal form: NFC, without what cannot be seen at its ends, spaces single.
+
+    Two names that differ only in how their accents are stored, or in an invisible character at an end, are the same.
+    """
+    text = " ".join(unicodedata.normalize("NFC", text).split())
+    start, end = 0, len(text)
+    while start < end and _is_invisible(text[start]):
+        start += 1
+    while end > start and _is_invisible(text[end - 1]):
+        end -= 1
+    return text[start:end]
+
+
+def _is_invisible(character: str) -> bool:
+    return character.isspace() or unicodedata.category(character) in ("Cf", "Cc")
+
+
+def lookalikes(names: Iterable[str]) -> list[list[str]]:
+    """Return the groups of names that a reader would take for one another.
+
+    They differ only in case, in invisible characters, in how words are joined (space, ``_``, ``-``), or in letters of
+    another script that look the same.
+    """
+    groups = defaultdict(list)
+    for name in names:
+        groups[_skeleton(name)].append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _skeleton(name: str) -> str:
+    """Return what is left of a name when all that is easily overlooked is taken away."""
+    text = unicodedata.normalize("NFKC", name).translate(LOOKALIKES).casefold()
+    text = "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Cc"))
+    return " ".join(re.sub(r"[_\-]", " ", text).split())
+
+
+def lookalike_warnings(names: Iterable[str]) -> list[str]:
+    """Return a line for each group of class names that look alike; what cannot be seen is written out."""
+    return [
+        f"class names that look alike: {', '.join(ascii(name) for name in group)}; are they one class?"
+        for group in lookalikes(names)
+    ]
+
+
+def split_of(name: str) -> str | None:
+    """Return 'train', 'val' or 'test' where a name commonly means that, as 'Training_set' does; else None."""
+    words = [word for word in _words(name) if word not in FILLERS and not YEAR.fullmatch(word)]
+    return SPLIT_WORDS.get("".join(words)) if len(words) == 1 else None
+
+
+def looks_like_split(name: str) -> bool:
+    """Return whether a name has a word for a split in it, whether or not it can be told which."""
+    return any(word in SPLIT_WORDS or word in OTHER_SPLIT_WORDS for word in _words(name))
+
+
+def _words(name: str) -> list[str]:
+    """Return the words of a name in small letters, numbers apart, a filler that is stuck to its end too."""
+    words: list[str] = []
+    for word in re.findall(r"[a-z]+|[0-9]+", name.casefold()):
+        stem = next((word.removesuffix(f) for f in sorted(FILLERS) if word.removesuffix(f) in SPLIT_WORDS), word)
+        words.append(stem)
+    return words
