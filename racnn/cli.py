@@ -265,7 +265,7 @@ def demo(
     """Train on the built-in set of drawn birds, measure, and show where the network looked, in a few minutes."""
     from racnn.config import load_config
 
-    loaded = load_config(_config_file("demo.yaml"), [*(settings or []), f"run.out={json.dumps(str(out))}"])
+    loaded = load_config(_config_file("demo.yaml"), [*(settings or []), f"run.out={out}"])
     best, validation = _fit(loaded, device, resume=resume, overwrite=overwrite)
     from racnn.data import build_data
     from racnn.engine.inference import evaluate_trained
@@ -289,7 +289,7 @@ def demo(
 def _load(config: Path, settings: list[str] | None, out: Path | None) -> Config:
     from racnn.config import load_config
 
-    last = [f"run.out={json.dumps(str(out))}"] if out is not None else []
+    last = [f"run.out={out}"] if out is not None else []
     return load_config(config, [*(settings or []), *last])
 
 

@@ -50,12 +50,16 @@ def prepare(
 
 @app.command()
 def info(root: Root, dataset: Dataset = "folder", classes: Classes = None) -> None:
-    """Say what is in a dataset: counts, classes, sizes, imbalance."""
+    """Say what is in a dataset: counts, classes, sizes, imbalance, what was passed over."""
+    from racnn.config import parse_ranges
     from racnn.data.prepare import OFFICIAL, differences
     from racnn.data.survey import format_survey, survey
 
     catalog = _catalog(root, dataset, classes)
     print(format_survey(survey(catalog)))
+    if classes is not None:
+        named = zip(parse_ranges(classes), catalog.class_names, strict=True)
+        print(f"--classes {classes}  {', '.join(f'{number}: {name}' for number, name in named)}")
     official = OFFICIAL.get("cub" if catalog.dataset == "cub200" else catalog.dataset)
     if official and classes is None:
         missing = differences(catalog, official)
@@ -72,12 +76,22 @@ def verify(
     ] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes; default: one a core.")] = None,
 ) -> None:
-    """Read every photo; list each damaged one with its reason. Exit code 1 if there are any."""
+    """Read every photo: list the damaged ones, copies across splits and classes, boxes outside their photos.
+
+    Exit code 1 if there are any; names that look alike and files that were passed over are only told of.
+    """
     from tqdm import tqdm
 
-    from racnn.data.survey import damaged, records_of
+    from racnn.data.catalog import exclusion_line
+    from racnn.data.contents import describe_copies, find_copies
+    from racnn.data.survey import box_problems, damaged, notes_on, records_of
+    from racnn.written import refuse_foreign, write_text
 
-    records = [record for each in records_of(_catalog(root, dataset, classes)).values() for record in each]
+    if write_list is not None:
+        refuse_foreign([write_list], flag="--write-list")
+    catalog = _catalog(root, dataset, classes)
+    splits = records_of(catalog)
+    records = catalog.records()
     found = []
     checked = damaged(records, workers=os.cpu_count() or 1 if workers is None else workers)
     for record, reason in tqdm(checked, total=len(records), unit="photo", disable=None):
@@ -85,13 +99,19 @@ def verify(
             reason = " ".join(reason.split())  # one line
             found.append((record.name, reason))
             tqdm.write(f"{record.name}: {reason}")
+    copies = find_copies(splits)
+    misplaced = False
+    for record, problem, is_misplaced in box_problems(catalog):
+        print(f"{record.name}: {problem}")
+        misplaced |= is_misplaced
+    for line in (*describe_copies(copies, catalog.class_names), *notes_on(catalog)):
+        print(line)
     print(f"{len(records)} photos read, {len(found)} damaged")
     if write_list is not None:
-        write_list.parent.mkdir(parents=True, exist_ok=True)
-        lines = [f"# {reason}\n{name}\n" for name, reason in found]
-        write_list.write_text("".join(lines), encoding="utf-8")
+        lines = [f"# {reason}\n{exclusion_line(name)}\n" for name, reason in found]
+        write_text(write_list, "".join(lines), flag="--write-list")
         print(f"written to {write_list}; leave them out with --set data.exclude={write_list}")
-    if found:
+    if found or copies or misplaced:
         raise typer.Exit(1)
 
 
@@ -101,6 +121,6 @@ def _catalog(root: Path, dataset: str, classes: str | None) -> Catalog:
 
     if dataset not in KEYS:
         raise ConfigError(f"--dataset {dataset}: expected {', '.join(NAMES)}{did_you_mean(dataset, NAMES)}")
-    settings = [f"data.classes='{classes}'"] if classes else []
+    settings = [f"data.classes={classes}"] if classes is not None else []
     config = load_config(None, settings).data
     return DATASETS[KEYS[dataset]](config.model_copy(update={"dataset": KEYS[dataset], "root": root}))

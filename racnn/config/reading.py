@@ -6,9 +6,11 @@ valid name.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -29,7 +31,8 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
 
     Args:
         path: The YAML file, or None for the defaults alone.
-        overrides: ``a.b=c`` strings; the value is parsed as YAML; list items are named by position.
+        overrides: ``a.b=c`` strings; list items are named by position. The value of a key that takes text or a path is taken
+            as it stands (``null`` is none where the key may be none), any other is parsed as YAML.
 
     Raises:
         ConfigError: Every mistake found, one line each, with its dotted path.
@@ -101,7 +104,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         siblings = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         raise ConfigError(f"{path}: no such configuration file{did_you_mean(path.name, siblings)}")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # a SafeLoader
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)  # a SafeLoader
     except NOT_YAML as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if values is None:
@@ -111,8 +114,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """A safe YAML loader that refuses a key given twice."""
+_INT = "tag:yaml.org,2002:int"
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """A safe YAML loader that refuses a key given twice and reads whole numbers in decimal alone.
+
+    To YAML 1.1 010 is 8 and 1:30 is 90; here they are text, which a key of numbers refuses or reads as people do.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  # as PyYAML has it
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != _INT]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Return the mapping of a node after checking that no key repeats."""
@@ -131,14 +145,41 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_PlainLoader.add_implicit_resolver(_INT, re.compile(r"[-+]?(?:0|[1-9][0-9]*)\Z"), list("-+0123456789"))
+
+
 def _split_override(text: str) -> tuple[list[str], Any, str]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {text}: expected key=value, for example --set data.batch_size=8")
+    keys = key.strip().split(".")
+    types = _types_of(keys)
+    if types and all(each in (str, Path, type(None)) or get_origin(each) is Literal for each in types):
+        if not value:
+            raise ConfigError(f"--set {text}: expected a value after the =")
+        return keys, None if value == "null" and type(None) in types else value, text
     try:
-        return key.strip().split("."), yaml.safe_load(value), text
+        return keys, yaml.load(value, Loader=_PlainLoader), text
     except NOT_YAML as error:
         raise ConfigError(f"--set {text}: the value is not valid YAML: {error}") from None
+
+
+def _types_of(keys: Sequence[str]) -> tuple[Any, ...]:
+    """Return the types that the value of a key may have, the members of a union apart; () for no single key."""
+    section: type[BaseModel] | None = Config
+    annotation: Any = None
+    for depth, key in enumerate(keys):
+        if keys[0] == "schedule" and depth and (key.isdigit() or key == "alternate"):
+            section, annotation = (
+                PhaseConfig,
+                None,
+            )  # an alternation's one key of its own, rounds, is a number
+            continue
+        if section is None or key not in section.model_fields:
+            return ()
+        annotation = section.model_fields[key].annotation
+        section = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 
 def _assign(values: dict[str, Any], keys: list[str], value: Any, text: str) -> None:

@@ -18,7 +18,7 @@ from racnn.data.drawn import synthetic_catalog
 from racnn.data.folders import folder
 from racnn.data.manifest import manifest
 from racnn.data.samples import PhotoDataset
-from racnn.data.survey import find_damaged
+from racnn.data.survey import find_damaged, refuse_misplaced_boxes
 from racnn.errors import ConfigError, DataError, did_you_mean
 
 DATASETS: dict[str, Callable[[DataConfig], Catalog]] = {
@@ -42,6 +42,9 @@ class Data:
     splits: dict[str, PhotoDataset]  # train, val, test, and held_out where training photos are held out
     val_names: list[str]
     skipped: dict[str, str] = field(default_factory=dict)  # damaged photos left out, with the reason
+    passed_over: Counter[str] = field(
+        default_factory=Counter
+    )  # files beside the photos that are none, by kind
 
     def class_counts(self) -> list[int]:
         """Return how many photos each class has for training."""
@@ -103,6 +106,7 @@ def build_data(
         taught = {"train": kept, "held_out": held_out}
     _check_splits(catalog, taught["train"], val)
     _refuse_doubles([*train, *val, *catalog.test])
+    refuse_misplaced_boxes(catalog)
     return Data(
         dataset=catalog.dataset,
         class_names=catalog.class_names,
@@ -118,6 +122,7 @@ def build_data(
         },
         val_names=[record.name for record in val],
         skipped=skipped,
+        passed_over=catalog.passed_over,
     )
 
 

@@ -26,6 +26,7 @@ import numpy as np
 import PIL
 from tqdm import tqdm
 
+from racnn.data.contents import read_contents
 from racnn.data.photos import photo_size, read_reduced
 from racnn.data.transforms import SourceTransform
 from racnn.errors import DataError
@@ -124,18 +125,9 @@ def _key(paths: Sequence[Path], transform: SourceTransform) -> str:
     """Return a name for the content of some photos, their order, and all that shapes their pixels."""
     settings = [FORMAT, transform.resize, transform.resize_to, PIL.__version__, cv2.__version__]
     sha = hashlib.sha256(json.dumps(settings).encode())
-    with ThreadPoolExecutor() as pool:
-        for digest in pool.map(_digest, paths):
-            sha.update(digest)
+    for content in read_contents(paths):
+        sha.update(bytes.fromhex(content.sha256))
     return sha.hexdigest()[:32]
-
-
-def _digest(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read as a photo: {error.strerror}") from None
 
 
 def _write(

@@ -118,9 +118,7 @@ def _number_held(number: int, fraction: float) -> int:
     return min(max(round(number * fraction), 1), number - 1)
 
 
-def _held_groups(
-    records: Sequence[Record], fraction: float, order: Callable[[str], bytes]
-) -> set[str]:
+def _held_groups(records: Sequence[Record], fraction: float, order: Callable[[str], bytes]) -> set[str]:
     """Return the names of the photos of the groups that are held out; a photo without a group is one by itself."""
     members = defaultdict(list)
     for record in records:

@@ -10,9 +10,10 @@ from typing import NoReturn
 
 from racnn.config import DataConfig
 from racnn.data.catalog import Catalog, Record, chosen_classes, existing_root, hold_out
-from racnn.data.listing import LINKED, PHOTO_SUFFIXES, photos_below, visible, why_no_photo
+from racnn.data.listing import DRAWN, LINKED, PHOTO_SUFFIXES, photos_below, visible, why_no_photo
 from racnn.data.names import class_name, looks_like_split, natural_key, split_of
 from racnn.errors import DataError, did_you_mean
+from racnn.written import RECORD
 
 TEST_FRACTION = 0.2  # of a folder that has no test photos of its own
 OUTSIDE = "in no class folder"
@@ -61,6 +62,11 @@ def folder_to_measure(config: DataConfig) -> Catalog:
     return _catalog(found, names, splits)
 
 
+def class_places(root: Path) -> list[Path]:
+    """Return the folders whose folders are classes: the root, or its splits."""
+    return list(_split_folders(root, Counter()).values())
+
+
 @dataclass
 class _Found:
     """Folders of a data set: where each split lies, the folder of each of its classes, and what is none of its photos."""
@@ -103,6 +109,8 @@ def _folders(place: Path, passed: Counter[str]) -> list[Path]:
             passed[kind or f"{path.suffix.lower() or 'photo'} {OUTSIDE}"] += 1
         elif path.is_symlink() and path.resolve() in real:
             passed[LINKED] += 1
+        elif (path / RECORD).exists() and next(photos_below(path), None) is None:
+            passed[DRAWN] += 1
         else:
             folders.append(path)
     return folders
@@ -135,16 +143,16 @@ def _split_folders(root: Path, passed: Counter[str]) -> dict[str, Path]:
     return places
 
 
-def _refuse_what_looks_like_splits(
-    root: Path, folders: Sequence[Path], with_classes: Sequence[Path]
-) -> None:
+def _refuse_what_looks_like_splits(root: Path, folders: Sequence[Path], with_classes: Sequence[Path]) -> None:
     """Refuse splits that would be learned as classes.
 
     Raises:
         DataError: A folder of class folders is called like a split; folders without classes are called like a training and
             another split; or class folders hold splits.
     """
-    strange = [path for path in with_classes if looks_like_split(path.name) and split_of(path.name) != "train"]
+    strange = [
+        path for path in with_classes if looks_like_split(path.name) and split_of(path.name) != "train"
+    ]
     named = {split: path for path in folders if (split := split_of(path.name))}
     if "train" in named and len(named) > 1 and len(named) == len(folders):
         strange.append(named["train"])
@@ -173,7 +181,9 @@ def _class_folders(place: Path, passed: Counter[str]) -> dict[str, Path]:
     for path in _folders(place, passed):
         name = class_name(path.name)
         if not name:
-            raise DataError(f"{place}: the class folder {path.name!a} has a name that cannot be seen; rename it")
+            raise DataError(
+                f"{place}: the class folder {path.name!a} has a name that cannot be seen; rename it"
+            )
         if name in folders:
             raise DataError(
                 f"{place}: two class folders are both '{name}', {folders[name].name!a} and {path.name!a}; put them together"

@@ -31,7 +31,8 @@ def train_loader(
 ) -> DataLoader:
     """Return the batches of one epoch of 'train' or 'held_out' photos, shuffled by (seed, epoch), from a batch on.
 
-    The batches before are not loaded. The last one may be smaller. The loader's length counts what is left. With
+    The batches before are not loaded. The last one may be smaller, but is no single photo, see :func:`num_left_over`. The
+    loader's length counts what is left. With
     ``balance: sampling`` as many photos are drawn, with replacement, every class as often as every other. Every sample
     brings ``num_noise`` random numbers along.
 
@@ -47,7 +48,11 @@ def train_loader(
         order = torch.multinomial(shares, len(dataset), replacement=True, generator=generator).tolist()
     else:
         order = torch.randperm(len(dataset), generator=generator).tolist()
-    batches = _batches(order, epoch, config.batch_size)[start_batch:]
+    batches = _batches(order, epoch, config.batch_size)
+    if num_left_over(len(order), config.batch_size) == 1:
+        (last,) = batches.pop()
+        batches[-1] = [key._replace(share=1.0 / (config.batch_size + 1)) for key in (*batches[-1], last)]
+    batches = batches[start_batch:]
     own = [batch[rank::num_ranks] or [batch[0]._replace(share=0.0)] for batch in batches]
     return _loader(dataset, own, config)
 
@@ -61,6 +66,15 @@ def eval_loader(
     """
     batches = _batches(range(len(dataset)), 0, config.eval_batch_size)
     return _loader(dataset.without_augmentation(), batches[rank::num_ranks], config)
+
+
+def num_left_over(num_photos: int, batch_size: int) -> int:
+    """Return how many photos the last batch has if it is smaller than the others, else 0.
+
+    A single one joins the batch before it: of one photo batch norm has no statistics where a view ends in one cell, and bad
+    ones everywhere else.
+    """
+    return num_photos % batch_size if num_photos > batch_size else 0
 
 
 def _batches(order: Sequence[int], epoch: int, size: int) -> list[list[Key]]:

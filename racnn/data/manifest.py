@@ -15,6 +15,7 @@ from racnn.data.catalog import Box, Catalog, Record, check_photos_exist, chosen_
 from racnn.data.folders import TEST_FRACTION
 from racnn.data.names import class_name, natural_key, split_of
 from racnn.data.photos import photo_size
+from racnn.data.survey import box_problem
 from racnn.errors import DataError, did_you_mean
 
 CORNERS = ("x0", "y0", "x1", "y1")
@@ -22,8 +23,6 @@ COLUMNS = ("path", "label", "split", "group", *CORNERS)  # of a CSV file
 KEYS = ("path", "label", "split", "group", "box")  # of a JSON line
 EXPECTED = "a .csv file with the columns path, label (and split, group, x0, y0, x1, y1) or a .jsonl file with such keys"
 SPLITS = ("train", "val", "test")
-LEAST_BOX = 1.0  # pixels of a side; smaller boxes are given in another unit
-SLACK = 1.0  # pixels by which a box may leave its photo, from rounding
 
 
 def manifest(config: DataConfig) -> Catalog:
@@ -107,19 +106,13 @@ def _catalog(class_names: Sequence[str], splits: Mapping[str, list[Record]]) -> 
 
 
 def _check_box(box: Box, photo: Path, where: str) -> None:
-    """Refuse a box that is not given in the pixels of its photo; a photo that cannot be read is told of elsewhere."""
+    """Refuse a box that does not lie in its photo; a photo that cannot be read is told of elsewhere."""
     try:
-        height, width = photo_size(photo)
+        problem = box_problem(box, photo_size(photo))
     except DataError:
         return
-    x0, y0, x1, y1 = box
-    size = f"{photo} has {width}x{height} pixels"
-    if min(x1 - x0, y1 - y0) < LEAST_BOX:
-        raise DataError(
-            f"{where}: box: {list(box)} is less than a pixel wide or high; expected pixels, not fractions: {size}"
-        )
-    if min(x0, y0) < -SLACK or x1 > width + SLACK or y1 > height + SLACK:
-        raise DataError(f"{where}: box: {list(box)} lies outside its photo: the upright {size}")
+    if problem:
+        raise DataError(f"{where}: box: {problem}: {photo}")
 
 
 def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -130,7 +123,9 @@ def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         content = path.read_bytes()
         if content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content:
-            raise DataError(f"{path}: cannot be read as text: expected UTF-8, not UTF-16 or another kind of file")
+            raise DataError(
+                f"{path}: cannot be read as text: expected UTF-8, not UTF-16 or another kind of file"
+            )
         # the names of files may be any bytes
         yield from readers[path.suffix.lower()](path, content.decode("utf-8-sig", errors="surrogateescape"))
     except (OSError, csv.Error) as error:

@@ -95,6 +95,8 @@ def _words(name: str) -> list[str]:
     """Return the words of a name in small letters, numbers apart, a filler that is stuck to its end too."""
     words: list[str] = []
     for word in re.findall(r"[a-z]+|[0-9]+", name.casefold()):
-        stem = next((word.removesuffix(f) for f in sorted(FILLERS) if word.removesuffix(f) in SPLIT_WORDS), word)
+        stem = next(
+            (word.removesuffix(f) for f in sorted(FILLERS) if word.removesuffix(f) in SPLIT_WORDS), word
+        )
         words.append(stem)
     return words

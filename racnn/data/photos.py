@@ -157,7 +157,7 @@ def _numbers(photo: Image.Image) -> _Numbers:
             white_is_zero=tags.get(PHOTOMETRIC) == WHITE_IS_ZERO,
             signed=SIGNED in tags.get(SAMPLE_FORMAT, (1,)),
         )
-    deep_png = photo.format == "PNG" and any(";16" in str(tile[3]) for tile in photo.tile)
+    deep_png = photo.format == "PNG" and any(";16" in str(tile[3]) for tile in getattr(photo, "tile", ()))
     return _Numbers(16 if deep_png or photo.mode.startswith("I") else 8)
 
 
@@ -169,7 +169,9 @@ def _to_rgb(photo: Image.Image, numbers: _Numbers) -> Image.Image:
     """
     if photo.mode == "F":
         raise DataError("mode F, floating point numbers, whose range is not known; save it with 8 or 16 bits")
-    if numbers.signed or (photo.mode == "I" and photo.format != "PPM"):  # Pillow scales the PPM family to 16 bits
+    if numbers.signed or (
+        photo.mode == "I" and photo.format != "PPM"
+    ):  # Pillow scales the PPM family to 16 bits
         raise DataError(
             f"mode {photo.mode}, {numbers.bits}-bit whole numbers, whose range is not known; save it with 8 or 16 bits"
         )

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from racnn.config import DataConfig
-from racnn.data.loaders import start_worker
 from racnn.data.listing import check_places, iter_photos
+from racnn.data.loaders import start_worker
 from racnn.data.photos import read_reduced
 from racnn.data.transforms import SourceTransform
 from racnn.errors import DataError

@@ -1,4 +1,4 @@
-"""Look over a data set: what is in it, and whether every photo can be read."""
+"""Look over a data set: what is in it, and whether every photo can be read and holds its box."""
 
 from __future__ import annotations
 
@@ -13,12 +13,19 @@ from typing import Any
 import numpy as np
 
 from racnn.config import DataConfig
-from racnn.data.catalog import MOST_NAMED, Catalog, Record
+from racnn.data.catalog import MOST_NAMED, Box, Catalog, Record
+from racnn.data.listing import describe_passed
+from racnn.data.names import lookalike_warnings
 from racnn.data.photos import photo_size, read_photo
 from racnn.errors import DataError
 
 QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
 AT_ONCE = 16  # photos handed to a worker together
+LEAST_BOX = 1.0  # pixels of a side; smaller boxes are given in another unit
+SLACK = 1.0  # pixels by which a box may leave its photo, from rounding
+LEAST_INSIDE = (
+    0.5  # share of a box that its photo must hold; the official data sets have boxes that reach over an edge
+)
 
 
 def records_of(catalog: Catalog) -> dict[str, list[Record]]:
@@ -34,7 +41,7 @@ def survey(catalog: Catalog) -> dict[str, Any]:
         ``splits`` photos of each; ``classes`` how many; ``largest`` and ``smallest`` class with (name, photos) over all
         splits, ``imbalance`` their ratio; ``boxes`` and ``parts`` how many photos have them; ``short_side`` and
         ``aspect`` (width / height) at the quantiles 0, 0.1, 0.5, 0.9 and 1; ``unreadable`` photos whose header cannot
-        be read.
+        be read; ``notes``, lines about class names that look alike and files that were passed over.
     """
     splits = records_of(catalog)
     every = [record for records in splits.values() for record in records]
@@ -59,6 +66,7 @@ def survey(catalog: Catalog) -> dict[str, Any]:
         "boxes": sum(box is not None for box, _ in annotated),
         "parts": sum(any(visible for _, _, visible in parts) for _, parts in annotated),
         "unreadable": unreadable,
+        "notes": notes_on(catalog),
     }
     if sizes:
         height, width = np.array(sizes, dtype=np.float64).T
@@ -84,7 +92,74 @@ def format_survey(report: dict[str, Any]) -> str:
         lines.append(f"width / height  {aspects}")
     if report["unreadable"]:
         lines.append(f"unreadable      {report['unreadable']} photos; see: racnn data verify")
+    lines += report["notes"]
     return "\n".join(lines)
+
+
+def notes_on(catalog: Catalog) -> list[str]:
+    """Return what a user should know of a data set before any photo is read, one line each."""
+    passed = [describe_passed(catalog.passed_over)] if catalog.passed_over else []
+    return [*lookalike_warnings(catalog.class_names), *passed]
+
+
+def box_problem(box: Box, size: tuple[int, int]) -> str | None:
+    """Return why a box cannot be one in the pixels of its photo, or None.
+
+    Args:
+        box: xyxy.
+        size: The upright photo's height and width.
+    """
+    height, width = size
+    x0, y0, x1, y1 = box
+    if min(x1 - x0, y1 - y0) < LEAST_BOX:
+        return f"the box {_rounded(box)} is less than a pixel wide or high; expected pixels of the upright photo, {width}x{height}"
+    if min(x0, y0) < -SLACK or x1 > width + SLACK or y1 > height + SLACK:
+        return f"the box {_rounded(box)} lies outside the upright photo, {width}x{height} pixels"
+    return None
+
+
+def is_misplaced(box: Box, size: tuple[int, int]) -> bool:
+    """Return whether a box has nothing to do with its photo: less than a pixel, or mostly outside."""
+    height, width = size
+    x0, y0, x1, y1 = box
+    inside = max(0.0, min(x1, width) - max(x0, 0.0)) * max(0.0, min(y1, height) - max(y0, 0.0))
+    return min(x1 - x0, y1 - y0) < LEAST_BOX or inside < LEAST_INSIDE * (x1 - x0) * (y1 - y0)
+
+
+def box_problems(catalog: Catalog) -> list[tuple[Record, str, bool]]:
+    """Return the photos whose boxes do not lie in them, why, and whether the box is misplaced altogether.
+
+    Only headers are read. A photo whose header cannot be read is left to :func:`damaged`.
+    """
+    found = []
+    for record in catalog.records():
+        if record.path is None or record.box_xyxy is None:
+            continue
+        try:
+            size = photo_size(record.path)
+        except DataError:
+            continue
+        if problem := box_problem(record.box_xyxy, size):
+            found.append((record, problem, is_misplaced(record.box_xyxy, size)))
+    return found
+
+
+def refuse_misplaced_boxes(catalog: Catalog) -> None:
+    """Refuse a data set whose boxes are not those of its photos.
+
+    Raises:
+        DataError: A box is less than a pixel or lies mostly outside its photo.
+    """
+    wrong = [(record, problem) for record, problem, misplaced in box_problems(catalog) if misplaced]
+    if wrong:
+        record, problem = wrong[0]
+        raise DataError(
+            f"{len(wrong)} boxes are not those of their photos, for example {record.path}: {problem}; racnn data verify lists all"
+        )
+
+
+def _rounded(box: Box) -> list[float]:
+    return [round(value, 2) for value in box]
 
 
 def damaged(records: Sequence[Record], *, workers: int) -> Iterator[tuple[Record, str | None]]:

@@ -18,6 +18,7 @@ from racnn.engine.digest import digest, strange
 from racnn.engine.files import write_atomically
 from racnn.engine.published import SUFFIX, read_published
 from racnn.errors import CheckpointError, DamagedError
+from racnn.models.weights import what_it_is
 
 FORMAT = 2
 
@@ -132,12 +133,13 @@ def _verified(path: Path) -> dict[str, Any]:
     room = path.stat().st_size
     try:
         content = read_published(path) if path.suffix == SUFFIX else _read(path, room)
-    except Exception:  # of a dozen types; torch's words advise to trust the file
-        raise DamagedError(
-            f"{path}: cannot be read as a checkpoint: damaged, or another kind of file"
-        ) from None
+    except Exception as error:  # of a dozen types; torch's words advise to trust the file
+        raise DamagedError(f"{path}: cannot be read as a checkpoint: {what_it_is(path, error)}") from None
     if not isinstance(content, dict) or not content.keys() >= NEEDED:
-        raise DamagedError(f"{path}: not a racnn checkpoint (expected the keys {', '.join(sorted(NEEDED))})")
+        raise DamagedError(
+            f"{path}: not a racnn checkpoint (expected the keys {', '.join(sorted(NEEDED))}); weights alone are given to "
+            "training, as model.weights"
+        )
     if found := strange(content, room=room):
         raise DamagedError(f"{path}: holds {found}, which no racnn checkpoint does")
     if digest({key: value for key, value in content.items() if key != "digest"}) != content["digest"]:

@@ -19,8 +19,9 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any], *, previous: 
             that one also stands at ``path``, so that there is no moment without it.
     """
     temporary = temporary_of(path)
+    temporary.unlink(missing_ok=True)
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:  # never through a link
             write(file)
             file.flush()
             os.fsync(file.fileno())

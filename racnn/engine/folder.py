@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import yaml
 
 from racnn.config import Config, dump_config
 from racnn.data import Data
+from racnn.data.contents import PhotoFile
+from racnn.data.folders import class_places
 from racnn.engine.checkpoint import is_whole
 from racnn.engine.distributed import World
 from racnn.engine.files import sweep, write_text
@@ -29,9 +32,11 @@ RUN_FILES = (
     "config.yaml",
     "run.json",
     "metrics.jsonl",
+    "photos.json",
     "tensorboard",
 )
 DUMP = "nonfinite.json"  # of the batch at which a run had to stop; it lasts until the folder's next run
+DUMP_KEYS = {"phase", "step", "values", "photos"}
 MOST_NAMED = 20  # keys in one message
 # What a resumed run may have otherwise: none of it changes the weights.
 FREE_KEYS = (
@@ -77,8 +82,13 @@ class RunFolder:
             overwrite: A run in the folder is to be replaced.
             restarted: torchrun has started a process again.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise ConfigError(f"run.out: {self.path} is a file; expected a folder for the run")
+        for place in (self.path, *self.path.parents):
+            if os.path.lexists(place) and not place.is_dir():
+                raise ConfigError(f"run.out: {place} is a file; expected a folder for the run")
+        if any(0xD800 <= ord(character) < 0xE000 for character in str(self.path)):
+            raise ConfigError(
+                f"run.out: {self.path}: expected a name in UTF-8, or TensorBoard cannot write there"
+            )
         if self.path.exists() or not resume:
             self._lock = FolderLock(self.path)
         last_is_there = (self.path / "last.pt").exists()
@@ -91,10 +101,25 @@ class RunFolder:
             )
         return open_folder(self.path, config, resume=resume, overwrite=overwrite)
 
-    def enter(self, config: Config, starts: Sequence[dict[str, Any]], *, new: bool) -> str:
+    def enter(
+        self,
+        config: Config,
+        starts: Sequence[dict[str, Any]],
+        *,
+        new: bool,
+        contents: Mapping[str, PhotoFile] | None = None,
+    ) -> str:
         """Make the folder ready and return the text of its ``config.yaml``, see :func:`enter_folder`."""
         self._entered = True
-        return enter_folder(self.path, config, starts, new=new)
+        return enter_folder(self.path, config, starts, new=new, contents=contents)
+
+    def known_contents(self) -> dict[str, PhotoFile]:
+        """Return by name what the photos held when the folder was entered last, as far as that can be read."""
+        try:
+            rows = json.loads((self.path / "photos.json").read_text(encoding="utf-8"))
+            return {name: PhotoFile(int(row[0]), int(row[1]), str(row[2])) for name, row in rows.items()}
+        except (OSError, ValueError, TypeError, AttributeError, LookupError):  # it only saves time
+            return {}
 
     def leave(self, step: int) -> None:
         """Let others in. A start that failed, before the first step and checkpoint, leaves nothing in their way."""
@@ -115,28 +140,90 @@ def open_folder(folder: Path, config: Config, *, resume: bool, overwrite: bool) 
     last = folder / "last.pt"
     if resume:
         stored = _open_last(last)
+        _refuse_edited_config(folder)
         _refuse_other_config(config, stored.config, folder)
         check_resumable(stored)
         return stored
-    present = [name for name in RUN_FILES if (folder / name).exists()]
+    present = [name for name in (*RUN_FILES, DUMP) if os.path.lexists(folder / name)]
+    if present == [DUMP] and _is_dump(folder / DUMP):  # a first step was not finite, and left nothing else
+        return None
+    if present and not is_run(folder):
+        raise ConfigError(
+            f"{folder} already holds a run's files ({', '.join(present)}), but none that this program wrote: there is no run.json "
+            "of a run beside them; nothing is replaced: choose another --out, or move them away"
+        )
     if present and not overwrite:
         go_on = "go on with --resume, " if last.exists() else ""
         raise ConfigError(
             f"{folder} already holds a run ({', '.join(present)}): "
             f"{go_on}replace it with --overwrite, or choose another --out"
         )
+    _refuse_edited_config(folder)
     return None
 
 
-def refuse_other_photos(content: Content, data: Data) -> None:
+def is_run(folder: Path) -> bool:
+    """Return whether a run was begun in a folder: it holds the ``run.json`` of one."""
+    try:
+        found = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and isinstance(found.get("starts"), list)
+
+
+def _is_dump(path: Path) -> bool:
+    """Return whether a file is what a run leaves that had to stop."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return not path.is_symlink() and isinstance(found, dict) and found.keys() == DUMP_KEYS
+
+
+def _refuse_edited_config(folder: Path) -> None:
+    """Refuse to replace a ``config.yaml`` that is not as a run writes it: with remarks, or in another form."""
+    path = folder / "config.yaml"
+    if not os.path.lexists(path):
+        return
+    try:
+        text = path.read_text(encoding="utf-8")
+        written = yaml.safe_dump(yaml.safe_load(text), sort_keys=False) == text
+    except (OSError, ValueError, yaml.YAMLError):
+        written = False
+    if not written or path.is_symlink():
+        raise ConfigError(
+            f"{path}: was changed by hand, and a run would replace it; move it to another place, and name it there with --config"
+        )
+
+
+def refuse_output_among_classes(config: Config) -> None:
+    """Refuse to write a run or a cache where its folder would be taken for a class the next time.
+
+    Raises:
+        ConfigError: ``run.out`` or ``data.cache`` lies in a folder of class folders.
+    """
+    data = config.data
+    if data.dataset != "folder" or data.root is None or not data.root.expanduser().is_dir():
+        return
+    for key, path in (("run.out", Path(config.run.out)), ("data.cache", data.cache)):
+        for place in class_places(data.root.expanduser()) if path is not None else ():
+            assert path is not None
+            if path.expanduser().resolve().is_relative_to(place.resolve()):
+                raise ConfigError(
+                    f"{key}: {path} lies in {place}, whose folders are classes; choose a folder elsewhere"
+                )
+
+
+def refuse_other_photos(content: Content, data: Data, contents: Mapping[str, str] | None = None) -> None:
     """Refuse to resume on other training photos than those the run began with.
 
     Args:
         content: Of the checkpoint.
         data: As it is now.
+        contents: By name the digests of the photos, see :func:`racnn.engine.provenance.digests`.
 
     Raises:
-        DataError: Photos were added or removed, or are in another order or of other classes.
+        DataError: Photos were added or removed, hold something else, or are in another order or of other classes.
     """
     changed = set(data.training_names()) ^ set(content.train_names)
     if changed:
@@ -158,13 +245,30 @@ def refuse_other_photos(content: Content, data: Data) -> None:
     ):  # but for photos that cannot be read any more and are left out
         compared.add("val")
     for split, now in fingerprint(data).items():
-        if split in compared and before.get(split, now) != now:
+        then = before.get(split, now)
+        if split in compared and any(then.get(key) != value for key, value in now.items()):
             raise DataError(
                 f"--resume: photos of the split '{split}' have other classes than when the run began; restore them, or begin a new run"
             )
+    if contents:
+        then = dict(zip(content.train_names, content.train_digests, strict=False))
+        then |= zip(content.val_names, content.val_digests, strict=False)
+        exchanged = sorted(name for name in then.keys() & contents.keys() if then[name] != contents[name])
+        if exchanged:
+            raise DataError(
+                f"--resume: {len(exchanged)} photos hold something else than when the run began, for example "
+                f"{', '.join(exchanged[:3])}; restore them, or begin a new run"
+            )
 
 
-def enter_folder(folder: Path, config: Config, starts: Sequence[dict[str, Any]], *, new: bool) -> str:
+def enter_folder(
+    folder: Path,
+    config: Config,
+    starts: Sequence[dict[str, Any]],
+    *,
+    new: bool,
+    contents: Mapping[str, PhotoFile] | None = None,
+) -> str:
     """Make the folder ready: clear it for a new run, sweep it for one that goes on, write down what is run.
 
     Args:
@@ -172,6 +276,7 @@ def enter_folder(folder: Path, config: Config, starts: Sequence[dict[str, Any]],
         config: Goes into ``config.yaml``, resolved.
         starts: From :mod:`racnn.engine.provenance`, go into ``run.json``.
         new: Whether a run begins here.
+        contents: By name what the photos hold, goes into ``photos.json``.
 
     Returns:
         The text of ``config.yaml``.
@@ -184,6 +289,8 @@ def enter_folder(folder: Path, config: Config, starts: Sequence[dict[str, Any]],
     write_text(folder / "run.json", json.dumps({"starts": starts}, indent=2) + "\n")
     resolved = yaml.safe_dump(dump_config(config), sort_keys=False)
     write_text(folder / "config.yaml", resolved)
+    if contents:
+        write_text(folder / "photos.json", json.dumps(contents) + "\n")
     return resolved
 
 
@@ -197,10 +304,10 @@ def launch_of(folder: Path) -> str | None:
 
 
 def clear_folder(folder: Path) -> None:
-    """Delete an earlier run, and nothing else."""
+    """Delete an earlier run, and nothing else; ``run.json``, by which it is known to be one, last."""
     sweep(folder / name for name in RUN_FILES)
-    for path in (folder / name for name in RUN_FILES):
-        if path.is_dir():
+    for path in (folder / name for name in sorted(RUN_FILES, key="run.json".__eq__)):
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)

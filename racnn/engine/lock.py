@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 from racnn.errors import ConfigError
+from racnn.written import make_folders, remove_empty
 
 if sys.platform != "win32":
     import fcntl
 
-NAME = ".lock"
+NAME = ".racnn.lock"
 
 
 class FolderLock:
@@ -30,8 +30,7 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.made_folder = not folder.exists()
-        folder.mkdir(parents=True, exist_ok=True)
+        self._made = make_folders(folder)
         self.path = folder / NAME
         self.file: IO[str] | None = None
         if sys.platform != "win32":
@@ -55,10 +54,8 @@ class FolderLock:
         return file
 
     def release(self) -> None:
-        """Let others in. A folder that was made for this and is empty goes."""
+        """Let others in. Folders that were made for this and are empty go."""
         self.path.unlink(missing_ok=True)
-        if self.made_folder:
-            with suppress(OSError):  # it is not empty
-                self.path.parent.rmdir()
+        remove_empty(self._made)
         if self.file is not None:
             self.file.close()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from racnn.engine.parts import Parts
 from racnn.engine.phases import Phase
 from racnn.engine.readings import Readings
 from racnn.engine.steps import STEPS, Batch
-from racnn.errors import TrainingError
+from racnn.errors import ConfigError, TrainingError
 from racnn.models import RACNN
 from racnn.report import evaluation_report
 
@@ -71,12 +72,14 @@ def train_one_epoch(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     step = _joined_step(Step(model, phase, class_weights), device, world)
     readings = Readings(phase.name, late=device.type == "cuda")
+    asked = micro_batch
     for batch in batches:
         num = len(batch["label"])
         while True:
             before_step()
             optimizer.zero_grad(set_to_none=True)
-            losses = _add_gradients(step, batch, device, micro_batch or num, world)
+            parts = _parts(num, micro_batch or num, join=micro_batch == asked)
+            losses = _add_gradients(step, batch, device, parts, world)
             if losses is not None:
                 break
             micro_batch = _halved(min(micro_batch or num, num), phase, say)
@@ -120,20 +123,19 @@ def _joined_step(step: Step, device: torch.device, world: World) -> nn.Module:
 
 
 def _add_gradients(
-    step: nn.Module, batch: Batch, device: torch.device, size: int, world: World
+    step: nn.Module, batch: Batch, device: torch.device, parts: Sequence[tuple[int, int]], world: World
 ) -> dict[str, Tensor] | None:
-    """Add up the gradients of a batch in parts of a size.
+    """Add up the gradients of a batch, part by part.
 
     Returns:
         The losses of this process's share of the batch; None where the GPU is too small.
     """
-    num = len(batch["label"])
     losses: dict[str, Tensor] = {}
     try:
-        for start in range(0, num, size):
-            part = {key: value[start : start + size] for key, value in batch.items()}
+        for start, end in parts:
+            part = {key: value[start:end] for key, value in batch.items()}
             share = float(part["share"].sum())
-            last = start + size >= num
+            last = end == parts[-1][1]
             apart = isinstance(step, DistributedDataParallel) and not last
             with step.no_sync() if apart else nullcontext():  # type: ignore[operator]
                 terms = step(to_device(part, device))
@@ -141,6 +143,13 @@ def _add_gradients(
                 (world.size * share * terms["loss"]).backward()
             for name, value in terms.items():
                 losses[name] = losses.get(name, 0.0) + share * value.detach().float()
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ConfigError(
+            "model.backbone: its batch norm needs more than one number a channel, and of a single photo this view leaves one; "
+            "set data.batch_size and run.micro_batch to at least 2 a process, or larger model.view_sizes"
+        ) from None
     except torch.OutOfMemoryError:
         if world.size > 1:  # the others are waiting for this process's gradients
             raise TrainingError(
@@ -148,6 +157,20 @@ def _add_gradients(
             ) from None
         return None
     return losses
+
+
+def _parts(num: int, size: int, *, join: bool = False) -> list[tuple[int, int]]:
+    """Return where the parts of a batch begin and end: ``size`` photos each, and the rest.
+
+    Where the rest would be a single photo, see :func:`racnn.data.loaders.num_left_over`, all parts are as equal as can be;
+    of parts of two the last one then has three, if ``join`` allows it.
+    """
+    ends = [*range(size, num, size), num]
+    if num % size == 1 and num > size > 2:
+        ends = [num * (i + 1) // len(ends) for i in range(len(ends))]
+    elif num % size == 1 and num > size == 2 and join:
+        del ends[-2]
+    return list(pairwise([0, *ends]))
 
 
 def _halved(size: int, phase: Phase, say: Callable[[str], None]) -> int:

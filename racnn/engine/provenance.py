@@ -10,7 +10,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ import torch
 import racnn
 from racnn.config import Config
 from racnn.data import Data
+from racnn.data.contents import PhotoFile, read_contents
 from racnn.engine.distributed import ALONE, World
 
+DIGEST_LENGTH = 16  # hexadecimal digits, 64 bits
 # what numbers and pixels hang on
 PACKAGES = ("torch", "torchvision", "timm", "albumentations", "opencv-python-headless", "pillow", "numpy")
 
@@ -61,6 +63,38 @@ def with_start(starts: Sequence[dict[str, Any]], start: dict[str, Any]) -> list[
     """Return the starts of a run with another one, which is left out if nothing but its step is new."""
     same = bool(starts) and {**starts[-1], "step": start["step"]} == start
     return [*starts] if same else [*starts, start]
+
+
+def read_photo_files(data: Data, known: Mapping[str, PhotoFile] | None = None) -> dict[str, PhotoFile]:
+    """Return by name what the training and validation photos hold; nothing of drawn ones.
+
+    Args:
+        data: The photos.
+        known: By name what they held before: one whose size and time are the same is not read again.
+
+    Raises:
+        DataError: A photo cannot be read.
+    """
+    known = known or {}
+    records = [
+        r
+        for split in ("train", "held_out", "val")
+        if split in data.splits
+        for r in data.splits[split].records
+    ]
+    records = [record for record in records if record.path is not None]
+    before = {
+        record.path: known[record.name]
+        for record in records
+        if record.path is not None and record.name in known
+    }
+    files = read_contents([record.path for record in records if record.path is not None], before)
+    return {record.name: file for record, file in zip(records, files, strict=True)}
+
+
+def digests(files: Mapping[str, PhotoFile]) -> dict[str, str]:
+    """Return by name the start of the sha256 of photos, as a checkpoint keeps it: enough to know them again."""
+    return {name: file.sha256[:DIGEST_LENGTH] for name, file in files.items()}
 
 
 def fingerprint(data: Data) -> dict[str, dict[str, Any]]:

@@ -10,13 +10,17 @@ import torch
 
 from racnn.config import Config, dump_config
 from racnn.data import build_data
+from racnn.data.contents import PhotoFile, describe_copies, find_copies
+from racnn.data.listing import describe_passed
+from racnn.data.loaders import num_left_over
+from racnn.data.names import lookalike_warnings
 from racnn.engine.checkpoint import is_whole, save_checkpoint
 from racnn.engine.distributed import ALONE, World
-from racnn.engine.folder import RunFolder, refuse_other_photos
+from racnn.engine.folder import RunFolder, refuse_other_photos, refuse_output_among_classes
 from racnn.engine.interrupt import Interrupt, Stop
 from racnn.engine.precision import prepare
 from racnn.engine.progress import Progress
-from racnn.engine.provenance import provenance, with_start
+from racnn.engine.provenance import digests, provenance, read_photo_files, with_start
 from racnn.engine.recorder import Recorder, Silence
 from racnn.engine.remarks import imbalance_warning
 from racnn.engine.stored import Content, open_checkpoint
@@ -24,6 +28,8 @@ from racnn.engine.validation import Validation
 from racnn.errors import CheckpointError
 from racnn.losses import balanced_weights
 from racnn.models import build_model
+
+MOST_COPIES = 20  # groups of copies that are named at the start of a run
 
 
 class Run:
@@ -57,6 +63,8 @@ class Run:
         self.progress = Progress()
         self.recorder = cast(Recorder, Silence())
         self._place = RunFolder(self.folder)
+        self._files: dict[str, PhotoFile] = {}
+        world.from_first(lambda: refuse_output_among_classes(config))
         restarted = world.restarted()
 
         def open_place() -> Content | None:
@@ -86,8 +94,10 @@ class Run:
             lambda: build_model(config.model, num_classes=num_classes, weights=content is None)
         )
         self.optimizer_state: dict[str, Any] | None = None  # of a phase that is taken up in its middle
+        world.from_first(self._read_files)
         if content:
-            world.first_before_others(lambda: refuse_other_photos(content, self.data))
+            found = digests(self._files)  # of the first process alone
+            world.first_before_others(lambda: refuse_other_photos(content, self.data, found))
             self._take_up(content)
         taught = [phase for phase in config.phases() if phase.kind == "apn_init"]
         every = range(1, config.model.num_scales)
@@ -106,9 +116,13 @@ class Run:
         world.from_first(lambda: self._enter_folder(new=content is None))
         self._say_what_begins()
 
+    def _read_files(self) -> None:
+        """Find out what the photos hold; those that are as they were when the run was here last are not read again."""
+        self._files = read_photo_files(self.data, self._place.known_contents())
+
     def _enter_folder(self, *, new: bool) -> None:
         """Make the run's folder what this run begins with, and begin to record in it."""
-        resolved = self._place.enter(self.config, self._starts, new=new)
+        resolved = self._place.enter(self.config, self._starts, new=new, contents=self._files)
         self.recorder = Recorder(self.folder, step=self.progress.step, length=self.progress.log_length)
         self.recorder.text("config", f"```yaml\n{resolved}\n```")
 
@@ -139,9 +153,29 @@ class Run:
         self.recorder.say(
             f"{data.dataset}: {len(data.class_names)} classes, photos: {sizes}; on {self.device}"
         )
+        if data.passed_over:
+            self.recorder.say(describe_passed(data.passed_over))
+        for line in self._warnings():
+            self.recorder.say(f"warning: {line}")
+        for split in data.splits.keys() & {"train", "held_out"}:
+            if num_left_over(len(data.splits[split]), self.config.data.batch_size) == 1:
+                self.recorder.say(
+                    f"{split}: {len(data.splits[split])} photos leave a single one over at {self.config.data.batch_size} a batch; it "
+                    "joins the batch before it"
+                )
         balance = self.config.data.balance
         if warning := imbalance_warning(data.class_counts(), data.class_names, balance):
             self.recorder.say(f"warning: {warning}")
+
+    def _warnings(self) -> list[str]:
+        """Return what makes the figures of this run worth less than they look."""
+        if not self.world.first:
+            return []
+        data = self.data
+        splits = {split: photos.records for split, photos in data.splits.items()}
+        copies = describe_copies(find_copies(splits), data.class_names, most=MOST_COPIES)
+        lines = "\n".join(copies)
+        return [*([lines] if copies else []), *lookalike_warnings(data.class_names)]
 
     def _use_cache(self, say: Callable[[str], None]) -> None:
         """Read decoded photos from the cache, if there is to be one; write it first where it is not there."""
@@ -185,6 +219,7 @@ class Run:
             self.stop_if_told()
 
     def _content(self) -> dict[str, Any]:
+        found = digests(self._files)
         return {
             "model": {key: value.cpu() for key, value in self.model.state_dict().items()},
             "config": dump_config(self.config),
@@ -192,6 +227,8 @@ class Run:
             "class_names": list(self.data.class_names),
             "val_names": list(self.data.val_names),
             "train_names": self.data.training_names(),
+            "train_digests": [found[name] for name in self.data.training_names() if name in found],
+            "val_digests": [found[name] for name in self.data.val_names if name in found],
             "trained_scales": self.progress.trained_scales,
             "fusion_trained": self.progress.fusion_trained,
             "step": self.progress.step,

@@ -51,6 +51,9 @@ class Content(_Part):
     fusion_trained: bool = Field(strict=True)
     step: Count
     provenance: list[dict[Name, Any]] = []
+    # in the order of the names; empty for drawn photos and in files of earlier versions
+    train_digests: list[Name] = []
+    val_digests: list[Name] = []
     # best.pt
     phase: Name | None = None
     val_report: dict[Name, Any] | None = None

@@ -20,6 +20,7 @@ from torch import Tensor
 from racnn.config import Config
 from racnn.data import mix_seed, train_loader
 from racnn.engine.distributed import join, leave, own_device
+from racnn.engine.files import write_text
 from racnn.engine.folder import DUMP
 from racnn.engine.interrupt import Stop
 from racnn.engine.loop import predict, train_one_epoch
@@ -229,7 +230,7 @@ class Trainer:
         }
         path = run.folder / DUMP
         if run.world.first:
-            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            write_text(path, json.dumps(content, indent=2) + "\n")
         run.world.wait()  # or torchrun would end the first process while it writes
         return path
 

@@ -1,12 +1,10 @@
-"""Backbones: networks from a view to a feature map, under one small contract, and the files they start from."""
+"""Backbones: networks from a view to a feature map, under one small contract."""
 
 from __future__ import annotations
 
 import math
-import urllib.error
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 from racnn.compat import import_torchvision
 from racnn.errors import ConfigError, WeightsError, did_you_mean
 from racnn.models.recompute import run_in_segments
+from racnn.models.weights import load_trunk, read_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -299,99 +298,6 @@ def build_backbone(name: str, *, weights: str | None = None) -> Backbone:
             f"expected one of {', '.join(BACKBONES)} or timm/NAME"
         )
     if weights is not None:
-        load_trunk(backbone, read_weights(backbone, weights), origin=weights)
+        state = read_weights(weights, source=backbone.source)
+        load_trunk(backbone.features, state, left_out=backbone.left_out, origin=weights)
     return backbone
-
-
-def read_weights(backbone: Backbone, weights: str) -> dict[str, Tensor]:
-    """Return the state dict named by ``weights``: 'imagenet' or a file.
-
-    Raises:
-        WeightsError: No such file, not a weights file, or the download failed.
-    """
-    if weights == "imagenet":
-        return _imagenet_weights(backbone)
-    path = Path(weights)
-    if not path.is_file():
-        raise WeightsError(
-            f"model.weights: {path}: no such file (expected 'imagenet' or a .pth or .safetensors file)"
-        )
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # damaged files raise a dozen types; torch's words advise to trust them
-        raise WeightsError(
-            f"model.weights: {path}: cannot be read as weights: damaged, or no .pth or .safetensors file"
-        ) from None
-    for key in ("state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise WeightsError(f"model.weights: {path}: expected a dictionary of tensors by name")
-    return dict(state)
-
-
-def _imagenet_weights(backbone: Backbone) -> dict[str, Tensor]:
-    if backbone.source is None:
-        raise WeightsError(
-            "model.weights: there are no 'imagenet' weights for this backbone; use null or a file"
-        )
-    import_torchvision()
-    from torchvision.models import get_model_weights
-
-    entry = get_model_weights(backbone.source)["IMAGENET1K_V1"]
-    try:
-        state: dict[str, Tensor] = entry.get_state_dict(progress=True, check_hash=True)
-    except (urllib.error.URLError, OSError, RuntimeError) as error:
-        raise WeightsError(
-            f"model.weights: could not download {entry.url} ({error}); "
-            "fetch the file by hand and give its path as model.weights"
-        ) from None
-    return state
-
-
-_FIRST = "backbones.0."  # how the names of a whole RA-CNN's first trunk begin
-
-
-def load_trunk(backbone: Backbone, state: Mapping[str, Tensor], *, origin: str) -> None:
-    """Copy weights into the trunk; the layers after the trunk may be there, and are passed over.
-
-    Names may be torchvision's (``features.0.weight``) or those of the trunk itself. Of a whole RA-CNN, as its checkpoints
-    and exported files hold it, the trunk of its first scale is taken.
-
-    Raises:
-        WeightsError: Parameters are missing, unexpected or of another shape; the first of each are named.
-    """
-    own = backbone.features.state_dict()
-    if first := {key.removeprefix(_FIRST): value for key, value in state.items() if key.startswith(_FIRST)}:
-        state = first
-    found = {
-        key.removeprefix("features.").removeprefix("network."): value
-        for key, value in state.items()
-        if key.split(".")[0] not in backbone.left_out
-    }
-    target = {key.removeprefix("network."): key for key in own}
-    wanted = {key for key in target if not key.endswith("num_batches_tracked")}
-    problems = []
-    if missing := sorted(wanted - found.keys()):
-        problems.append(f"missing: {_listed(missing)}")
-    if unexpected := sorted(found.keys() - target.keys()):
-        problems.append(f"unexpected: {_listed(unexpected)}")
-    shapes = [
-        f"{key} {tuple(found[key].shape)} instead of {tuple(own[target[key]].shape)}"
-        for key in sorted(target.keys() & found.keys())
-        if found[key].shape != own[target[key]].shape
-    ]
-    if shapes:
-        problems.append(f"other shapes: {_listed(shapes)}")
-    if problems:
-        raise WeightsError(f"model.weights: {origin} does not fit the backbone; " + "; ".join(problems))
-    backbone.features.load_state_dict({target[key]: value for key, value in found.items()}, strict=False)
-
-
-def _listed(names: list[str], most: int = 6) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

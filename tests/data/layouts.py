@@ -64,7 +64,7 @@ def write_dogs(root, *, train=5, test=2):
         for class_id, folder in DOGS.items():
             for i in range(start, start + count):
                 stem = f"{folder}/{folder.partition('-')[0]}_{i}"
-                write_photo(root / "Images" / f"{stem}.jpg", seed=i)
+                write_photo(root / "Images" / f"{stem}.jpg", seed=1000 * class_id + i)
                 boxes = [(3, 4, 21, 18 + class_id)] + [(1, 2, 33, 29)] * (i == 1)
                 if i != 2:
                     (root / "Annotation" / stem).parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ def write_cars_apart(root, *, train=15, test=6, labels=True):
     for split, count in (("train", train), ("test", test)):
         rows = []
         for i, row in enumerate(_car_rows(count)):
-            write_photo(root / f"cars_{split}" / f"{i + 1:05d}.jpg", seed=i)
+            write_photo(root / f"cars_{split}" / f"{i + 1:05d}.jpg", seed=i + 100 * (split == "test"))
             rows.append({**row, "fname": f"{i + 1:05d}.jpg"})
         bare = [{key: value for key, value in row.items() if key != "class"} for row in rows]
         given = rows if split == "train" else bare

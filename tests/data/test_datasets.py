@@ -305,7 +305,9 @@ SAID = {
 
 
 @pytest.mark.parametrize("name", SAID)
-def test_folder_refuses_splits_that_it_does_not_understand_instead_of_learning_them_as_classes(tmp_path, name):
+def test_folder_refuses_splits_that_it_does_not_understand_instead_of_learning_them_as_classes(
+    tmp_path, name
+):
     write_classes(tmp_path / name, {"a": 4, "b": 4})
     write_classes(tmp_path / "other", {"a": 4, "b": 4})
     with pytest.raises(DataError, match=SAID[name]):

@@ -25,7 +25,7 @@ def root(tmp_path):
     for i in range(8):
         write_photo(root / "auk" / f"{i}.png", size=SIZES[i % 4], seed=i)
     for i in range(3):
-        write_photo(root / "wren" / f"{i}.png", size=SIZES[0], seed=i)
+        write_photo(root / "wren" / f"{i}.png", size=SIZES[0], seed=10 + i)
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(np.zeros((10, 50, 3), np.uint8)).save(root / "wren" / "turned.jpg", exif=exif)

@@ -943,7 +943,7 @@ class TestTwoProcessesInOneFolder:
         with pytest.raises(ConfigError, match="another process is training there"):
             fit(short(tmp_path / "run"), device=CPU, **flags)
         assert (tmp_path / "run" / "last.pt").read_bytes() == b"of the other"
-        assert {path.name for path in (tmp_path / "run").iterdir()} == {"last.pt", ".lock"}
+        assert {path.name for path in (tmp_path / "run").iterdir()} == {"last.pt", ".racnn.lock"}
 
     def test_one_that_was_killed_is_in_no_one_s_way(self, other, short, tmp_path):
         other.kill()

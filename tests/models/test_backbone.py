@@ -17,7 +17,8 @@ from torch import Tensor
 from racnn.compat import import_torchvision
 from racnn.engine.inference import export_trained, load_trained
 from racnn.errors import ConfigError, WeightsError
-from racnn.models.backbone import BACKBONES, Backbone, build_backbone, load_trunk, read_weights, tiny
+from racnn.models.backbone import BACKBONES, Backbone, build_backbone, tiny
+from racnn.models.weights import load_trunk, read_weights
 
 torchvision = import_torchvision()
 
@@ -188,7 +189,12 @@ class TestTimm:
         assert_contract(backbone)
         network = timm.create_model(name, pretrained=False)
         torch.save(network.state_dict(), tmp_path / "network.pth")
-        load_trunk(backbone, read_weights(backbone, str(tmp_path / "network.pth")), origin="a file")
+        load_trunk(
+            backbone.features,
+            read_weights(str(tmp_path / "network.pth")),
+            left_out=backbone.left_out,
+            origin="a file",
+        )
         view = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             expected = network.eval().forward_features(view)
@@ -302,12 +308,12 @@ class TestWeightFiles:
         state = _full_state(backbone)
         del state["features.7.weight"]
         with pytest.raises(WeightsError, match=r"missing: 7\.weight$"):
-            load_trunk(backbone, state, origin="a file")
+            load_trunk(backbone.features, state, left_out=backbone.left_out, origin="a file")
         assert all(torch.equal(value, before[key]) for key, value in backbone.features.state_dict().items())
 
     def test_long_lists_of_faults_are_cut(self) -> None:
         with pytest.raises(WeightsError, match=r"missing: .* and \d+ more; unexpected: fc1\.weight$"):
-            load_trunk(tiny(), {"fc1.weight": torch.zeros(1)}, origin="a file")
+            load_trunk(tiny().features, {"fc1.weight": torch.zeros(1)}, origin="a file")
 
     def test_missing_file_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(WeightsError, match=r"model\.weights: .*nowhere\.pth: no such file"):
@@ -370,7 +376,7 @@ class TestImagenet:
 
         monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", fail)
         with pytest.raises(WeightsError, match=r"give its path as model\.weights") as caught:
-            read_weights(Backbone(torch.nn.Identity(), channels=3, stride=1, source="vgg16_bn"), "imagenet")
+            read_weights("imagenet", source="vgg16_bn")
         assert torchvision.models.VGG16_BN_Weights.IMAGENET1K_V1.url in str(caught.value)
         assert str(fault) in str(caught.value)
 

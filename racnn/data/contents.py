@@ -1,0 +1,123 @@
+"""What photo files hold: the sha256 of each, and which are copies of one another."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
+from pathlib import Path
+from typing import NamedTuple
+
+from racnn.data.catalog import Record
+from racnn.errors import DataError
+from racnn.written import file_sha256
+
+WORDS = {"train": "training", "held_out": "held-out", "val": "validation", "test": "test"}
+
+
+class PhotoFile(NamedTuple):
+    """A file as it was: size in bytes, time of its last change in nanoseconds, sha256 of its bytes."""
+
+    size: int
+    changed: int
+    sha256: str
+
+
+def read_contents(paths: Iterable[Path], known: Mapping[Path, PhotoFile] | None = None) -> list[PhotoFile]:
+    """Return the contents of files; one that has the size and time of a known one is taken to be that.
+
+    Raises:
+        DataError: A file cannot be read.
+    """
+    known = known or {}
+
+    def read(path: Path) -> PhotoFile:
+        try:
+            found = path.stat()
+            before = known.get(path)
+            if before is not None and before[:2] == (found.st_size, found.st_mtime_ns):
+                return before
+            return PhotoFile(
+                found.st_size, found.st_mtime_ns, _sha256(path, found.st_size, found.st_mtime_ns)
+            )
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read as a photo: {error.strerror}") from None
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(read, paths))
+
+
+@functools.cache
+def _sha256(path: Path, size: int, changed: int) -> str:
+    """Return the sha256 of a file, which is read once for as long as its size and time stay the same."""
+    return file_sha256(path)
+
+
+class Place(NamedTuple):
+    """Where a photo stands: its split and its record."""
+
+    split: str
+    record: Record
+
+
+def find_copies(splits: Mapping[str, Sequence[Record]]) -> list[list[Place]]:
+    """Return the groups of photos with the same bytes that lie in more than one split or class.
+
+    Bytes are read only where sizes agree. Photos that cannot be read, and drawn ones, have no copies.
+    """
+    by_size: dict[int, list[Place]] = defaultdict(list)
+    for split, records in splits.items():
+        for record in records:
+            if record.path is not None and record.path.is_file():
+                by_size[record.path.stat().st_size].append(Place(split, record))
+    suspects = [place for places in by_size.values() if len(places) > 1 for place in places]
+    paths = [place.record.path for place in suspects if place.record.path is not None]
+    by_content: dict[str, list[Place]] = defaultdict(list)
+    for place, content in zip(suspects, read_contents(paths), strict=True):
+        by_content[content.sha256].append(place)
+    return [
+        places
+        for places in by_content.values()
+        if len({place.split for place in places}) > 1 or len({place.record.label for place in places}) > 1
+    ]
+
+
+def describe_copies(
+    copies: Sequence[Sequence[Place]], class_names: Sequence[str], *, most: int | None = None
+) -> list[str]:
+    """Return what is wrong with copies in lines: how many photos of each two splits and classes, and which.
+
+    Args:
+        copies: From :func:`find_copies`.
+        class_names: Names of the labels.
+        most: Groups of copies to name.
+    """
+    if not copies:
+        return []
+    shared: Counter[tuple[str, str]] = Counter()
+    twice = 0
+    for places in copies:
+        by_split = Counter(place.split for place in places)
+        for first, second in combinations([split for split in WORDS if split in by_split], 2):
+            shared[first, second] += by_split[second]
+        twice += len({place.record.label for place in places}) > 1
+    lines = [
+        f"{number} {WORDS[second]} photo{'s are' if number > 1 else ' is'} also among the {WORDS[first]} photos: "
+        f"what is measured on {'them' if number > 1 else 'it'} is too good"
+        for (first, second), number in shared.items()
+    ]
+    if twice:
+        lines.append(
+            f"{twice} photo{'s stand' if twice > 1 else ' stands'} in more than one class: one of the labels is wrong"
+        )
+    for places in copies[:most]:
+        named = ", ".join(
+            f"{place.record.name} ({WORDS[place.split]}, '{class_names[place.record.label]}')"
+            for place in places
+        )
+        lines.append(f"  the same photo: {named}")
+    if most is not None and len(copies) > most:
+        lines.append(f"  and {len(copies) - most} more: racnn data verify lists all")
+    return lines
