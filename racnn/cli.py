@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import codecs
 import io
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -16,6 +19,7 @@ import typer
 from racnn import __version__, cli_checkpoint, cli_data, cli_predict
 from racnn.cli_checkpoint import Checkpoint
 from racnn.errors import ConfigError, DataError, TrainingError, UserError
+from racnn.written import refuse_foreign, write_file, write_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,6 +36,9 @@ app = typer.Typer(
 
 app.add_typer(cli_data.app, name="data")
 
+REGIONS = "regions.json"
+NUM_DRAWN = 16  # drawings of the demo whose pictures are drawn
+
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Settings = Annotated[
     list[str] | None,
@@ -43,14 +50,25 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier
 
 def main() -> None:
     """Run the command line."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files and classes may hold any bytes
-        sys.stdout.reconfigure(errors="backslashreplace")
+    codecs.register_error("racnn.names", _any_name)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="racnn.names")
     try:
         run_with_messages(app)
     except SystemExit as end:
         if os.environ.get("WORLD_SIZE", "1") != "1":
             _end_at_once(end)
         raise
+
+
+def _any_name(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Print the name of a file byte for byte, whatever its bytes are; of other characters that cannot be printed the code."""
+    assert isinstance(error, UnicodeEncodeError)
+    found = error.object[error.start : error.end]
+    if all(0xDC80 <= ord(character) <= 0xDCFF for character in found):
+        return bytes(ord(character) - 0xDC00 for character in found), error.end
+    return codecs.backslashreplace_errors(error)
 
 
 def _end_at_once(end: SystemExit) -> NoReturn:
@@ -168,9 +186,15 @@ def show_config(
 @app.command()
 def evaluate(
     checkpoint: Checkpoint,
-    split: Annotated[str, typer.Option(help="test, val or train.")] = "test",
+    split: Annotated[
+        str | None,
+        typer.Option(help="test, val, train or all; default: test, of other photos than the run's all."),
+    ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="The dataset's folder, if it moved since training.")
+        Path | None,
+        typer.Option(
+            help="Where the run's dataset lies now, or other photos with its classes: a folder or a list.",
+        ),
     ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the report to this file too.")
@@ -187,12 +211,18 @@ def evaluate(
     ] = False,
     device: Device = "auto",
 ) -> None:
-    """Measure a checkpoint on a split of its dataset."""
-    if split not in ("test", "val", "train"):
-        raise ConfigError(f"--split: expected test, val or train, got '{split}'")
+    """Measure a checkpoint on a split of its dataset, or on other photos with labels."""
+    if split not in (None, "test", "val", "train", "all"):
+        raise ConfigError(f"--split: expected test, val or train, or all, got '{split}'")
+    from racnn.engine.early_exit import early_exit_file, format_early_exit
     from racnn.engine.inference import evaluate_trained
     from racnn.report import format_report
 
+    choice = early_exit_file(checkpoint)
+    if json_file is not None:
+        refuse_foreign([json_file], flag="--json")
+    if early_exit:
+        refuse_foreign([choice], flag="--early-exit")
     trained = _restore(checkpoint, device)
     report = evaluate_trained(
         trained, split=split, root=data, skip_damaged=skip_damaged, early_exit=early_exit
@@ -200,16 +230,24 @@ def evaluate(
 
     print(format_report(report))
     if early_exit:
-        from racnn.engine.early_exit import early_exit_file, format_early_exit
-
-        choice = early_exit_file(checkpoint)
-        _write_json(choice, report["early_exit"]["choice"])
+        _write_json(choice, report["early_exit"]["choice"], flag="--early-exit")
         print(f"\n{format_early_exit(report)}\n\nfor `racnn predict --early-exit`: {choice}")
     if report["num_skipped"]:
         print(f"\n{report['num_skipped']} damaged photos of the data set were left out")
+    if data is not None or report.get("num_trained_on"):
+        print(f"\n{_seen_in_training(report)}")
     if json_file is not None:
-        _write_json(json_file, report)
+        _write_json(json_file, report, flag="--json")
         print(f"\nwritten to {json_file}")
+
+
+def _seen_in_training(report: dict[str, Any]) -> str:
+    """Return how many of the measured photos the network was trained on, in words."""
+    number, total = report.get("num_trained_on"), report["num_images"]
+    if number is None:
+        return "whether the network was trained on some of these photos is not known: the checkpoint does not say what it saw"
+    too_good = ": on these the figures are too good" if number else ""
+    return f"{number} of the {total} photos are photos that the network was trained on{too_good}"
 
 
 @app.command()
@@ -225,24 +263,30 @@ def visualize(
     """Show where a network looked: one picture a photo, and regions.json with the boxes in the photo's pixels."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out}: is a file; expected a folder for the pictures")
-    from racnn.data.listing import find_photos
+    from racnn.data.listing import describe_passed, find_photos
     from racnn.data.photos import read_photo
 
-    paths = find_photos(photos)
+    passed: Counter[str] = Counter()
+    paths = find_photos(photos, passed)
     if limit is not None and limit < len(paths):  # the first ones would all be of the same class
         paths = [paths[i * len(paths) // limit] for i in range(limit)]
+    several = len({path.parent for path in paths}) > 1
+    names = _picture_names(paths, name_folders=several)
+    folders = {path.parent for path in paths} | {place for place in photos if place.is_dir()}
+    _refuse_pictures(out, names, photo_folders=folders)
     damaged: list[str] = []
 
-    def readable() -> Iterable[tuple[Path, np.ndarray]]:
-        for path in paths:
+    def readable() -> Iterable[tuple[Path, str, np.ndarray]]:
+        for path, name in zip(paths, names, strict=True):
             try:
-                yield path, read_photo(path)
+                yield path, name, read_photo(path)
             except DataError as error:
                 damaged.append(str(error))
 
-    several = len({path.parent for path in paths}) > 1
-    rows = _draw(_restore(checkpoint, device), readable(), out, name_folders=several)
+    rows = _draw(_restore(checkpoint, device), readable(), out)
     print(f"{len(rows)} pictures and regions.json in {out}")
+    if passed:
+        print(describe_passed(passed), file=sys.stderr)
     if older := {path.name for path in out.glob("*.png")} - {row["picture"] for row in rows}:
         print(f"{len(older)} other pictures were there before, and are not in regions.json")
     if damaged:
@@ -264,20 +308,25 @@ def demo(
 ) -> None:
     """Train on the built-in set of drawn birds, measure, and show where the network looked, in a few minutes."""
     from racnn.config import load_config
+    from racnn.data import build_data
 
     loaded = load_config(_config_file("demo.yaml"), [*(settings or []), f"run.out={out}"])
+    test = build_data(loaded.data, seed=0)
+    records = test.splits["test"].records[:NUM_DRAWN]
+    photos = [Path(f"{record.name}_{test.class_names[record.label]}.png") for record in records]
+    names = _picture_names(photos)
+    refuse_foreign([out / "evaluation.json"], flag="--out")
+    _refuse_pictures(out / "pictures", names)
     best, validation = _fit(loaded, device, resume=resume, overwrite=overwrite)
-    from racnn.data import build_data
     from racnn.engine.inference import evaluate_trained
     from racnn.report import format_report
 
     trained = _restore(best, device)
     report = evaluate_trained(trained, split="test")
-    _write_json(out / "evaluation.json", report)
-    test = build_data(trained.config.data, seed=0).splits["test"]
+    _write_json(out / "evaluation.json", report, flag="--out")
+    load = test.splits["test"].catalog.load
     drawings = (
-        (Path(f"{record.name}_{trained.class_names[record.label]}.png"), test.catalog.load(record))
-        for record in test.records[:16]
+        (photo, name, load(record)) for photo, name, record in zip(photos, names, records, strict=True)
     )
     _draw(trained, drawings, out / "pictures")
     print(f"\n{report['num_images']} held-out drawings:\n{format_report(report)}")
@@ -310,31 +359,36 @@ def _print_verdict(report: dict[str, Any], config: Config) -> None:
         print(f"\nnote: {line}")
 
 
+def _picture_names(photos: Iterable[Path], *, name_folders: bool = False) -> list[str]:
+    """Return a name for the picture of each photo, no two the same; ``name_folders``: with its photo's folder before it."""
+    taken: dict[str, None] = {}
+    for path in photos:
+        stem = f"{path.parent.name}_{path.stem}" if name_folders else path.stem
+        name, number = stem, 2
+        while name in taken:
+            name, number = f"{stem}_{number}", number + 1
+        taken[name] = None
+    return [f"{name}.png" for name in taken]
+
+
+def _refuse_pictures(out: Path, names: Iterable[str], photo_folders: Iterable[Path] = ()) -> None:
+    """Refuse to draw where one of the pictures, or regions.json, would replace what this program did not write."""
+    refuse_foreign([out / name for name in (*names, REGIONS)], flag="--out", photo_folders=photo_folders)
+
+
 def _draw(
-    trained: Trained, photos: Iterable[tuple[Path, np.ndarray]], out: Path, *, name_folders: bool = False
+    trained: Trained, photos: Iterable[tuple[Path, str, np.ndarray]], out: Path
 ) -> list[dict[str, Any]]:
-    """Write one picture a photo, and regions.json; ``name_folders``: a picture's name begins with its photo's folder."""
+    """Write one picture a photo, under the name given, and regions.json."""
     from racnn.engine.inference import look
 
-    out.mkdir(parents=True, exist_ok=True)
     rows = []
-    taken: set[str] = set()
-    for path, photo in photos:
+    for path, name, photo in photos:
         picture, row = look(trained, photo)
-        name = _free_name(f"{path.parent.name}_{path.stem}" if name_folders else path.stem, taken)
-        picture.save(out / f"{name}.png")
-        rows.append({"photo": str(path), "picture": f"{name}.png", **row})
-    _write_json(out / "regions.json", rows)
+        write_file(out / name, partial(picture.save, format="PNG"), flag="--out")
+        rows.append({"photo": str(path), "picture": name, **row})
+    _write_json(out / REGIONS, rows, flag="--out")
     return rows
-
-
-def _free_name(stem: str, taken: set[str]) -> str:
-    """Return a file name that no earlier photo of this call has."""
-    name, number = stem, 2
-    while name in taken:
-        name, number = f"{stem}_{number}", number + 1
-    taken.add(name)
-    return name
 
 
 def _restore(checkpoint: Path, device: str) -> Trained:
@@ -353,6 +407,5 @@ def _config_file(name: str) -> Path:
     raise ConfigError(f"{name}: not found beside the installed package")
 
 
-def _write_json(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def _write_json(path: Path, content: Any, *, flag: str) -> None:
+    write_text(path, json.dumps(content, indent=2) + "\n", flag=flag)

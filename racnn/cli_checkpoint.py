@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -37,8 +38,8 @@ def export_weights(
 
     if out.suffix != SUFFIX:
         raise ConfigError(f"--out {out}: expected a name that ends with {SUFFIX}")
-    if out.is_dir() or (out.exists() and not overwrite):
-        hint = "a folder" if out.is_dir() else "exists already: replace it with --overwrite"
+    if os.path.lexists(out) and (out.is_dir() or not overwrite):
+        hint = "a folder" if out.is_dir() else "exists already: replace an earlier export with --overwrite"
         raise ConfigError(f"--out {out}: {hint}")
     export_trained(checkpoint, out)
     print(f"written to {out}: {out.stat().st_size:,} bytes; see racnn inspect {out}")

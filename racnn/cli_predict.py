@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -41,6 +42,7 @@ def predict(
     """Name what is on photos, in order and at constant memory. Photos that cannot be read are named on stderr."""
     if as_json and as_csv:
         raise ConfigError("--json and --csv exclude each other")
+    from racnn.data.listing import describe_passed, iter_photos
     from racnn.engine.early_exit import load_early_exit
     from racnn.engine.inference import load_trained, network_digest, recognise
     from racnn.engine.precision import pick_device
@@ -54,6 +56,11 @@ def predict(
         total += 1
         damaged += "error" in row
         show(row)
+    passed: Counter[str] = Counter()
+    for _ in iter_photos([place for place in photos if place.is_dir()], passed):
+        pass
+    if passed:
+        print(describe_passed(passed), file=sys.stderr)
     if damaged:
         raise DataError(f"{damaged} of {total} photos could not be read")
 

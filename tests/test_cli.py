@@ -348,7 +348,7 @@ def test_photos_of_the_same_name_do_not_overwrite_each_other(best, racnn, photos
     rows = json.loads((tmp_path / "out" / "regions.json").read_text())
     pictures = [row["picture"] for row in rows]
     assert len(set(pictures)) == 2
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {*pictures, "regions.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*pictures, "regions.json", ".racnn-written"}
     assert [row["photo"] for row in rows] == [str(place) for place in places]
     sizes = set()
     for name in pictures:
@@ -592,7 +592,7 @@ def test_a_split_that_there_is_not_is_told(best, racnn):
 
 
 def test_a_report_that_cannot_be_written_is_told(best, racnn, tmp_path):
-    assert_refused(racnn("evaluate", best, "--json", tmp_path), str(tmp_path), code=1)
+    assert_refused(racnn("evaluate", best, "--json", tmp_path), str(tmp_path), "is a folder")
 
 
 def test_photos_that_cannot_be_used_are_told(best, racnn, tmp_path):

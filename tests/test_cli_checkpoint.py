@@ -164,6 +164,13 @@ def test_a_file_is_exported_over_only_when_asked(finished, racnn, tmp_path):
     result = racnn(*again)
     assert (result.code, out.read_text()) == (2, "mine")
     assert "--overwrite" in result.err
+    result = racnn(*again, "--overwrite")  # it is no export
+    assert (result.code, out.read_text()) == (2, "mine")
+    assert "racnn did not write it" in result.err
+    out.unlink()
+    assert racnn(*again).code == 0
+    assert racnn(*again).code == 2
+    (tmp_path / ".racnn-written").unlink()  # as an earlier version exported it
     assert racnn(*again, "--overwrite").code == 0
     assert load_trained(out).scales == 3
 

@@ -113,7 +113,7 @@ def test_a_disk_that_is_full_ends_the_run_and_leaves_the_old_checkpoint(
 def test_a_folder_that_cannot_be_written_is_told(racnn, tiny_file, tmp_path):
     (tmp_path / "a file").write_text("in the way")
     result = racnn("train", "--config", tiny_file(tmp_path / "c.yaml"), "--out", tmp_path / "a file" / "run")
-    assert result.code == 1
+    assert result.code == 2
     assert str(tmp_path / "a file") in result.err
     assert "Traceback" not in result.err
 

@@ -6,17 +6,26 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from racnn.config import DataConfig
 from racnn.data.cars import cars
-from racnn.data.catalog import Catalog, Record, hold_out, in_classes_of, read_exclusions, without
+from racnn.data.catalog import (
+    Catalog,
+    Record,
+    hold_out,
+    in_classes_of,
+    in_some_classes_of,
+    read_exclusions,
+    without,
+)
 from racnn.data.cub import cub200
 from racnn.data.dogs import dogs
 from racnn.data.drawn import synthetic_catalog
-from racnn.data.folders import folder
-from racnn.data.manifest import manifest
+from racnn.data.folders import folder, folder_to_measure
+from racnn.data.manifest import manifest, manifest_to_measure
 from racnn.data.samples import PhotoDataset
 from racnn.data.survey import find_damaged, refuse_misplaced_boxes
 from racnn.errors import ConfigError, DataError, did_you_mean
@@ -28,6 +37,11 @@ DATASETS: dict[str, Callable[[DataConfig], Catalog]] = {
     "folder": folder,
     "manifest": manifest,
     "synthetic": synthetic_catalog,
+}
+# How photos to measure on are read where that differs: whole, with nothing held out.
+TO_MEASURE: dict[str, Callable[[DataConfig], Catalog]] = {
+    "folder": folder_to_measure,
+    "manifest": manifest_to_measure,
 }
 
 
@@ -123,6 +137,69 @@ def build_data(
         val_names=[record.name for record in val],
         skipped=skipped,
         passed_over=catalog.passed_over,
+    )
+
+
+def build_to_measure(config: DataConfig, root: Path, *, class_names: Sequence[str]) -> Data:
+    """Read labelled photos that a network is to be measured on: any folder or list with some of its classes.
+
+    Args:
+        config: How photos become sources; what it says of a data set does not count.
+        root: A list of photos, a folder in the layout of an official data set, or one of class folders, with splits or
+            without.
+        class_names: The classes that the network knows.
+
+    Returns:
+        Data whose splits are those that the photos bring, and ``all`` of them together.
+
+    Raises:
+        DataError: There is no such place, a photo's class is unknown, or there are no photos.
+    """
+    root = root.expanduser()
+    if not root.exists():
+        raise DataError(f"--data: {root}: no such folder or list of photos")
+    kind = _kind_of(root)
+    config = config.model_copy(update={"dataset": kind, "root": root, "classes": None, "exclude": None})
+    catalog = in_some_classes_of(TO_MEASURE.get(kind, DATASETS[kind])(config), class_names)
+    skipped: dict[str, str] = {}
+    if config.on_error == "skip":
+        skipped = find_damaged(catalog, config)
+        catalog = without(catalog, skipped)
+    refuse_misplaced_boxes(catalog)
+    splits = {
+        "train": catalog.train,
+        "val": catalog.val or [],
+        "test": catalog.test,
+        "all": catalog.records(),
+    }
+    if not splits["all"]:
+        raise DataError(f"--data: {root}: no photos to measure on")
+    _refuse_doubles(splits["all"])
+    return Data(
+        dataset=kind,
+        class_names=catalog.class_names,
+        part_names=catalog.part_names,
+        focus_parts=catalog.focus_parts,
+        splits={
+            split: PhotoDataset(catalog, records, config) for split, records in splits.items() if records
+        },
+        val_names=[],
+        skipped=skipped,
+        passed_over=catalog.passed_over,
+    )
+
+
+def _kind_of(root: Path) -> str:
+    """Return which data set reads what lies at a path, by the files that only it has."""
+    if root.is_file():
+        return "manifest"
+    marks = {
+        "cub200": ("images.txt", "CUB_200_2011/images.txt"),
+        "dogs": ("train_list.mat", "lists/train_list.mat"),
+        "cars": ("cars_annos.mat", "devkit/cars_train_annos.mat"),
+    }
+    return next(
+        (kind for kind, names in marks.items() if any((root / name).is_file() for name in names)), "folder"
     )
 
 

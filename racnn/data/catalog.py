@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from racnn.config import DataConfig, parse_ranges
-from racnn.data.names import class_name
+from racnn.data.names import class_name, find_class
 from racnn.data.photos import read_photo
 from racnn.errors import DataError, did_you_mean
 
@@ -165,6 +165,30 @@ def in_classes_of(catalog: Catalog, known: Sequence[str]) -> Catalog:
             f"data: {len(now)} classes here, {len(known)} in the checkpoint: {told}; expected the classes it was trained on"
         )
     return relabelled(catalog, [before.index(name) for name in now], known)
+
+
+def in_some_classes_of(catalog: Catalog, known: Sequence[str]) -> Catalog:
+    """Return a data set with the classes that a checkpoint knows, of which it may have only some.
+
+    A class is also known by a name that looks alike, see :func:`racnn.data.names.lookalikes`, with or without the number that
+    folders of CUB-200-2011 begin with, where that fits one class alone.
+
+    Raises:
+        DataError: The checkpoint does not know a class; all such are named.
+    """
+    labels, unknown = [], []
+    for name in catalog.class_names:
+        label = find_class(name, known)
+        labels.append(-1 if label is None else label)
+        if label is None:
+            unknown.append(f"'{name}' is new{did_you_mean(name, known)}")
+    if unknown:
+        more = f" and {len(unknown) - MOST_NAMED} more" if len(unknown) > MOST_NAMED else ""
+        raise DataError(
+            f"data: {len(labels)} classes here, {len(known)} in the checkpoint: {', '.join(unknown[:MOST_NAMED])}{more}; expected "
+            "classes that it was trained on: rename the others, or move them away"
+        )
+    return relabelled(catalog, labels, known)
 
 
 def relabelled(catalog: Catalog, labels: Sequence[int], class_names: Sequence[str]) -> Catalog:

@@ -79,15 +79,19 @@ DRAWN = "drawn by racnn"
 LINKED = "links to folders that are read anyway"
 
 
-def find_photos(places: Iterable[Path]) -> list[Path]:
+def find_photos(places: Iterable[Path], passed: Counter[str] | None = None) -> list[Path]:
     """Return the photos named, and those inside the folders named, sorted folder by folder.
+
+    Args:
+        places: Photos and folders.
+        passed: Counts the files in the folders that are passed over, by kind.
 
     Raises:
         DataError: A path does not exist, or a folder holds no photos.
     """
     places = list(places)
     check_places(places)
-    return list(iter_photos(places))
+    return list(iter_photos(places, passed))
 
 
 def check_places(places: Iterable[Path]) -> None:
@@ -108,11 +112,11 @@ def check_places(places: Iterable[Path]) -> None:
             raise DataError(f"{place}: no such photo or folder")
 
 
-def iter_photos(places: Iterable[Path]) -> Iterator[Path]:
+def iter_photos(places: Iterable[Path], passed: Counter[str] | None = None) -> Iterator[Path]:
     """Yield what :func:`find_photos` returns, one folder listed at a time."""
     for place in places:
         if place.is_dir():
-            yield from photos_below(place)
+            yield from photos_below(place, passed)
         else:
             yield place
 

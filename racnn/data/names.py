@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 # What words for a split mean. Words that may mean either of two splits, such as "eval", are not among them.
 SPLIT_WORDS = {
@@ -63,6 +63,22 @@ def lookalikes(names: Iterable[str]) -> list[list[str]]:
     for name in names:
         groups[_skeleton(name)].append(name)
     return [group for group in groups.values() if len(group) > 1]
+
+
+def find_class(name: str, known: Sequence[str]) -> int | None:
+    """Return the position of the one known class that a name is meant to be, or None.
+
+    The same name comes first, then one that looks alike, then that without a number before it, as in ``001.Auk``.
+    """
+    normal = class_name(name)
+    same = [i for i, other in enumerate(known) if class_name(other) == normal]
+    if same:
+        return same[0] if len(same) == 1 else None
+    for text in (normal, re.sub(r"^[0-9]+\.", "", normal)):
+        alike = [i for i, other in enumerate(known) if _skeleton(other) == _skeleton(text)]
+        if len(alike) == 1:
+            return alike[0]
+    return None
 
 
 def _skeleton(name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,10 @@ from torch import Tensor
 
 from racnn import viz
 from racnn.config import Config
-from racnn.data import Data, build_data, eval_loader
+from racnn.data import Data, PhotoDataset, build_data, eval_loader
+from racnn.data.build import build_to_measure
+from racnn.data.catalog import Record
+from racnn.data.contents import read_contents
 from racnn.data.stream import photo_batches
 from racnn.data.transforms import SourceTransform
 from racnn.engine.digest import digest
@@ -31,11 +34,13 @@ from racnn.engine.early_exit import (
 from racnn.engine.loop import Predictions, predict, report
 from racnn.engine.parts import Parts
 from racnn.engine.precision import prepare
-from racnn.engine.published import write_published
+from racnn.engine.provenance import DIGEST_LENGTH
+from racnn.engine.published import is_published, write_published
 from racnn.engine.stored import open_checkpoint
 from racnn.errors import ConfigError, DataError
 from racnn.models import RACNN, build_model
 from racnn.ops.regions import to_boxes_xyxy
+from racnn.written import refuse_foreign
 
 
 @dataclass
@@ -48,6 +53,8 @@ class Trained:
         class_names: In the order of the logits.
         train_names: The photos it was trained on.
         val_names: The photos that were held out for validation.
+        train_digests: What the training photos hold, in the order of their names; empty where that is not known.
+        val_digests: The same of the validation photos.
         scales: How many scales were trained when the checkpoint was written.
         fused: Whether the fusion layer was.
     """
@@ -57,6 +64,8 @@ class Trained:
     class_names: list[str]
     train_names: list[str]
     val_names: list[str]
+    train_digests: list[str]
+    val_digests: list[str]
     scales: int
     fused: bool
 
@@ -83,6 +92,8 @@ def load_trained(path: Path | str, device: torch.device | str = "cpu") -> Traine
         class_names=content.class_names,
         train_names=content.train_names,
         val_names=content.val_names,
+        train_digests=content.train_digests,
+        val_digests=content.val_digests,
         scales=max(1, content.trained_scales),
         fused=content.fusion_trained,
     )
@@ -92,12 +103,14 @@ def export_trained(path: Path, out: Path) -> None:
     """Write the network of a checkpoint as .safetensors, with what is needed to use it; what a run needs is left out.
 
     Args:
-        path: Of a checkpoint.
-        out: Where to; a file there is replaced.
+        path: The checkpoint.
+        out: Where to; an earlier export there is replaced.
 
     Raises:
         CheckpointError: As :func:`load_trained` does.
+        ConfigError: Something stands at ``out`` that is no export.
     """
+    refuse_foreign([out], flag="--out", ours=is_published)
     content = open_checkpoint(path).content
     kept = content.model_fields_set - {"progress", "optimizer"}
     write_published(out, {name: getattr(content, name) for name in kept})
@@ -128,37 +141,55 @@ def data_of(trained: Trained, *, root: Path | None = None, skip_damaged: bool = 
 def evaluate_trained(
     trained: Trained,
     *,
-    split: str,
+    split: str | None = None,
     root: Path | None = None,
     skip_damaged: bool = False,
     early_exit: bool = False,
 ) -> dict[str, Any]:
-    """Return the report on a split of the dataset that the network was trained on.
+    """Return the report on photos with labels: a split of what the network was trained on, or others.
 
     Args:
         trained: From :func:`load_trained`.
-        split: 'test', 'val' or 'train'; 'val' is exactly what the run held out.
-        root: The dataset's folder, where it is no longer the one of the run.
+        split: 'test', 'val', 'train' or 'all'; of the run's own photos 'val' is exactly what the run held out. None is the test
+            photos of the run, and all of other photos.
+        root: The run's dataset where it is no longer where it was, or other photos: a list or folder that
+            :func:`racnn.data.build.build_to_measure` reads, with some of the network's classes.
         skip_damaged: Leave out photos that cannot be read; their number is ``num_skipped`` of the report.
         early_exit: Also choose on the validation photos when a photo needs no further look, and report as
             ``early_exit`` the choice, its curve on the validation photos, and what it makes of the split.
 
+    Returns:
+        The report of :func:`racnn.report.evaluation_report`. Of files that can be compared ``num_trained_on`` says how many
+        of the photos were trained on, by their contents.
+
     Raises:
-        ConfigError: ``early_exit`` with one trained scale.
-        DataError: The dataset is missing, has a damaged photo, has other classes than the network, or has test photos it was trained on.
+        ConfigError: ``early_exit`` with one trained scale, or on other photos; a split that other photos do not bring.
+        DataError: The photos are missing, one is damaged or of a class that the network does not know, or the run's test
+            photos were trained on.
     """
-    data = data_of(trained, root=root, skip_damaged=skip_damaged)
-    if split == "test":
-        known = {*trained.train_names, *trained.val_names}
-        leaked = sorted(known & {record.name for record in data.splits["test"].records})
-        if leaked:
-            raise DataError(
-                f"data.root: {len(leaked)} test photos were used in training, for example '{leaked[0]}': photos were "
-                "added or removed since, which draws another test split; restore them, or keep a test/ folder"
+    own = root is None or is_data_of_run(trained, root)
+    if own:
+        data = data_of(trained, root=root, skip_damaged=skip_damaged)
+        split = split or "test"
+        _refuse_leaked(trained, data, split)
+    else:
+        if early_exit:
+            raise ConfigError(
+                f"--early-exit: chooses on the run's validation photos, which are not in {root}"
             )
+        assert root is not None
+        changes = {"on_error": "skip", "most_skipped": 1.0} if skip_damaged else {}
+        config = trained.config.data.model_copy(update=changes)
+        data = build_to_measure(config, root, class_names=trained.class_names)
+        split = split or "all"
+        if split not in data.splits:
+            raise ConfigError(f"--split {split}: {root} brings no such photos, only {', '.join(data.splits)}")
     calibrated = calibrate_early_exit(trained, data) if early_exit else None
-    predictions = _predict(trained, data, split)
+    measured_on = _split_of(data, split)
+    predictions = _predict(trained, measured_on)
     measured = report(predictions, data=data, split=split, bounds=trained.model.bounds)
+    if trained.train_digests:
+        measured["num_trained_on"] = _num_known(measured_on, set(trained.train_digests))
     if calibrated is not None:
         early, curve = calibrated
         answers = answers_by_depth(predictions.logits, predictions.fused, early.pools)
@@ -171,6 +202,51 @@ def evaluate_trained(
     return measured
 
 
+def is_data_of_run(trained: Trained, root: Path) -> bool:
+    """Return whether a folder or list holds the photos of the run: those that it held out for validation, by name and contents."""
+    if trained.config.data.dataset == "synthetic":
+        return False
+    try:
+        data = data_of(trained, root=root)
+    except DataError:
+        return False
+    if not trained.val_digests:  # of an earlier version
+        return True
+    then = dict(zip(trained.val_names, trained.val_digests, strict=True))
+    now = data.splits["val"].records
+    return all(then[record.name] == found for record, found in zip(now, _digests(now), strict=True))
+
+
+def _refuse_leaked(trained: Trained, data: Data, split: str) -> None:
+    known = {*trained.train_names, *trained.val_names}
+    leaked = sorted(known & {record.name for record in data.splits["test"].records})
+    if split == "test" and leaked:
+        raise DataError(
+            f"data.root: {len(leaked)} test photos were used in training, for example '{leaked[0]}': photos were "
+            "added or removed since, which draws another test split; restore them, or keep a test/ folder"
+        )
+
+
+def _split_of(data: Data, split: str) -> PhotoDataset:
+    """Return the photos of a split; 'all' joins the splits of a run."""
+    if split in data.splits:
+        return data.splits[split]
+    assert split == "all", split
+    test = data.splits["test"]
+    records = [record for photos in data.splits.values() for record in photos.records]
+    return PhotoDataset(test.catalog, records, test.config)
+
+
+def _num_known(photos: PhotoDataset, known: Collection[str]) -> int:
+    """Return how many photos hold the same as one of those known."""
+    return sum(found in known for found in _digests(photos.records))
+
+
+def _digests(records: Sequence[Record]) -> list[str]:
+    files = read_contents([record.path for record in records if record.path is not None])
+    return [file.sha256[:DIGEST_LENGTH] for file in files]
+
+
 def calibrate_early_exit(trained: Trained, data: Data) -> tuple[EarlyExit, list[Outcome]]:
     """Choose on the validation photos when a photo needs no further look, see :mod:`racnn.engine.early_exit`.
 
@@ -181,7 +257,7 @@ def calibrate_early_exit(trained: Trained, data: Data) -> tuple[EarlyExit, list[
         raise ConfigError("--early-exit: the network has one trained scale, after which it always stops")
     size = trained.config.data.source_size
     costs = scale_costs(trained.model, source_size=size, scales=trained.scales)
-    return calibrate(_predict(trained, data, "val"), costs, network=network_digest(trained))
+    return calibrate(_predict(trained, data.splits["val"]), costs, network=network_digest(trained))
 
 
 def network_digest(trained: Trained) -> str:
@@ -189,10 +265,10 @@ def network_digest(trained: Trained) -> str:
     return digest(trained.model.state_dict())
 
 
-def _predict(trained: Trained, data: Data, split: str) -> Predictions:
+def _predict(trained: Trained, photos: PhotoDataset) -> Predictions:
     return predict(
         trained.model,
-        eval_loader(data.splits[split], trained.config.data),
+        eval_loader(photos, trained.config.data),
         device=next(trained.model.parameters()).device,
         scales=trained.scales,
         fused=trained.fused,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from racnn.engine.digest import digest
-from racnn.engine.files import write_atomically
+from racnn.written import write_file
 
 SUFFIX = ".safetensors"
 PREFIX = "racnn."
@@ -38,8 +38,16 @@ def write_published(path: Path, content: dict[str, Any]) -> None:
     rest["digest"] = digest(_in_order(rest, model))
     metadata = {f"{PREFIX}{key}": json.dumps(value) for key, value in rest.items()}
     data = safetensors.torch.save(model, metadata)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: file.write(data))
+    write_file(path, lambda file: file.write(data), flag="--out", ours=is_published)
+
+
+def is_published(path: Path) -> bool:
+    """Return whether a file is such a network, by its metadata."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return f"{PREFIX}digest" in (file.metadata() or {})
+    except Exception:  # of several types
+        return False
 
 
 def read_published(path: Path) -> dict[str, Any]:
