@@ -348,7 +348,11 @@ def test_photos_of_the_same_name_do_not_overwrite_each_other(best, racnn, photos
     rows = json.loads((tmp_path / "out" / "regions.json").read_text())
     pictures = [row["picture"] for row in rows]
     assert len(set(pictures)) == 2
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {*pictures, "regions.json", ".racnn-written"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *pictures,
+        "regions.json",
+        ".racnn-written",
+    }
     assert [row["photo"] for row in rows] == [str(place) for place in places]
     sizes = set()
     for name in pictures:

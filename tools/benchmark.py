@@ -20,10 +20,21 @@ import typer
 
 from bench.figures import show
 from racnn.cli import Device, run_with_messages
+from racnn.written import refuse_foreign
 
 app = typer.Typer(help="Measure the parts against named baselines.", no_args_is_help=True)
 
-Json = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.")]
+
+def _free(file: Path | None) -> Path | None:
+    """Refuse a file that cannot be written to before anything is measured."""
+    if file is not None:
+        refuse_foreign([file], flag="--json")
+    return file
+
+
+Json = Annotated[
+    Path | None, typer.Option("--json", help="Write the figures to this file too.", callback=_free)
+]
 Rounds = Annotated[int, typer.Option(min=3, help="Times that everything is measured in turn.")]
 Batch = Annotated[int, typer.Option(min=1, help="Photos at a time.")]
 StepBatch = Annotated[int | None, typer.Option(min=1, help="Photos at a time; default: 2, on CUDA 16.")]

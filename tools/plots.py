@@ -9,6 +9,7 @@ is drawn by variant, for its finest scale, the second with every scale. Each giv
 from __future__ import annotations
 
 import csv
+import io
 import re
 import statistics
 from collections import defaultdict
@@ -19,6 +20,7 @@ import typer
 
 from racnn.cli import run_with_messages
 from racnn.errors import DataError
+from racnn.written import write_bytes
 
 COLORS = {"tx": "#2563eb", "ty": "#d97706", "tl": "#db2777"}
 
@@ -33,8 +35,12 @@ def main(folder: Annotated[Path, typer.Argument(help="Folder of the numbers, and
     for pattern, draw in DRAWINGS.items():
         for path in sorted(folder.glob(pattern)):
             figure = draw(path)
-            figure.savefig(path.with_suffix(".svg"), bbox_inches="tight", metadata={"Date": None})
-            print(path.with_suffix(".svg"))
+            picture = io.BytesIO()
+            figure.savefig(picture, format="svg", bbox_inches="tight", metadata={"Date": None})
+            target = path.with_suffix(".svg")
+            if not target.is_file() or target.read_bytes() != picture.getvalue():
+                write_bytes(target, picture.getvalue(), flag="FOLDER")
+            print(target)
             drawn += 1
     if not drawn:
         raise DataError(f"{folder}: expected files of numbers, {', '.join(DRAWINGS)}, found none")

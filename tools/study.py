@@ -27,6 +27,7 @@ import contextlib
 import csv
 import fcntl
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -42,6 +43,7 @@ import typer
 from racnn.cli import run_with_messages
 from racnn.config import Config, dump_config, load_config, parse_config, read_yaml
 from racnn.errors import ConfigError, did_you_mean
+from racnn.written import refuse_foreign, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -294,12 +296,11 @@ def measure(folder: Path, split: str, root: Path | None, device: torch.device) -
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write the rows, all columns of any of them."""
     columns = list(dict.fromkeys([*FIRST_COLUMNS, *(key for row in rows for key in row)]))
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(temporary, path)
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, columns, restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, file.getvalue(), flag="--out")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -384,7 +385,7 @@ def main(
     changes = _refuse_own(settings or [], "--set")
     configs = {job: plan.resolve(*job, changes) for job in jobs}  # mistakes show before training
     _refuse_twins({name: plan.resolve(name, 0, changes) for name in plan.variants})
-    out.mkdir(parents=True, exist_ok=True)
+    refuse_foreign([out / "rows.csv", out / "table.md"], flag="--out")
     for (name, number), config in configs.items():
         folder, seconds = run_stages(config, stages or out / "stages", where)
         row = {
@@ -398,7 +399,7 @@ def main(
         rows = [r for r in read_rows(out / "rows.csv") if _is_current(r, plan, changes) and not _same(r, row)]
         rows.append(row)
         write_rows(out / "rows.csv", rows)
-        (out / "table.md").write_text(format_table(rows, split), encoding="utf-8")
+        write_text(out / "table.md", format_table(rows, split), flag="--out")
     print((out / "table.md").read_text(encoding="utf-8"))
 
 

@@ -30,6 +30,7 @@ from racnn.data.contents import read_contents
 from racnn.data.photos import photo_size, read_reduced
 from racnn.data.transforms import SourceTransform
 from racnn.errors import DataError
+from racnn.written import make_folders, remove_empty
 
 FORMAT = 1
 PIXELS, INDEX = "pixels.u8", "index.json"
@@ -99,16 +100,20 @@ def open_cache(
     folder = root / _key(paths, transform)
     finished = _finished(folder)
     if finished is None:
-        shutil.rmtree(folder, ignore_errors=True)  # damaged, if it is there
+        _refuse_blocked(root)
+        _remove(folder)  # damaged, if it is there
         sizes = [photo_size(path) for path in paths]
         shapes = [transform.resized_shape(*size) for size in sizes]
-        root.mkdir(parents=True, exist_ok=True)
-        _sweep(root)
-        needed, free = sum(map(_num_bytes, shapes)), shutil.disk_usage(root).free
-        say(f"data.cache: {len(paths)} photos, {_gigabytes(needed)} to write to {folder}")
-        if needed > free:
-            raise DataError(f"data.cache: {root}: {_gigabytes(needed)} needed, {_gigabytes(free)} free")
-        _write(folder, paths, shapes, sizes, transform, workers)
+        made = make_folders(root)
+        try:
+            _sweep(root)
+            needed, free = sum(map(_num_bytes, shapes)), shutil.disk_usage(root).free
+            say(f"data.cache: {len(paths)} photos, {_gigabytes(needed)} to write to {folder}")
+            if needed > free:
+                raise DataError(f"data.cache: {root}: {_gigabytes(needed)} needed, {_gigabytes(free)} free")
+            _write(folder, paths, shapes, sizes, transform, workers)
+        finally:
+            remove_empty(made)
     return finished or PhotoCache(folder)
 
 
@@ -180,7 +185,30 @@ def _sweep(root: Path) -> None:
         if UNFINISHED.fullmatch(left.name):
             with contextlib.suppress(FileNotFoundError):  # its writer has just finished
                 if time.time() - (left / PIXELS).stat().st_mtime > STALE:
-                    shutil.rmtree(left, ignore_errors=True)
+                    _remove(left)
+
+
+def _remove(folder: Path) -> None:
+    """Delete a cache, and nothing that was put beside it.
+
+    Raises:
+        DataError: Something was.
+    """
+    if not folder.is_dir():
+        return
+    if others := sorted(path.name for path in folder.iterdir() if path.name not in (PIXELS, INDEX)):
+        raise DataError(
+            f"data.cache: {folder}: a damaged cache, which is not replaced because {others[0]} lies in it; move that away"
+        )
+    for name in (PIXELS, INDEX):
+        (folder / name).unlink(missing_ok=True)
+    folder.rmdir()
+
+
+def _refuse_blocked(root: Path) -> None:
+    for place in (root, *root.parents):
+        if place.exists() and not place.is_dir():
+            raise DataError(f"data.cache: {place} is a file; expected a folder")
 
 
 def _num_bytes(shape: Sequence[int]) -> int:

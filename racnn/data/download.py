@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import http.client
 import os
@@ -10,6 +11,7 @@ import tarfile
 import tempfile
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +65,8 @@ def fetch(archive: Archive, folder: Path, *, url: str | None = None) -> Path:
         check_archive(archive, target)
         return target
     part = folder / f"{archive.name}.part"
+    if part.is_symlink():
+        raise DataError(f"{part}: is a link, where the download would go; move it away")
     if part.exists() and part.stat().st_size > archive.size:
         part.unlink()
     if not part.exists() or part.stat().st_size < archive.size:
@@ -193,7 +197,7 @@ def unpack(
             raise DataError(f"{path}: cannot be unpacked: {error}") from None
         arrived = sorted(inside.iterdir())
         for entry in arrived:
-            if (folder / entry.name).exists() and entry.name not in replace:
+            if os.path.lexists(folder / entry.name) and entry.name not in replace:
                 raise DataError(
                     f"{folder / entry.name}: is there already; move it away, or choose another --root"
                 )
@@ -226,10 +230,21 @@ def _refuse_unsafe(member: tarfile.TarInfo, path: Path) -> None:
 
 
 def place(path: Path, folder: Path) -> Path:
-    """Copy a file into a folder at once, unless it is there."""
+    """Copy a file into a folder at once, unless it is there.
+
+    Raises:
+        DataError: Another file of its name is.
+    """
     target = folder / path.name
-    if path.resolve() != target.resolve():
-        temporary = folder / f".{path.name}.tmp"
-        shutil.copyfile(path, temporary)
-        os.replace(temporary, target)
+    if path.resolve() == target.resolve():
+        return target
+    if os.path.lexists(target):
+        if target.is_file() and filecmp.cmp(path, target, shallow=False):
+            return target
+        raise DataError(
+            f"{target}: is there already, and is not {path}; move it away, or choose another --root"
+        )
+    temporary = folder / f"{UNFINISHED}{uuid.uuid4().hex}"
+    shutil.copyfile(path, temporary)
+    os.replace(temporary, target)
     return target

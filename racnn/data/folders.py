@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from racnn.config import DataConfig
 from racnn.data.catalog import Catalog, Record, chosen_classes, existing_root, hold_out
-from racnn.data.listing import DRAWN, LINKED, PHOTO_SUFFIXES, photos_below, visible, why_no_photo
+from racnn.data.listing import LINKED, PHOTO_SUFFIXES, WRITTEN, photos_below, visible, why_no_photo
 from racnn.data.names import class_name, looks_like_split, natural_key, split_of
 from racnn.errors import DataError, did_you_mean
 from racnn.written import RECORD
@@ -110,7 +110,7 @@ def _folders(place: Path, passed: Counter[str]) -> list[Path]:
         elif path.is_symlink() and path.resolve() in real:
             passed[LINKED] += 1
         elif (path / RECORD).exists() and next(photos_below(path), None) is None:
-            passed[DRAWN] += 1
+            passed[WRITTEN] += 1
         else:
             folders.append(path)
     return folders

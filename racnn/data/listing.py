@@ -75,7 +75,7 @@ SYSTEM_NAMES = frozenset(
     | {"desktop.ini", "icon\r"}
 )
 MOST_KINDS = 12  # kinds of files in one line
-DRAWN = "drawn by racnn"
+WRITTEN = "written by racnn"
 LINKED = "links to folders that are read anyway"
 
 
@@ -158,15 +158,15 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def _walk(place: Path, walk: _Walk, passed: Counter[str]) -> Iterator[Path]:
-    drawn = _drawn(place)
+    written = _written(place)
     for path in sorted(visible(place, passed)):
         if path.is_dir():
             if path.is_symlink() and not walk.may_follow(path):
                 passed[LINKED] += 1
             else:
                 yield from _walk(path, walk, passed)
-        elif path.name in drawn:
-            passed[DRAWN] += 1
+        elif path.name in written:
+            passed[WRITTEN] += 1
         elif kind := why_no_photo(path):
             passed[kind] += 1
         else:
@@ -189,8 +189,8 @@ def visible(place: Path, passed: Counter[str] | None = None) -> list[Path]:
     return [path for path in found if path not in systems]
 
 
-def _drawn(folder: Path) -> set[str]:
-    """Return the names of files in a folder that this program drew and nobody has changed since."""
+def _written(folder: Path) -> set[str]:
+    """Return the names of files in a folder that this program wrote and nobody has changed since."""
     if not (folder / RECORD).exists():
         return set()
     record = read_record(folder)

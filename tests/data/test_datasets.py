@@ -332,3 +332,41 @@ def test_folder_refuses_classes_beside_the_splits_instead_of_passing_them_over(t
     for photo in (tmp_path / "notes").iterdir():
         photo.unlink()
     assert folder(DataConfig(dataset="folder", root=tmp_path)).class_names == ["a", "b"]
+
+
+def grouped(groups):
+    """Return the records of (label, group, number of photos) in turn."""
+    rows = [(label, group) for label, group, number in groups for _ in range(number)]
+    return [Record(f"{i}", label, group=group) for i, (label, group) in enumerate(rows)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_group_is_torn_by_a_split(seed):
+    nests = [(label, f"{label} {i}", 1 + (7 * i + label) % 5) for label in range(3) for i in range(8)]
+    shared = [(0, "site", 4), (1, "site", 3)]
+    records = grouped([*nests, *shared, (2, None, 6)])
+    kept, held = hold_out(records, fraction=0.2, seed=seed, purpose="test")
+    assert sorted(r.name for r in kept + held) == sorted(r.name for r in records)
+    assert {r.group for r in kept if r.group}.isdisjoint(r.group for r in held)
+    total, out = counts_of(records), counts_of(held)
+    for label in range(3):
+        assert 0 < out[label] <= round(0.2 * total[label])
+    again = hold_out(records[::-1], fraction=0.2, seed=seed, purpose="test")[1]
+    assert sorted(r.name for r in again) == sorted(r.name for r in held)
+
+
+def test_a_class_of_one_group_stays_whole():
+    kept, held = hold_out(
+        grouped([(0, "nest", 9), (1, "a", 4), (1, "b", 6)]), fraction=0.2, seed=0, purpose="test"
+    )
+    assert counts_of(kept) == {0: 9, 1: 6}
+    assert counts_of(held) == {1: 4}  # the smaller one, though it is more than a fifth
+
+
+def test_photos_without_groups_are_held_out_as_ever():
+    records = grouped([(0, None, 20)])
+    alone = hold_out(
+        [*records, Record("x", 1, group="g"), Record("y", 1, group="h")], fraction=0.25, seed=3, purpose="val"
+    )
+    plain = hold_out(records, fraction=0.25, seed=3, purpose="val")
+    assert [r.name for r in alone[1] if r.label == 0] == [r.name for r in plain[1]]

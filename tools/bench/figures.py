@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from racnn.written import write_text
+
 Calls = Mapping[str, Callable[[], object]]
 Times = dict[str, list[float]]
 
@@ -115,5 +117,4 @@ def show(figures: list[Figure], file: Path | None) -> None:
             f"| {target} | {met} |"
         )
     if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps([asdict(f) for f in figures], indent=2) + "\n", encoding="utf-8")
+        write_text(file, json.dumps([asdict(f) for f in figures], indent=2) + "\n", flag="--json")
