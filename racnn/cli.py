@@ -214,6 +214,7 @@ def evaluate(
     """Measure a checkpoint on a split of its dataset, or on other photos with labels."""
     if split not in (None, "test", "val", "train", "all"):
         raise ConfigError(f"--split: expected test, val or train, or all, got '{split}'")
+    from racnn.data.listing import describe_passed
     from racnn.engine.early_exit import early_exit_file, format_early_exit
     from racnn.engine.inference import evaluate_trained
     from racnn.report import format_report
@@ -236,6 +237,8 @@ def evaluate(
         print(f"\n{report['num_skipped']} damaged photos of the data set were left out")
     if data is not None or report.get("num_trained_on"):
         print(f"\n{_seen_in_training(report)}")
+    if "passed_over" in report:
+        print(describe_passed(Counter(report["passed_over"])))
     if json_file is not None:
         _write_json(json_file, report, flag="--json")
         print(f"\nwritten to {json_file}")

@@ -46,7 +46,7 @@ def refuse_foreign(
     read = functools.cache(read_record)
     obstacles = []
     for path in paths:
-        _refuse_blocked_folder(path.parent, flag)
+        refuse_blocked(path.parent, flag)
         if not os.path.lexists(path):
             continue
         why = _obstacle(path, read(path.parent), ours)
@@ -59,6 +59,19 @@ def refuse_foreign(
         raise ConfigError(
             f"{flag}: {'; '.join(obstacles[:MOST_NAMED])}{more}: nothing was written; move it away, or choose another {flag}"
         )
+
+
+def refuse_blocked(folder: Path, flag: str) -> None:
+    """Refuse a folder that cannot be made because a file stands in its way.
+
+    Raises:
+        ConfigError: With the flag or key that names the folder.
+    """
+    for place in (folder, *folder.parents):
+        if os.path.lexists(place):
+            if not place.is_dir():
+                raise ConfigError(f"{flag}: {place} is a file; expected a folder")
+            return
 
 
 def write_bytes(path: Path, content: bytes, *, flag: str) -> None:
@@ -175,12 +188,3 @@ def _obstacle(path: Path, record: dict[str, set[str]], ours: Callable[[Path], bo
     if path.name in record:
         return "was changed since racnn wrote it"
     return "is there already, and racnn did not write it"
-
-
-def _refuse_blocked_folder(folder: Path, flag: str) -> None:
-    """Refuse a folder that cannot be made because a file stands in its way."""
-    for place in (folder, *folder.parents):
-        if os.path.lexists(place):
-            if not place.is_dir():
-                raise ConfigError(f"{flag}: {place} is a file; expected a folder")
-            return

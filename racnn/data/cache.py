@@ -30,7 +30,7 @@ from racnn.data.contents import read_contents
 from racnn.data.photos import photo_size, read_reduced
 from racnn.data.transforms import SourceTransform
 from racnn.errors import DataError
-from racnn.written import make_folders, remove_empty
+from racnn.written import make_folders, refuse_blocked, remove_empty
 
 FORMAT = 1
 PIXELS, INDEX = "pixels.u8", "index.json"
@@ -94,13 +94,14 @@ def open_cache(
         say: Told the size before anything is written.
 
     Raises:
+        ConfigError: A file stands where the folder should be.
         DataError: A photo cannot be read, or the disk has not enough room.
     """
     root = root.expanduser()
     folder = root / _key(paths, transform)
     finished = _finished(folder)
     if finished is None:
-        _refuse_blocked(root)
+        refuse_blocked(root, "data.cache")
         _remove(folder)  # damaged, if it is there
         sizes = [photo_size(path) for path in paths]
         shapes = [transform.resized_shape(*size) for size in sizes]
@@ -203,12 +204,6 @@ def _remove(folder: Path) -> None:
     for name in (PIXELS, INDEX):
         (folder / name).unlink(missing_ok=True)
     folder.rmdir()
-
-
-def _refuse_blocked(root: Path) -> None:
-    for place in (root, *root.parents):
-        if place.exists() and not place.is_dir():
-            raise DataError(f"data.cache: {place} is a file; expected a folder")
 
 
 def _num_bytes(shape: Sequence[int]) -> int:

@@ -14,6 +14,7 @@ from racnn.data import DATASETS
 from racnn.data.catalog import Catalog
 from racnn.data.download import Archive, check_archive, fetch, place, sweep, unpack
 from racnn.errors import DataError, did_you_mean
+from racnn.written import refuse_blocked
 
 DOGS_PAGE = "https://vision.stanford.edu/aditya86/ImageNetDogs"
 CARS_PAGE = "https://ai.stanford.edu/~jkrause/car196"
@@ -139,6 +140,7 @@ def prepare(
         )
     official, root = OFFICIAL[name], root.expanduser()
     by_name = _recognise(given, official)
+    refuse_blocked(root, "--root")
     root.mkdir(parents=True, exist_ok=True)
     sweep(root)
     done = _read_marker(root)

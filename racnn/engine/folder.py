@@ -24,6 +24,7 @@ from racnn.engine.provenance import fingerprint
 from racnn.engine.resume import check_resumable
 from racnn.engine.stored import Content, Stored, open_checkpoint
 from racnn.errors import CheckpointError, ConfigError, DamagedError, DataError
+from racnn.written import refuse_blocked
 
 RUN_FILES = (
     "last.pt",
@@ -82,9 +83,7 @@ class RunFolder:
             overwrite: A run in the folder is to be replaced.
             restarted: torchrun has started a process again.
         """
-        for place in (self.path, *self.path.parents):
-            if os.path.lexists(place) and not place.is_dir():
-                raise ConfigError(f"run.out: {place} is a file; expected a folder for the run")
+        refuse_blocked(self.path, "run.out")
         if any(0xD800 <= ord(character) < 0xE000 for character in str(self.path)):
             raise ConfigError(
                 f"run.out: {self.path}: expected a name in UTF-8, or TensorBoard cannot write there"

@@ -160,7 +160,8 @@ def evaluate_trained(
 
     Returns:
         The report of :func:`racnn.report.evaluation_report`. Of files that can be compared ``num_trained_on`` says how many
-        of the photos were trained on, by their contents.
+        of the photos were trained on, by their contents; of other photos ``passed_over`` counts the files beside them that
+        are none, by kind.
 
     Raises:
         ConfigError: ``early_exit`` with one trained scale, or on other photos; a split that other photos do not bring.
@@ -190,6 +191,8 @@ def evaluate_trained(
     measured = report(predictions, data=data, split=split, bounds=trained.model.bounds)
     if trained.train_digests:
         measured["num_trained_on"] = _num_known(measured_on, set(trained.train_digests))
+    if data.passed_over and not own:
+        measured["passed_over"] = dict(data.passed_over)
     if calibrated is not None:
         early, curve = calibrated
         answers = answers_by_depth(predictions.logits, predictions.fused, early.pools)
