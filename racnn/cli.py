@@ -224,6 +224,8 @@ def evaluate(
         refuse_foreign([json_file], flag="--json")
     if early_exit:
         refuse_foreign([choice], flag="--early-exit")
+        if json_file is not None and json_file.resolve() == choice.resolve():
+            raise ConfigError(f"--json {json_file}: is where --early-exit writes; choose another file")
     trained = _restore(checkpoint, device)
     report = evaluate_trained(
         trained, split=split, root=data, skip_damaged=skip_damaged, early_exit=early_exit
@@ -237,7 +239,9 @@ def evaluate(
         print(f"\n{report['num_skipped']} damaged photos of the data set were left out")
     if data is not None or report.get("num_trained_on"):
         print(f"\n{_seen_in_training(report)}")
-    if "passed_over" in report:
+    for warning in report.get("warnings", ()):
+        print(f"warning: {warning}")
+    if report.get("passed_over"):
         print(describe_passed(Counter(report["passed_over"])))
     if json_file is not None:
         _write_json(json_file, report, flag="--json")
@@ -388,7 +392,7 @@ def _draw(
     rows = []
     for path, name, photo in photos:
         picture, row = look(trained, photo)
-        write_file(out / name, partial(picture.save, format="PNG"), flag="--out")
+        write_file(out / name, partial(picture.save, format="PNG"), flag="--out", checked=True)
         rows.append({"photo": str(path), "picture": name, **row})
     _write_json(out / REGIONS, rows, flag="--out")
     return rows

@@ -38,6 +38,8 @@ def export_weights(
 
     if out.suffix != SUFFIX:
         raise ConfigError(f"--out {out}: expected a name that ends with {SUFFIX}")
+    if any(0xD800 <= ord(character) < 0xE000 for character in str(out)):
+        raise ConfigError(f"--out {out}: expected a name in UTF-8, or safetensors cannot read it")
     if os.path.lexists(out) and (out.is_dir() or not overwrite):
         hint = "a folder" if out.is_dir() else "exists already: replace an earlier export with --overwrite"
         raise ConfigError(f"--out {out}: {hint}")

@@ -101,7 +101,7 @@ def verify(
             tqdm.write(f"{record.name}: {reason}")
     copies = find_copies(splits)
     misplaced = False
-    for record, problem, is_misplaced in box_problems(catalog):
+    for record, problem, is_misplaced in box_problems(records):
         print(f"{record.name}: {problem}")
         misplaced |= is_misplaced
     for line in (*describe_copies(copies, catalog.class_names), *notes_on(catalog)):

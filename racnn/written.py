@@ -21,6 +21,7 @@ from typing import BinaryIO
 from racnn.errors import ConfigError
 
 RECORD = ".racnn-written"
+STREAMS = ("/dev/stdout", "/dev/stderr", "/dev/null")  # are written to, not replaced
 MOST_NAMED = 5  # files in one message
 
 
@@ -46,10 +47,14 @@ def refuse_foreign(
     read = functools.cache(read_record)
     obstacles = []
     for path in paths:
-        refuse_blocked(path.parent, flag)
-        if not os.path.lexists(path):
+        if str(path) in STREAMS:
             continue
-        why = _obstacle(path, read(path.parent), ours)
+        refuse_blocked(path.parent, flag)
+        record = read(path.parent)
+        why = "is where the record of what racnn wrote stands" if path.name == RECORD else None
+        if why is None and not os.path.lexists(path):
+            continue
+        why = why or _obstacle(path, record, ours)
         if why is None and path.parent.resolve() in guarded:
             why = "lies among the photos, where nothing is replaced"
         if why is not None:
@@ -74,13 +79,11 @@ def refuse_blocked(folder: Path, flag: str) -> None:
             return
 
 
-def write_bytes(path: Path, content: bytes, *, flag: str) -> None:
-    """Write a file for the user as a whole, and note it in the record beside it; its folder is made.
-
-    Raises:
-        ConfigError: Something stands there that this program did not write, see :func:`refuse_foreign`.
-    """
-    write_file(path, lambda file: file.write(content), flag=flag)
+def write_bytes(
+    path: Path, content: bytes, *, flag: str, ours: Callable[[Path], bool] = lambda path: False
+) -> None:
+    """Write a file for the user as a whole, see :func:`write_file`."""
+    write_file(path, lambda file: file.write(content), flag=flag, ours=ours)
 
 
 def write_text(path: Path, text: str, *, flag: str) -> None:
@@ -94,6 +97,7 @@ def write_file(
     *,
     flag: str,
     ours: Callable[[Path], bool] = lambda path: False,
+    checked: bool = False,
 ) -> None:
     """Write a file for the user as a whole, and note it in the record beside it; its folder is made.
 
@@ -102,13 +106,21 @@ def write_file(
         write: Called with the open file.
         flag: As in :func:`refuse_foreign`.
         ours: As in :func:`refuse_foreign`.
+        checked: :func:`refuse_foreign` has just been asked, of many files at once.
 
     Raises:
         ConfigError: Something stands there that this program did not write.
     """
-    refuse_foreign([path], flag=flag, ours=ours)
+    if not checked:
+        refuse_foreign([path], flag=flag, ours=ours)
+    elif path.is_symlink():
+        raise ConfigError(f"{flag}: {path} is a link by now")
+    if str(path) in STREAMS:
+        with path.open("wb") as stream:
+            write(stream)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(f".racnn-{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("xb") as file:
             write(file)
@@ -129,6 +141,8 @@ def is_written(path: Path, record: dict[str, set[str]]) -> bool:
 def read_record(folder: Path) -> dict[str, set[str]]:
     """Return the sha256 of every file that this program wrote into a folder, by name; several where it wrote it again.
 
+    A line that a crash has torn is passed over.
+
     Raises:
         ConfigError: Something else stands in the record's place.
     """
@@ -137,15 +151,18 @@ def read_record(folder: Path) -> dict[str, set[str]]:
     if not os.path.lexists(path):
         return record
     try:
-        if not stat.S_ISREG(path.lstat().st_mode):
-            raise ValueError("not a regular file")
-        for line in path.read_text(encoding="utf-8").splitlines():
+        found = path.lstat()
+        lines = path.read_text(encoding="utf-8").splitlines() if stat.S_ISREG(found.st_mode) else ["a link"]
+    except (OSError, ValueError):
+        lines = ["something that is no text"]
+    for line in lines:
+        try:
             row = json.loads(line)
             record[row["name"]].add(row["sha256"])
-    except (OSError, ValueError, LookupError, TypeError):
-        raise ConfigError(
-            f"{path}: is not the record of what racnn wrote into this folder; move it away"
-        ) from None
+        except (ValueError, LookupError, TypeError):
+            continue
+    if lines and not record:
+        raise ConfigError(f"{path}: is not the record of what racnn wrote into this folder; move it away")
     return record
 
 
@@ -173,8 +190,10 @@ def remove_empty(folders: Iterable[Path]) -> None:
 
 def _note(path: Path, sha256: str) -> None:
     line = json.dumps({"name": path.name, "sha256": sha256}) + "\n"
-    with (path.parent / RECORD).open("a", encoding="utf-8") as file:
-        file.write(line)
+    with (path.parent / RECORD).open("ab+") as file:
+        if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":  # torn by a crash
+            file.write(b"\n")
+        file.write(line.encode())
 
 
 def _obstacle(path: Path, record: dict[str, set[str]], ours: Callable[[Path], bool]) -> str | None:
@@ -183,8 +202,10 @@ def _obstacle(path: Path, record: dict[str, set[str]], ours: Callable[[Path], bo
         return "is a link"
     if not path.is_file():
         return "is a folder" if path.is_dir() else "is no regular file"
-    if is_written(path, record) or ours(path):
+    if is_written(path, record):
         return None
     if path.name in record:
         return "was changed since racnn wrote it"
-    return "is there already, and racnn did not write it"
+    if ours(path):
+        return None
+    return "is there already, and nothing says that racnn wrote it"

@@ -166,7 +166,7 @@ def test_a_file_is_exported_over_only_when_asked(finished, racnn, tmp_path):
     assert "--overwrite" in result.err
     result = racnn(*again, "--overwrite")  # it is no export
     assert (result.code, out.read_text()) == (2, "mine")
-    assert "racnn did not write it" in result.err
+    assert "nothing says that racnn wrote it" in result.err
     out.unlink()
     assert racnn(*again).code == 0
     assert racnn(*again).code == 2

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import tiny_values
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from racnn.config import DataConfig
 from racnn.data import build_data
@@ -48,6 +48,46 @@ def test_every_format_is_read_upright(kind, turned, tmp_path):
     assert np.array_equal(read_photo(path), PICTURE)
     assert photo_size(path) == PICTURE.shape[:2]
     assert read_reduced(path, lambda h, w: (h // 4, w // 4))[1] == PICTURE.shape[:2]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16"])
+@pytest.mark.parametrize("turned", BACK)
+def test_a_tiff_of_any_mode_is_read_upright(mode, turned, tmp_path):
+    """Where a file holds a single plain tile, Pillow maps it, and would cut its rows at the wrong length."""
+    grey = PICTURE[..., 0]
+    deep = mode == "I;16"
+    photo = Image.fromarray(grey.astype(np.uint16) * 257) if deep else Image.fromarray(PICTURE).convert(mode)
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[0x0112] = turned
+    turns = (None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
+    stored = photo.transpose(turns[BACK[turned]]) if BACK[turned] else photo
+    stored.save(tmp_path / "a.tif", tiffinfo=tags)
+    expected = Image.fromarray(grey) if deep else photo.convert("RGBA") if mode == "P" else photo
+    assert np.array_equal(read_photo(tmp_path / "a.tif"), np.array(expected.convert("RGB")))
+    assert photo_size(tmp_path / "a.tif") == PICTURE.shape[:2]
+
+
+@pytest.mark.parametrize("turned", BACK)
+def test_a_tiff_that_only_its_xmp_block_turns_is_read_upright(turned, tmp_path):
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[700] = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="{turned}"/></x:xmpmeta>'.encode()
+    Image.fromarray(np.ascontiguousarray(np.rot90(PICTURE, BACK[turned]))).save(
+        tmp_path / "a.tif", tiffinfo=tags
+    )
+    assert np.array_equal(read_photo(tmp_path / "a.tif"), PICTURE)
+    assert photo_size(tmp_path / "a.tif") == PICTURE.shape[:2]
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_png_is_turned_by_a_tag_before_or_behind_its_pixels(behind, tmp_path):
+    content = store(tmp_path / "a.png", 6).read_bytes()
+    start = content.index(b"eXIf") - 4
+    length = int.from_bytes(content[start : start + 4], "big") + 12
+    chunk, rest = content[start : start + length], content[:start] + content[start + length :]
+    if behind:
+        (tmp_path / "a.png").write_bytes(rest[:-12] + chunk + rest[-12:])
+    assert photo_size(tmp_path / "a.png") == PICTURE.shape[:2]
+    assert np.array_equal(read_photo(tmp_path / "a.png"), PICTURE)
 
 
 @pytest.fixture(scope="module", params=["squash", "crop"])

@@ -34,16 +34,26 @@ def main(folder: Annotated[Path, typer.Argument(help="Folder of the numbers, and
     drawn = 0
     for pattern, draw in DRAWINGS.items():
         for path in sorted(folder.glob(pattern)):
-            figure = draw(path)
+            try:
+                figure = draw(path)
+            except (ValueError, LookupError, StopIteration) as error:
+                raise DataError(
+                    f"{path}: cannot be drawn, expected numbers as its tool writes them: {error!r}"
+                ) from None
             picture = io.BytesIO()
             figure.savefig(picture, format="svg", bbox_inches="tight", metadata={"Date": None})
             target = path.with_suffix(".svg")
             if not target.is_file() or target.read_bytes() != picture.getvalue():
-                write_bytes(target, picture.getvalue(), flag="FOLDER")
+                write_bytes(target, picture.getvalue(), flag="FOLDER", ours=_is_drawn)
             print(target)
             drawn += 1
     if not drawn:
         raise DataError(f"{folder}: expected files of numbers, {', '.join(DRAWINGS)}, found none")
+
+
+def _is_drawn(path: Path) -> bool:
+    """Return whether a picture is one of this tool's, as a fresh checkout has them without a record."""
+    return b"<dc:title>Matplotlib" in path.read_bytes()[:2000]
 
 
 def draw_slopes(path: Path) -> Any:

@@ -43,7 +43,7 @@ import typer
 from racnn.cli import run_with_messages
 from racnn.config import Config, dump_config, load_config, parse_config, read_yaml
 from racnn.errors import ConfigError, did_you_mean
-from racnn.written import refuse_foreign, write_text
+from racnn.written import refuse_blocked, refuse_foreign, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -209,8 +209,10 @@ def _essence(config: Config, **options: Any) -> dict[str, Any]:
 
 def run_stages(config: Config, store: Path, device: torch.device) -> tuple[Path, float]:
     """Train what is not there yet; return the last stage's folder and the seconds that all stages took."""
+    from racnn.engine.files import write_text as write_whole
     from racnn.engine.trainer import fit
 
+    refuse_blocked(store, "--stages")
     previous: Path | None = None
     seconds = 0.0
     for number, stage in enumerate(stages_of(config), start=1):
@@ -231,7 +233,7 @@ def run_stages(config: Config, store: Path, device: torch.device) -> tuple[Path,
                     state["done"] = True
                 finally:
                     state["seconds"] += time.monotonic() - start
-                    (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
+                    write_whole(folder / STATE, json.dumps(state))
         seconds += state["seconds"]
         previous = folder
     assert previous is not None
@@ -241,7 +243,9 @@ def run_stages(config: Config, store: Path, device: torch.device) -> tuple[Path,
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Wait until no other study trains a stage; it may be finished then."""
-    with (folder / "lock").open("w") as lock:
+    if (folder / "lock").is_symlink():
+        raise ConfigError(f"{folder / 'lock'}: is a link; move it away")
+    with (folder / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -260,8 +264,13 @@ def _read_state(folder: Path) -> dict[str, Any]:
     """Return whether a stage is done and how many seconds it took so far."""
     if not (folder / STATE).is_file():
         return {"done": False, "seconds": 0.0}
-    state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    return state
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        if not isinstance(state, dict) or not {"done", "seconds"} <= state.keys():
+            raise ValueError("other keys")
+    except ValueError:
+        raise ConfigError(f"{folder / STATE}: is not what a study writes; move it away") from None
+    return {"done": bool(state["done"]), "seconds": float(state["seconds"])}
 
 
 def _hand_over(previous: Path, folder: Path, stage: Config) -> None:

@@ -7,10 +7,10 @@ valid name.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -64,6 +64,9 @@ def parse_config(
     Raises:
         ConfigError: Every mistake found, one line each, with its dotted path.
     """
+    misread = [] if stored else list(_misread(values, Config))
+    if misread:
+        raise _mistakes(origin, misread, given or {})
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
@@ -73,6 +76,28 @@ def parse_config(
     if not stored and (lines := idle_requests(config)):
         raise _mistakes(origin, lines, given or {})
     return config
+
+
+def _misread(values: Any, section: type[BaseModel], where: tuple[str, ...] = ()) -> Iterator[str]:
+    """Yield what pydantic would take for something else: true for 1, and an empty text for the folder one is in."""
+    for key, value in values.items() if isinstance(values, dict) else ():
+        keys = (*where, str(key))
+        types = _types_of(keys)
+        inner = types[0] if len(types) == 1 else None
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from _misread(value, inner, keys)
+        elif key in ("schedule", "alternate") and isinstance(value, list):
+            for position, entry in enumerate(value if len(where) <= 2 else ()):
+                yield from _misread(entry, PhaseConfig, (*keys, str(position)))
+        elif isinstance(value, bool) and {int, float} & set(_plain(types)) and bool not in types:
+            yield f"{'.'.join(keys)}: expected a number, got {str(value).lower()}"
+        elif isinstance(value, str) and not value and {str, Path} & set(types):
+            yield f"{'.'.join(keys)}: expected a value{', or null for none' if type(None) in types else ''}"
+
+
+def _plain(types: Iterable[Any]) -> list[Any]:
+    """Return types without the limits that they are annotated with."""
+    return [get_args(each)[0] if get_origin(each) is Annotated else each for each in types]
 
 
 def _mistakes(origin: str, lines: Sequence[str], given: Mapping[str, str]) -> ConfigError:
@@ -114,17 +139,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-_INT = "tag:yaml.org,2002:int"
+_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """A safe YAML loader that refuses a key given twice and reads whole numbers in decimal alone.
+    """A safe YAML loader that refuses a key given twice and reads numbers in decimal alone.
 
     To YAML 1.1 010 is 8 and 1:30 is 90; here they are text, which a key of numbers refuses or reads as people do.
     """
 
     yaml_implicit_resolvers = {  # noqa: RUF012  # as PyYAML has it
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != _INT]
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_INT, _FLOAT)]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -145,6 +170,13 @@ class _PlainLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_PlainLoader.add_implicit_resolver(
+    _FLOAT,
+    re.compile(
+        r"(?:[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z"
+    ),
+    list("-+.0123456789"),
+)
 _PlainLoader.add_implicit_resolver(_INT, re.compile(r"[-+]?(?:0|[1-9][0-9]*)\Z"), list("-+0123456789"))
 
 
@@ -155,8 +187,11 @@ def _split_override(text: str) -> tuple[list[str], Any, str]:
     keys = key.strip().split(".")
     types = _types_of(keys)
     if types and all(each in (str, Path, type(None)) or get_origin(each) is Literal for each in types):
+        if get_origin(types[0]) is Literal:
+            value = value.strip()
         if not value:
-            raise ConfigError(f"--set {text}: expected a value after the =")
+            none = ", or null for none" if type(None) in types else ""
+            raise ConfigError(f"--set {text}: expected a value after the ={none}")
         return keys, None if value == "null" and type(None) in types else value, text
     try:
         return keys, yaml.load(value, Loader=_PlainLoader), text

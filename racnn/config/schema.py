@@ -35,6 +35,11 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
+def _expanded(path: str) -> str:
+    """Return a path with the home folder that its ~ stands for."""
+    return str(Path(path).expanduser()) if path.startswith("~") else path
+
+
 class RunConfig(_Section):
     """What names and paces a run."""
 
@@ -61,6 +66,11 @@ class RunConfig(_Section):
     activation_checkpointing: bool = Field(
         False, description="keep few activations and compute the others again: less memory, a third more time"
     )
+
+    @field_validator("out")
+    @classmethod
+    def _home_is_meant(cls, value: str) -> str:
+        return _expanded(value)
 
     @model_validator(mode="after")
     def _compiled_or_computed_again(self) -> RunConfig:
@@ -149,6 +159,11 @@ class ModelConfig(_Section):
     antialias: bool = True
     mask: bool = True
     steepness: float = Field(10.0, gt=0.0, description="the paper's k, per pixel of the image that is cut")
+
+    @field_validator("weights")
+    @classmethod
+    def _home_is_meant(cls, value: str | None) -> str | None:
+        return value if value is None else _expanded(value)
 
     @model_validator(mode="after")
     def _frozen_stages_were_loaded(self) -> ModelConfig:

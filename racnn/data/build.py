@@ -18,6 +18,7 @@ from racnn.data.catalog import (
     hold_out,
     in_classes_of,
     in_some_classes_of,
+    only_classes,
     read_exclusions,
     without,
 )
@@ -27,7 +28,7 @@ from racnn.data.drawn import synthetic_catalog
 from racnn.data.folders import folder, folder_to_measure
 from racnn.data.manifest import manifest, manifest_to_measure
 from racnn.data.samples import PhotoDataset
-from racnn.data.survey import find_damaged, refuse_misplaced_boxes
+from racnn.data.survey import find_damaged
 from racnn.errors import ConfigError, DataError, did_you_mean
 
 DATASETS: dict[str, Callable[[DataConfig], Catalog]] = {
@@ -98,7 +99,7 @@ def build_data(
         )
     catalog = DATASETS[config.dataset](config)
     if class_names is not None:
-        catalog = in_classes_of(catalog, class_names)
+        catalog = _with_classes(catalog, config, class_names)
     if config.exclude is not None:
         catalog = without(catalog, read_exclusions(config.exclude.expanduser()))
     skipped: dict[str, str] = {}
@@ -120,7 +121,6 @@ def build_data(
         taught = {"train": kept, "held_out": held_out}
     _check_splits(catalog, taught["train"], val)
     _refuse_doubles([*train, *val, *catalog.test])
-    refuse_misplaced_boxes(catalog)
     return Data(
         dataset=catalog.dataset,
         class_names=catalog.class_names,
@@ -138,6 +138,17 @@ def build_data(
         skipped=skipped,
         passed_over=catalog.passed_over,
     )
+
+
+def _with_classes(catalog: Catalog, config: DataConfig, class_names: Sequence[str]) -> Catalog:
+    """Return a data set with the classes of a checkpoint, whose numbers may have been those of another order."""
+    try:
+        return in_classes_of(catalog, class_names)
+    except DataError:
+        if config.classes is None or config.dataset not in TO_MEASURE:
+            raise
+        every = DATASETS[config.dataset](config.model_copy(update={"classes": None}))
+        return in_classes_of(only_classes(every, class_names), class_names)
 
 
 def build_to_measure(config: DataConfig, root: Path, *, class_names: Sequence[str]) -> Data:
@@ -165,7 +176,6 @@ def build_to_measure(config: DataConfig, root: Path, *, class_names: Sequence[st
     if config.on_error == "skip":
         skipped = find_damaged(catalog, config)
         catalog = without(catalog, skipped)
-    refuse_misplaced_boxes(catalog)
     splits = {
         "train": catalog.train,
         "val": catalog.val or [],
@@ -194,7 +204,7 @@ def _kind_of(root: Path) -> str:
     if root.is_file():
         return "manifest"
     marks = {
-        "cub200": ("images.txt", "CUB_200_2011/images.txt"),
+        "cub200": ("image_class_labels.txt", "CUB_200_2011/image_class_labels.txt"),
         "dogs": ("train_list.mat", "lists/train_list.mat"),
         "cars": ("cars_annos.mat", "devkit/cars_train_annos.mat"),
     }
@@ -217,7 +227,9 @@ def _split(
     if missing:
         raise DataError(
             f"data.root: {len(missing)} of the {len(wanted)} validation photos of the checkpoint are not in this "
-            f"{catalog.dataset} data set, for example '{min(missing)}'; expected the data it was trained on"
+            f"{catalog.dataset} data set, for example '{min(missing)}'; expected the data it was trained on (where a data set "
+            "brings no split, another photo changes how all are split: move away what was added, or what an earlier version "
+            "passed over)"
         )
     return [r for r in pool if r.name not in wanted], [r for r in pool if r.name in wanted]
 

@@ -32,7 +32,7 @@ from racnn.data.transforms import SourceTransform
 from racnn.errors import DataError
 from racnn.written import make_folders, refuse_blocked, remove_empty
 
-FORMAT = 1
+FORMAT = 2  # raise it when photos are decoded otherwise
 PIXELS, INDEX = "pixels.u8", "index.json"
 BLOCK = 16  # photos a thread is given before the finished ones are written
 UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.[0-9a-f]{8}\.tmp")

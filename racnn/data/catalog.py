@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from racnn.config import DataConfig, parse_ranges
-from racnn.data.names import class_name, find_class
+from racnn.data.names import ClassIndex, class_name
 from racnn.data.photos import read_photo
 from racnn.errors import DataError, did_you_mean
 
@@ -89,8 +89,8 @@ def hold_out(
 
     So the choice depends neither on the order of the records nor on the other classes, nor on a random generator that
     may change. A class of two photos or more gives at least one and keeps at least one; a single photo stays.
-    Photos of a group go together, chosen by a hash of the group's name: as near to the fraction of every class as whole
-    groups allow, above it only where a class would give none.
+    Photos of a group go together: in the order of a hash of their names groups are taken that no class has less room for
+    below the fraction, then for each class that gives none the smallest it has besides another. A class of one group stays.
 
     Returns:
         What is kept and what is held out, each in the given order.
@@ -138,9 +138,10 @@ def _held_groups(records: Sequence[Record], fraction: float, order: Callable[[st
     for key in sorted(members, key=order):
         if all(held[label] + number <= wanted[label] for label, number in counts[key].items()):
             take(key)
+    taken = set(chosen)
     for key in sorted(members, key=lambda key: (len(members[key]), order(key))):
         needed = any(not held[label] for label in counts[key])
-        if key not in chosen and needed and all(n < kept[label] for label, n in counts[key].items()):
+        if key not in taken and needed and all(n < kept[label] for label, n in counts[key].items()):
             take(key)
     return {record.name for key in chosen for record in members[key]}
 
@@ -167,18 +168,36 @@ def in_classes_of(catalog: Catalog, known: Sequence[str]) -> Catalog:
     return relabelled(catalog, [before.index(name) for name in now], known)
 
 
+def only_classes(catalog: Catalog, names: Sequence[str]) -> Catalog:
+    """Return a data set with those of its classes that have one of some names."""
+    wanted = {class_name(name) for name in names}
+    kept = [label for label, name in enumerate(catalog.class_names) if class_name(name) in wanted]
+    new = {label: position for position, label in enumerate(kept)}
+
+    def choose(records: Sequence[Record]) -> list[Record]:
+        return [replace(record, label=new[record.label]) for record in records if record.label in new]
+
+    return replace(
+        catalog,
+        class_names=[catalog.class_names[label] for label in kept],
+        train=choose(catalog.train),
+        val=None if catalog.val is None else choose(catalog.val),
+        test=choose(catalog.test),
+    )
+
+
 def in_some_classes_of(catalog: Catalog, known: Sequence[str]) -> Catalog:
     """Return a data set with the classes that a checkpoint knows, of which it may have only some.
 
-    A class is also known by a name that looks alike, see :func:`racnn.data.names.lookalikes`, with or without the number that
-    folders of CUB-200-2011 begin with, where that fits one class alone.
+    A class is also known by a name that looks alike, see :class:`racnn.data.names.ClassIndex`.
 
     Raises:
         DataError: The checkpoint does not know a class; all such are named.
     """
     labels, unknown = [], []
+    index = ClassIndex(known)
     for name in catalog.class_names:
-        label = find_class(name, known)
+        label = index.find(name)
         labels.append(-1 if label is None else label)
         if label is None:
             unknown.append(f"'{name}' is new{did_you_mean(name, known)}")

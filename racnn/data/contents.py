@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,41 +18,39 @@ WORDS = {"train": "training", "held_out": "held-out", "val": "validation", "test
 
 
 class PhotoFile(NamedTuple):
-    """A file as it was: size in bytes, time of its last change in nanoseconds, sha256 of its bytes."""
+    """A file as it was: bytes, times of its last change and of its name's in nanoseconds, sha256 of its contents."""
 
     size: int
     changed: int
+    renamed: int
     sha256: str
 
 
+_READ: dict[Path, PhotoFile] = {}  # what this process knows already
+
+
 def read_contents(paths: Iterable[Path], known: Mapping[Path, PhotoFile] | None = None) -> list[PhotoFile]:
-    """Return the contents of files; one that has the size and time of a known one is taken to be that.
+    """Return the contents of files; one that has the size and times of a known one is taken to be that.
 
     Raises:
         DataError: A file cannot be read.
     """
-    known = known or {}
 
     def read(path: Path) -> PhotoFile:
         try:
             found = path.stat()
-            before = known.get(path)
-            if before is not None and before[:2] == (found.st_size, found.st_mtime_ns):
-                return before
-            return PhotoFile(
-                found.st_size, found.st_mtime_ns, _sha256(path, found.st_size, found.st_mtime_ns)
-            )
+            times = (found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+            for before in ((known or {}).get(path), _READ.get(path)):
+                if before is not None and before[:3] == times:
+                    _READ[path] = before
+                    return before
+            _READ[path] = PhotoFile(*times, file_sha256(path))
+            return _READ[path]
         except OSError as error:
             raise DataError(f"{path}: cannot be read as a photo: {error.strerror}") from None
 
     with ThreadPoolExecutor() as pool:
         return list(pool.map(read, paths))
-
-
-@functools.cache
-def _sha256(path: Path, size: int, changed: int) -> str:
-    """Return the sha256 of a file, which is read once for as long as its size and time stay the same."""
-    return file_sha256(path)
 
 
 class Place(NamedTuple):
@@ -70,7 +68,7 @@ def find_copies(splits: Mapping[str, Sequence[Record]]) -> list[list[Place]]:
     by_size: dict[int, list[Place]] = defaultdict(list)
     for split, records in splits.items():
         for record in records:
-            if record.path is not None and record.path.is_file():
+            if record.path is not None and record.path.is_file() and os.access(record.path, os.R_OK):
                 by_size[record.path.stat().st_size].append(Place(split, record))
     suspects = [place for places in by_size.values() if len(places) > 1 for place in places]
     paths = [place.record.path for place in suspects if place.record.path is not None]

@@ -112,10 +112,13 @@ class _Table:
 
 def _read_lines(path: Path, columns: str) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        content = path.read_bytes()
+        if b"\0" in content:
+            raise OSError("it holds bytes of zeros")
+        return content.decode("utf-8-sig", errors="surrogateescape").split("\n")
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; expected lines '{columns}'") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise DataError(f"{path}: cannot be read as text: {error}") from None
 
 

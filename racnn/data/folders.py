@@ -10,7 +10,15 @@ from typing import NoReturn
 
 from racnn.config import DataConfig
 from racnn.data.catalog import Catalog, Record, chosen_classes, existing_root, hold_out
-from racnn.data.listing import LINKED, PHOTO_SUFFIXES, WRITTEN, photos_below, visible, why_no_photo
+from racnn.data.listing import (
+    LINKED,
+    PHOTO_SUFFIXES,
+    WRITTEN,
+    FolderWalk,
+    photos_below,
+    visible,
+    why_no_photo,
+)
 from racnn.data.names import class_name, looks_like_split, natural_key, split_of
 from racnn.errors import DataError, did_you_mean
 from racnn.written import RECORD
@@ -54,34 +62,45 @@ def folder_to_measure(config: DataConfig) -> Catalog:
         DataError: As :func:`folder`, but for what training alone needs.
     """
     root = existing_root(config, "a folder with one folder of photos for each class")
-    found = _read(root)
-    if len(found.places) == 1 and found.places["train"] == root:
-        found = _Found({"test": root}, {"test": found.classes["train"]}, found.passed)
+    found = _read(root, measure=True)
     names = sorted({name for classes in found.classes.values() for name in classes}, key=natural_key)
     splits = {split: _records(root, found, split, names, names) for split in found.places}
-    return _catalog(found, names, splits)
+    return _catalog(found, [*names], splits)
 
 
 def class_places(root: Path) -> list[Path]:
     """Return the folders whose folders are classes: the root, or its splits."""
-    return list(_split_folders(root, Counter()).values())
+    return list(_split_folders(root, FolderWalk(root), Counter()).values())
 
 
 @dataclass
 class _Found:
-    """Folders of a data set: where each split lies, the folder of each of its classes, and what is none of its photos."""
+    """Folders of a data set.
+
+    Attributes:
+        places: Where each split lies.
+        classes: For each split the folder of each class.
+        walk: Through all of them.
+        measure: The photos are for measuring: a class may have none.
+        passed: Files that are none of its photos, by kind.
+    """
 
     places: dict[str, Path]
     classes: dict[str, dict[str, Path]]
+    walk: FolderWalk
+    measure: bool
     passed: Counter[str] = field(default_factory=Counter)
 
 
-def _read(root: Path) -> _Found:
-    """Return the splits and classes of a folder."""
+def _read(root: Path, *, measure: bool = False) -> _Found:
+    """Return the splits and classes of a folder; one without splits is all train, or all test to ``measure`` on."""
     passed: Counter[str] = Counter()
-    places = _split_folders(root, passed)
-    classes = {split: _class_folders(place, passed) for split, place in places.items()}
-    return _Found(places, classes, passed)
+    walk = FolderWalk(root)
+    places = _split_folders(root, walk, passed, measure=measure)
+    if measure and places == {"train": root}:
+        places = {"test": root}
+    classes = {split: _class_folders(place, walk, passed) for split, place in places.items()}
+    return _Found(places, classes, walk, measure, passed)
 
 
 def _catalog(found: _Found, class_names: Sequence[str], splits: Mapping[str, list[Record]]) -> Catalog:
@@ -97,17 +116,14 @@ def _catalog(found: _Found, class_names: Sequence[str], splits: Mapping[str, lis
     )
 
 
-def _folders(place: Path, passed: Counter[str]) -> list[Path]:
-    """Return the folders in a folder; photos beside them and links to one of them are counted as passed over."""
-    inside = sorted(visible(place, passed))
-    real = {path.resolve() for path in inside if path.is_dir() and not path.is_symlink()}
-    real |= {place.resolve(), *place.resolve().parents}
+def _folders(place: Path, walk: FolderWalk, passed: Counter[str]) -> list[Path]:
+    """Return the folders in a folder; photos beside them and links to what is read anyway are counted as passed over."""
     folders = []
-    for path in inside:
+    for path in sorted(visible(place, passed)):
         if not path.is_dir():
             kind = why_no_photo(path)
             passed[kind or f"{path.suffix.lower() or 'photo'} {OUTSIDE}"] += 1
-        elif path.is_symlink() and path.resolve() in real:
+        elif walk.leads_inside(path):
             passed[LINKED] += 1
         elif (path / RECORD).exists() and next(photos_below(path), None) is None:
             passed[WRITTEN] += 1
@@ -116,29 +132,33 @@ def _folders(place: Path, passed: Counter[str]) -> list[Path]:
     return folders
 
 
-def _split_folders(root: Path, passed: Counter[str]) -> dict[str, Path]:
-    """Return where train, val and test are; a root of class folders is all train."""
-    folders = _folders(root, Counter())
+def _split_folders(
+    root: Path, walk: FolderWalk, passed: Counter[str], *, measure: bool = False
+) -> dict[str, Path]:
+    """Return where train, val and test are; a root of class folders is all train. To ``measure`` on any split will do."""
+    folders = _folders(root, walk, Counter())
     with_classes = [path for path in folders if any(inner.is_dir() for inner in visible(path))]
     by_split: dict[str, list[Path]] = {"train": [], "val": [], "test": []}
     for path in folders:
         split = split_of(path.name)
         if split is not None and (split != "train" or path in with_classes):  # a class may be called "train"
             by_split[split].append(path)
-    if by_split["train"]:
+    known = {path for found in by_split.values() for path in found}
+    if by_split["train"] or (measure and known & set(with_classes)):
         for split, what in (("train", "training"), ("val", "validation"), ("test", "test")):
             if len(by_split[split]) > 1:
                 first, second = by_split[split][:2]
                 raise DataError(f"{first} and {second}: expected one folder of {what} photos")
-    places = {split: found[0] for split, found in by_split.items() if found}
-    if "train" not in places:
+    else:
         _refuse_what_looks_like_splits(root, folders, with_classes)
         return {"train": root}
-    for path in _folders(root, passed):
-        if path not in places.values() and next(photos_below(path), None) is not None:
+    places = {split: found[0] for split, found in by_split.items() if found}
+    beside = next(iter(places.values()))
+    for path in _folders(root, walk, passed):
+        if path not in known and next(photos_below(path), None) is not None:
             raise DataError(
-                f"{path}: a folder of photos beside {places['train']}; expected train (and val, test) of class folders alone, or "
-                "class folders alone: rename it to val or test, or move it away"
+                f"{path}: a folder of photos beside {beside}; expected train (and val, test) of class folders alone, or class "
+                "folders alone: rename it to val or test, or move it away"
             )
     return places
 
@@ -175,10 +195,10 @@ def _refuse_single_class(place: Path) -> NoReturn:
     raise DataError(f"{place.parent}: expected at least two class folders, found only '{place.name}'{hint}")
 
 
-def _class_folders(place: Path, passed: Counter[str]) -> dict[str, Path]:
+def _class_folders(place: Path, walk: FolderWalk, passed: Counter[str]) -> dict[str, Path]:
     """Return the class folders of a split by the names of their classes."""
     folders: dict[str, Path] = {}
-    for path in _folders(place, passed):
+    for path in _folders(place, walk, passed):
         name = class_name(path.name)
         if not name:
             raise DataError(
@@ -208,8 +228,8 @@ def _records(
     for label, name in enumerate(chosen):
         if name not in folders:
             continue
-        photos = sorted(photos_below(folders[name], found.passed))
-        if not photos:
+        photos = sorted(photos_below(folders[name], found.passed, found.walk))
+        if not photos and not found.measure:
             known = ", ".join(sorted(PHOTO_SUFFIXES))
             raise DataError(f"{folders[name]}: expected photos ({known}) of class '{name}', found none")
         records.extend(Record(path.relative_to(root).as_posix(), label, path) for path in photos)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from racnn.errors import DataError
+from racnn.errors import ConfigError, DataError
 from racnn.written import RECORD, is_written, read_record
 
 PHOTO_SUFFIXES = frozenset(
@@ -69,9 +69,20 @@ NO_PHOTO_FORMATS = frozenset(
 )
 # What systems and drives keep for themselves, in small letters; hidden names are passed over anyway.
 SYSTEM_NAMES = frozenset(
-    {"__macosx", "@eadir", "@recycle", "@recently-snapshot", "@tmp", "@synoresource", "#recycle", "#snapshot"}
-    | {"$recycle.bin", "recycler", "lost+found", "system volume information", "found.000", "__pycache__"}
-    | {"network trash folder", "temporary items", "thevolumesettingsfolder", "thumbs.db", "ehthumbs.db"}
+    {
+        "__macosx",
+        "@eadir",
+        "@recycle",
+        "@recently-snapshot",
+        "@tmp",
+        "@synoresource",
+        "#recycle",
+        "#snapshot",
+        "@__thumb",
+        "_gsdata_",
+    }
+    | {"$recycle.bin", "lost+found", "system volume information", "found.000", "__pycache__"}
+    | {"network trash folder", "thevolumesettingsfolder", "thumbs.db", "ehthumbs.db"}
     | {"desktop.ini", "icon\r"}
 )
 MOST_KINDS = 12  # kinds of files in one line
@@ -121,35 +132,59 @@ def iter_photos(places: Iterable[Path], passed: Counter[str] | None = None) -> I
             yield place
 
 
-def photos_below(place: Path, passed: Counter[str] | None = None) -> Iterator[Path]:
+def photos_below(
+    place: Path, passed: Counter[str] | None = None, walk: FolderWalk | None = None
+) -> Iterator[Path]:
     """Yield the photos in a folder and its folders in order.
 
     Args:
         place: The folder.
         passed: Counts the files that are passed over, by kind.
+        walk: The walk through the data set that the folder is a part of.
     """
+    walk = walk or FolderWalk(place)
     passed = Counter() if passed is None else passed
-    yield from _walk(place, _Walk(place), passed)
+    if walk.enter(place, passed):
+        yield from _walk(place, walk, passed)
 
 
-class _Walk:
-    """Which folders a walk has read, so that a link to one of them, or to one above it, is not followed."""
+class FolderWalk:
+    """A walk through a folder that reads each real folder once, by its own name where it has one inside.
+
+    Args:
+        top: The folder that all of it lies in.
+    """
 
     def __init__(self, top: Path) -> None:
         self.top = top
-        self._read: set[tuple[int, int]] | None = None
+        self._entered: set[tuple[int, int]] = set()
 
-    def may_follow(self, link: Path) -> bool:
-        """Return whether a link leads to a folder that the walk does not read otherwise, and remember it."""
-        if self._read is None:
-            real = self.top.resolve()
-            inside = (Path(folder) for folder, _, _ in os.walk(real))  # follows no links
-            self._read = {_identity(folder) for folder in (*real.parents, real, *inside)}
-        if _identity(link) in self._read:
+    @functools.cached_property
+    def _real(self) -> set[tuple[int, int]]:
+        """The folders that are read anyway, without following a link, and those above them."""
+        top = self.top.resolve()
+        return {_identity(folder) for folder in (*top.parents, top, *_folders_inside(top))}
+
+    def leads_inside(self, path: Path) -> bool:
+        """Return whether a path is a link to a folder that is read anyway."""
+        return path.is_symlink() and _identity(path) in self._real
+
+    def enter(self, path: Path, passed: Counter[str]) -> bool:
+        """Return whether a folder is to be read, and remember that it is; count it if not."""
+        if path != self.top and (self.leads_inside(path) or _identity(path) in self._entered):
+            passed[LINKED] += 1
             return False
-        inside = (Path(folder) for folder, _, _ in os.walk(link.resolve()))
-        self._read |= {_identity(folder) for folder in inside}
+        self._entered.add(_identity(path))
         return True
+
+
+def _folders_inside(top: Path) -> Iterator[Path]:
+    return (
+        Path(folder) / name
+        for folder, names, _ in os.walk(top)
+        for name in names
+        if not os.path.islink(os.path.join(folder, name))
+    )
 
 
 def _identity(folder: Path) -> tuple[int, int]:
@@ -157,13 +192,11 @@ def _identity(folder: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _walk(place: Path, walk: _Walk, passed: Counter[str]) -> Iterator[Path]:
+def _walk(place: Path, walk: FolderWalk, passed: Counter[str]) -> Iterator[Path]:
     written = _written(place)
     for path in sorted(visible(place, passed)):
         if path.is_dir():
-            if path.is_symlink() and not walk.may_follow(path):
-                passed[LINKED] += 1
-            else:
+            if walk.enter(path, passed):
                 yield from _walk(path, walk, passed)
         elif path.name in written:
             passed[WRITTEN] += 1
@@ -193,7 +226,10 @@ def _written(folder: Path) -> set[str]:
     """Return the names of files in a folder that this program wrote and nobody has changed since."""
     if not (folder / RECORD).exists():
         return set()
-    record = read_record(folder)
+    try:
+        record = read_record(folder)
+    except ConfigError:  # it is somebody else's
+        return set()
     return {name for name in record if (folder / name).is_file() and is_written(folder / name, record)}
 
 

@@ -7,6 +7,7 @@ import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +39,8 @@ def manifest(config: DataConfig) -> Catalog:
     """
     labels, rows, path = _read(config)
     chosen = [labels[i - 1] for i in chosen_classes(config, range(1, len(labels) + 1), path)]
-    splits = _records([row for row in rows if row.label in chosen], chosen, path)
+    wanted = set(chosen)
+    splits = _records([row for row in rows if row.label in wanted], chosen, path)
     if not splits["test"]:
         splits["train"], splits["test"] = hold_out(
             splits["train"], fraction=TEST_FRACTION, seed=config.split_seed, purpose="test"
@@ -52,6 +54,15 @@ def manifest_to_measure(config: DataConfig) -> Catalog:
     if not any(row.split_given for row in rows):
         rows = [row._replace(split="test") for row in rows]
     return _catalog(labels, _records(rows, labels, path))
+
+
+def list_names(path: Path) -> list[str]:
+    """Return the paths of the photos that a list names, as they stand there.
+
+    Raises:
+        DataError: As :func:`manifest`.
+    """
+    return [row.name for row in _read(DataConfig(dataset="manifest", root=path))[1]]
 
 
 class _Row(NamedTuple):
@@ -136,6 +147,7 @@ def _read_csv(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     with io.StringIO(text, newline="") as file:
         reader = csv.DictReader(file, strict=True)
         _refuse_unknown(reader.fieldnames or (), COLUMNS, f"{path}, line 1")
+        _refuse_twice(reader.fieldnames or (), f"{path}, line 1")
         corners = [name for name in CORNERS if name in (reader.fieldnames or ())]
         if corners and len(corners) < len(CORNERS):
             raise DataError(
@@ -155,13 +167,26 @@ def _read_jsonl(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            values = json.loads(line)
-        except json.JSONDecodeError as error:
+            values = json.loads(line, object_pairs_hook=partial(_object, f"{path}, line {number}"))
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, DataError):
+                raise
             raise DataError(f"{path}, line {number}: not valid JSON: {error}") from None
         if not isinstance(values, dict):
             raise DataError(f"{path}, line {number}: expected an object with the keys {', '.join(KEYS)}")
         _refuse_unknown(values, KEYS, f"{path}, line {number}")
         yield number, values
+
+
+def _object(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    _refuse_twice([key for key, _ in pairs], where)
+    return dict(pairs)
+
+
+def _refuse_twice(names: Sequence[str], where: str) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError(f"{where}: '{name}' stands twice; expected it once")
 
 
 def _refuse_unknown(found: Any, known: tuple[str, ...], where: str) -> None:
@@ -210,8 +235,10 @@ def _parse_box(box: Any, where: str) -> Box | None:
     if box is None:
         return None
     try:
+        if not isinstance(box, list) or any("_" in str(corner) or isinstance(corner, bool) for corner in box):
+            raise ValueError
         x0, y0, x1, y1 = (float(corner) for corner in box)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise DataError(f"{where}: box: expected four numbers x0, y0, x1, y1, found {box!r}") from None
     if not (all(map(math.isfinite, (x0, y0, x1, y1))) and x1 > x0 and y1 > y0):
         raise DataError(f"{where}: box: expected x0 < x1 and y0 < y1, found {box!r}")

@@ -14,7 +14,19 @@ SPLIT_WORDS = {
     **dict.fromkeys(("test", "tests", "testing", "tst"), "test"),
 }
 OTHER_SPLIT_WORDS = frozenset(
-    {"dev", "development", "eval", "evaluation", "evaluate", "holdout", "heldout", "hold", "held", "query"}
+    {
+        "dev",
+        "development",
+        "eval",
+        "evaluation",
+        "evaluate",
+        "holdout",
+        "heldout",
+        "hold",
+        "held",
+        "out",
+        "query",
+    }
     | {"gallery", "unlabeled", "unlabelled", "predict", "inference", "fold"}
 )
 # Words beside them that say nothing, as in "training_set" or "test images 2017".
@@ -29,10 +41,11 @@ LOOKALIKES = str.maketrans(
 )
 
 
-def natural_key(name: str) -> tuple[list[str | int], str]:
+def natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
     """Return what to sort names by, so that numbers in them count: 2 before 10. Equal keys are equal names."""
     parts = re.split(r"([0-9]+)", name)
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
+    numbers = [part.lstrip("0") if i % 2 else part for i, part in enumerate(parts)]
+    return [(len(part) if i % 2 else 0, part) for i, part in enumerate(numbers)], name
 
 
 def class_name(text: str) -> str:
@@ -65,20 +78,36 @@ def lookalikes(names: Iterable[str]) -> list[list[str]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def find_class(name: str, known: Sequence[str]) -> int | None:
-    """Return the position of the one known class that a name is meant to be, or None.
+class ClassIndex:
+    """Finds which of the known classes a name is meant to be.
 
-    The same name comes first, then one that looks alike, then that without a number before it, as in ``001.Auk``.
+    Args:
+        known: Names of the classes.
     """
-    normal = class_name(name)
-    same = [i for i, other in enumerate(known) if class_name(other) == normal]
-    if same:
-        return same[0] if len(same) == 1 else None
-    for text in (normal, re.sub(r"^[0-9]+\.", "", normal)):
-        alike = [i for i, other in enumerate(known) if _skeleton(other) == _skeleton(text)]
-        if len(alike) == 1:
-            return alike[0]
-    return None
+
+    def __init__(self, known: Sequence[str]) -> None:
+        self._same: dict[str, list[int]] = defaultdict(list)
+        self._alike: dict[str, list[int]] = defaultdict(list)
+        for position, name in enumerate(known):
+            self._same[class_name(name)].append(position)
+            self._alike[_skeleton(name)].append(position)
+
+    def find(self, name: str) -> int | None:
+        """Return the position of the one class that a name means, or None.
+
+        The same name comes first, then one that looks alike, then that without a number before it, as folders of
+        CUB-200-2011 have it (``001.Auk``).
+        """
+        normal = class_name(name)
+        short = re.sub(r"^[0-9]+\.", "", normal)
+        for found in (
+            self._same.get(normal),
+            self._alike.get(_skeleton(normal)),
+            self._alike.get(_skeleton(short)),
+        ):
+            if found:
+                return found[0] if len(found) == 1 else None
+        return None
 
 
 def _skeleton(name: str) -> str:
@@ -103,8 +132,9 @@ def split_of(name: str) -> str | None:
 
 
 def looks_like_split(name: str) -> bool:
-    """Return whether a name has a word for a split in it, whether or not it can be told which."""
-    return any(word in SPLIT_WORDS or word in OTHER_SPLIT_WORDS for word in _words(name))
+    """Return whether a name is one for a split, whether or not it can be told of which, as 'test2' or 'hold-out'."""
+    words = [word for word in _words(name) if word not in FILLERS and not word.isdigit()]
+    return bool(words) and all(word in SPLIT_WORDS or word in OTHER_SPLIT_WORDS for word in words)
 
 
 def _words(name: str) -> list[str]:

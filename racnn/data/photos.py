@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -13,8 +14,10 @@ from racnn.data.listing import NEEDS_HEIF, RAW, RAW_SUFFIXES, is_heif, photo_for
 from racnn.errors import DataError
 
 ORIENTATION = 0x0112  # tags
-BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
+BITS_PER_SAMPLE, PHOTOMETRIC, COLOUR_MAP, SAMPLE_FORMAT = 258, 262, 320, 339
+DEEP_FORMATS = ("PNG", "PPM", "SGI")  # that may have 16 bits a channel, of which Pillow keeps 8
 WHITE_IS_ZERO, SIGNED = 0, 2
+TAGS = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}  # where Pillow keeps them of a PNG
 TURN = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -59,21 +62,21 @@ def read_reduced(
         DataError: As :func:`read_photo`.
     """
     try:
-        with _opened(path) as photo:
+        with path.open("rb") as file, _opened(path, file) as photo:
             limit = Image.MAX_IMAGE_PIXELS
             if limit and photo.width * photo.height > limit:
                 raise DataError(
                     f"expected at most {limit} pixels, the header says {photo.width}x{photo.height}"
                 )
             numbers = _numbers(photo)  # Pillow forgets them when it decodes
-            turn = _orientation(photo)
+            turn = _orientation(photo, path)
             size = _upright_size(photo, turn)
             if needed is not None and photo.format == "JPEG":
                 factor = _draft_factor(size, needed(*size))
                 photo.draft(None, (photo.width // factor, photo.height // factor))
             photo.load()
-            upright = photo.transpose(TURN[turn]) if turn in TURN else photo
-            return np.array(_to_rgb(upright, numbers)), size
+            turned = photo.format != "TIFF" and turn in TURN  # Pillow turns a TIFF while it decodes it
+            return np.array(_to_rgb(photo.transpose(TURN[turn]) if turned else photo, numbers)), size
     except FileNotFoundError:
         raise DataError(f"{path}: no such photo") from None
     except Exception as error:  # decoders of damaged files raise nearly anything
@@ -87,16 +90,17 @@ def photo_size(path: Path) -> tuple[int, int]:
         DataError: The header cannot be read.
     """
     try:
-        with _opened(path) as photo:
-            return _upright_size(photo, _orientation(photo))
+        with path.open("rb") as file, _opened(path, file) as photo:
+            return _upright_size(photo, _orientation(photo, path))
     except Exception as error:
         raise DataError(f"{path}: cannot be read as a photo: {_reason(error, path)}") from None
 
 
-def _opened(path: Path) -> Image.Image:
+def _opened(path: Path, file: BinaryIO) -> Image.Image:
+    """Open a photo from its open file: a TIFF that Pillow maps by its name would come out scrambled if it is turned."""
     if path.suffix.lower() in RAW_SUFFIXES:
         raise DataError(RAW)
-    return Image.open(path, formats=photo_formats())
+    return Image.open(file, formats=photo_formats())
 
 
 def _reason(error: Exception, path: Path) -> str:
@@ -119,16 +123,35 @@ def _draft_factor(size: tuple[int, int], needed: tuple[int, int]) -> int:
     return 1
 
 
-def _orientation(photo: Image.Image) -> int:
-    """Return how the decoded picture still has to be turned, an EXIF orientation from 1 to 8.
+def _tags_behind_pixels(path: Path) -> bool:
+    """Return whether a PNG has text or tags after its pixels, or is cut short."""
+    with path.open("rb") as file:
+        end = file.seek(0, 2)
+        place, pixels = 8, False
+        while place + 12 <= end:
+            file.seek(place)
+            length, kind = struct.unpack(">I4s", file.read(8))
+            if kind == b"IEND":
+                return False
+            if pixels and kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+                return True
+            pixels |= kind == b"IDAT"
+            place += 12 + length
+    return True
 
-    Of the tags only this one is needed: what else is wrong with them does no harm. Pillow turns a TIFF while it decodes it,
-    and gives its upright size beforehand.
+
+def _orientation(photo: Image.Image, path: Path) -> int:
+    """Return how a picture of the size that Pillow gives has to be turned, an EXIF orientation from 1 to 8.
+
+    Of the tags only this one is needed: what else is wrong with them does no harm. Of a TIFF with this tag Pillow gives
+    the upright size at once; not of one whose orientation stands in its XMP block alone.
     """
-    if photo.format == "TIFF":
+    if photo.format == "TIFF" and ORIENTATION in getattr(photo, "tag_v2", ()):
         return 1
     if photo.format == "PNG":
-        photo.load()  # its tags may stand behind the pixels
+        if not (TAGS & photo.info.keys()) and not _tags_behind_pixels(path):
+            return 1  # or Pillow would decode it to look for some
+        photo.load()
     try:
         value = photo.getexif().get(ORIENTATION, 1)
         number = int(value[0] if isinstance(value, tuple) else value)
@@ -142,11 +165,19 @@ def _upright_size(photo: Image.Image, turn: int) -> tuple[int, int]:
 
 
 class _Numbers(NamedTuple):
-    """How a photo's samples are stored: bits of each, and whether 0 is white or negative numbers occur."""
+    """How a photo's samples are stored.
+
+    Attributes:
+        bits: Of each.
+        white_is_zero: 0 is white.
+        signed: Negative numbers may occur.
+        low_palette: The colours of a palette have 8 bits where the format has 16.
+    """
 
     bits: int
     white_is_zero: bool = False
     signed: bool = False
+    low_palette: bool = False
 
 
 def _numbers(photo: Image.Image) -> _Numbers:
@@ -156,9 +187,15 @@ def _numbers(photo: Image.Image) -> _Numbers:
             max(tags.get(BITS_PER_SAMPLE, (1,))),
             white_is_zero=tags.get(PHOTOMETRIC) == WHITE_IS_ZERO,
             signed=SIGNED in tags.get(SAMPLE_FORMAT, (1,)),
+            low_palette=0 < max(tags.get(COLOUR_MAP, (0,))) < 256,
         )
-    deep_png = photo.format == "PNG" and any(";16" in str(tile[3]) for tile in getattr(photo, "tile", ()))
-    return _Numbers(16 if deep_png or photo.mode.startswith("I") else 8)
+    tiles = (
+        [f"{tile[0]} {tile[3]}" for tile in getattr(photo, "tile", ())]
+        if photo.format in DEEP_FORMATS
+        else []
+    )
+    deep = any(mark in tile for tile in tiles for mark in (";16", "SGI16", "65535"))
+    return _Numbers(16 if deep or photo.mode.startswith("I") else 8)
 
 
 def _to_rgb(photo: Image.Image, numbers: _Numbers) -> Image.Image:
@@ -175,6 +212,8 @@ def _to_rgb(photo: Image.Image, numbers: _Numbers) -> Image.Image:
         raise DataError(
             f"mode {photo.mode}, {numbers.bits}-bit whole numbers, whose range is not known; save it with 8 or 16 bits"
         )
+    if numbers.low_palette:
+        raise DataError(f"mode {photo.mode}, a palette of 8 bits where TIFF has 16; save it in RGB")
     if photo.mode.startswith("I"):  # which convert() would clip at 255
         photo = _grey_of(photo, numbers)
     elif numbers.bits == 16:  # Pillow has kept the upper 8 bits of each

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from racnn.data.listing import describe_passed
 from racnn.data.names import lookalike_warnings
 from racnn.data.photos import photo_size, read_photo
 from racnn.errors import DataError
+
+if TYPE_CHECKING:
+    from racnn.data.build import Data
 
 QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
 AT_ONCE = 16  # photos handed to a worker together
@@ -111,11 +114,17 @@ def box_problem(box: Box, size: tuple[int, int]) -> str | None:
     """
     height, width = size
     x0, y0, x1, y1 = box
-    if min(x1 - x0, y1 - y0) < LEAST_BOX:
-        return f"the box {_rounded(box)} is less than a pixel wide or high; expected pixels of the upright photo, {width}x{height}"
+    if _is_tiny(box, size):
+        return f"the box {_rounded(box)} is less than a pixel wide or high, or no larger than one; expected pixels of the upright photo, {width}x{height}"
     if min(x0, y0) < -SLACK or x1 > width + SLACK or y1 > height + SLACK:
         return f"the box {_rounded(box)} lies outside the upright photo, {width}x{height} pixels"
     return None
+
+
+def _is_tiny(box: Box, size: tuple[int, int]) -> bool:
+    """Return whether a box is too small to be one of pixels: thinner than one, or all in the first one."""
+    x0, y0, x1, y1 = box
+    return min(x1 - x0, y1 - y0) < LEAST_BOX or (max(x1, y1) <= 1.0 < max(size))
 
 
 def is_misplaced(box: Box, size: tuple[int, int]) -> bool:
@@ -123,16 +132,16 @@ def is_misplaced(box: Box, size: tuple[int, int]) -> bool:
     height, width = size
     x0, y0, x1, y1 = box
     inside = max(0.0, min(x1, width) - max(x0, 0.0)) * max(0.0, min(y1, height) - max(y0, 0.0))
-    return min(x1 - x0, y1 - y0) < LEAST_BOX or inside < LEAST_INSIDE * (x1 - x0) * (y1 - y0)
+    return _is_tiny(box, size) or inside < LEAST_INSIDE * (x1 - x0) * (y1 - y0)
 
 
-def box_problems(catalog: Catalog) -> list[tuple[Record, str, bool]]:
+def box_problems(records: Iterable[Record]) -> list[tuple[Record, str, bool]]:
     """Return the photos whose boxes do not lie in them, why, and whether the box is misplaced altogether.
 
     Only headers are read. A photo whose header cannot be read is left to :func:`damaged`.
     """
     found = []
-    for record in catalog.records():
+    for record in records:
         if record.path is None or record.box_xyxy is None:
             continue
         try:
@@ -144,13 +153,16 @@ def box_problems(catalog: Catalog) -> list[tuple[Record, str, bool]]:
     return found
 
 
-def refuse_misplaced_boxes(catalog: Catalog) -> None:
-    """Refuse a data set whose boxes are not those of its photos.
+def refuse_misplaced_boxes(data: Data) -> None:
+    """Refuse a data set whose boxes are not those of its photos; a list of photos has checked its own.
 
     Raises:
         DataError: A box is less than a pixel or lies mostly outside its photo.
     """
-    wrong = [(record, problem) for record, problem, misplaced in box_problems(catalog) if misplaced]
+    records = (
+        [] if data.dataset == "manifest" else [r for photos in data.splits.values() for r in photos.records]
+    )
+    wrong = [(record, problem) for record, problem, misplaced in box_problems(records) if misplaced]
     if wrong:
         record, problem = wrong[0]
         raise DataError(

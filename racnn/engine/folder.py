@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from racnn.config import Config, dump_config
 from racnn.data import Data
 from racnn.data.contents import PhotoFile
 from racnn.data.folders import class_places
+from racnn.data.loaders import num_left_over
 from racnn.engine.checkpoint import is_whole
 from racnn.engine.distributed import World
 from racnn.engine.files import sweep, write_text
@@ -24,7 +24,7 @@ from racnn.engine.provenance import fingerprint
 from racnn.engine.resume import check_resumable
 from racnn.engine.stored import Content, Stored, open_checkpoint
 from racnn.errors import CheckpointError, ConfigError, DamagedError, DataError
-from racnn.written import refuse_blocked
+from racnn.written import refuse_blocked, remove_empty
 
 RUN_FILES = (
     "last.pt",
@@ -116,8 +116,18 @@ class RunFolder:
         """Return by name what the photos held when the folder was entered last, as far as that can be read."""
         try:
             rows = json.loads((self.path / "photos.json").read_text(encoding="utf-8"))
-            return {name: PhotoFile(int(row[0]), int(row[1]), str(row[2])) for name, row in rows.items()}
-        except (OSError, ValueError, TypeError, AttributeError, LookupError):  # it only saves time
+            return {
+                name: PhotoFile(int(row[0]), int(row[1]), int(row[2]), str(row[3]))
+                for name, row in rows.items()
+            }
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            LookupError,
+            RecursionError,
+        ):  # it only saves time
             return {}
 
     def leave(self, step: int) -> None:
@@ -165,7 +175,7 @@ def is_run(folder: Path) -> bool:
     """Return whether a run was begun in a folder: it holds the ``run.json`` of one."""
     try:
         found = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(found, dict) and isinstance(found.get("starts"), list)
 
@@ -174,7 +184,7 @@ def _is_dump(path: Path) -> bool:
     """Return whether a file is what a run leaves that had to stop."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return not path.is_symlink() and isinstance(found, dict) and found.keys() == DUMP_KEYS
 
@@ -211,6 +221,25 @@ def refuse_output_among_classes(config: Config) -> None:
                 raise ConfigError(
                     f"{key}: {path} lies in {place}, whose folders are classes; choose a folder elsewhere"
                 )
+
+
+def refuse_other_batches(content: Content, data: Data, batch_size: int) -> None:
+    """Refuse to go on in the middle of an epoch whose last batch was a single photo, which it is no more.
+
+    Raises:
+        CheckpointError: An earlier version wrote the checkpoint there.
+    """
+    earlier = "train_digests" not in content.model_fields_set
+    single = any(
+        num_left_over(len(data.splits[split]), batch_size) == 1
+        for split in ("train", "held_out")
+        if split in data.splits
+    )
+    if earlier and single and content.progress is not None and content.progress.batch:
+        raise CheckpointError(
+            "--resume: an earlier version of racnn saved this run in the middle of an epoch whose last batch is a single photo, "
+            "which now joins the batch before it; go on with that version to the end of the epoch, or begin a new run"
+        )
 
 
 def refuse_other_photos(content: Content, data: Data, contents: Mapping[str, str] | None = None) -> None:
@@ -283,7 +312,8 @@ def enter_folder(
     folder.mkdir(parents=True, exist_ok=True)
     if new:
         clear_folder(folder)
-    (folder / DUMP).unlink(missing_ok=True)
+    if _is_dump(folder / DUMP):
+        (folder / DUMP).unlink()
     sweep(folder / name for name in RUN_FILES)
     write_text(folder / "run.json", json.dumps({"starts": starts}, indent=2) + "\n")
     resolved = yaml.safe_dump(dump_config(config), sort_keys=False)
@@ -297,7 +327,7 @@ def launch_of(folder: Path) -> str | None:
     """Return the name of the launch that was the last to enter a folder, see :class:`racnn.engine.distributed.World`."""
     try:
         name = json.loads((folder / "run.json").read_text(encoding="utf-8"))["starts"][-1]["launch"]
-    except (OSError, ValueError, LookupError, TypeError):  # none, or not written by a run
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # none, or not written by a run
         return None
     return name if isinstance(name, str) else None
 
@@ -307,7 +337,9 @@ def clear_folder(folder: Path) -> None:
     sweep(folder / name for name in RUN_FILES)
     for path in (folder / name for name in sorted(RUN_FILES, key="run.json".__eq__)):
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+            for events in path.glob("events.out.tfevents.*"):
+                events.unlink()
+            remove_empty([path])
         else:
             path.unlink(missing_ok=True)
 

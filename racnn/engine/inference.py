@@ -18,8 +18,10 @@ from racnn.config import Config
 from racnn.data import Data, PhotoDataset, build_data, eval_loader
 from racnn.data.build import build_to_measure
 from racnn.data.catalog import Record
-from racnn.data.contents import read_contents
+from racnn.data.contents import describe_copies, find_copies, read_contents
+from racnn.data.manifest import list_names
 from racnn.data.stream import photo_batches
+from racnn.data.survey import refuse_misplaced_boxes
 from racnn.data.transforms import SourceTransform
 from racnn.engine.digest import digest
 from racnn.engine.early_exit import (
@@ -161,7 +163,7 @@ def evaluate_trained(
     Returns:
         The report of :func:`racnn.report.evaluation_report`. Of files that can be compared ``num_trained_on`` says how many
         of the photos were trained on, by their contents; of other photos ``passed_over`` counts the files beside them that
-        are none, by kind.
+        are none, by kind, and ``warnings`` are lines about copies among them.
 
     Raises:
         ConfigError: ``early_exit`` with one trained scale, or on other photos; a split that other photos do not bring.
@@ -185,13 +187,16 @@ def evaluate_trained(
         split = split or "all"
         if split not in data.splits:
             raise ConfigError(f"--split {split}: {root} brings no such photos, only {', '.join(data.splits)}")
+    refuse_misplaced_boxes(data)
     calibrated = calibrate_early_exit(trained, data) if early_exit else None
     measured_on = _split_of(data, split)
     predictions = _predict(trained, measured_on)
     measured = report(predictions, data=data, split=split, bounds=trained.model.bounds)
     if trained.train_digests:
         measured["num_trained_on"] = _num_known(measured_on, set(trained.train_digests))
-    if data.passed_over and not own:
+    if not own:
+        splits = {name: photos.records for name, photos in data.splits.items() if name != "all"}
+        measured["warnings"] = describe_copies(find_copies(splits), data.class_names)
         measured["passed_over"] = dict(data.passed_over)
     if calibrated is not None:
         early, curve = calibrated
@@ -206,18 +211,28 @@ def evaluate_trained(
 
 
 def is_data_of_run(trained: Trained, root: Path) -> bool:
-    """Return whether a folder or list holds the photos of the run: those that it held out for validation, by name and contents."""
-    if trained.config.data.dataset == "synthetic":
+    """Return whether a folder or list is the data set of the run: whether it holds most of the run's photos under their names.
+
+    Where the checkpoint knows what its validation photos held, most of these must hold the same.
+    """
+    root, kind = root.expanduser(), trained.config.data.dataset
+    used = [*trained.train_names, *trained.val_names]
+    if kind == "synthetic" or root.is_file() != (kind == "manifest"):
         return False
-    try:
-        data = data_of(trained, root=root)
-    except DataError:
+    if kind == "manifest":
+        listed = {name for name in list_names(root)}
+        there = {name: root.parent / name for name in used if name in listed}
+    else:
+        inner = root / "CUB_200_2011"
+        base = inner if kind == "cub200" and inner.is_dir() else root
+        there = {name: base / name for name in used if (base / name).is_file()}
+    if len(there) * 2 <= len(used):
         return False
-    if not trained.val_digests:  # of an earlier version
-        return True
-    then = dict(zip(trained.val_names, trained.val_digests, strict=True))
-    now = data.splits["val"].records
-    return all(then[record.name] == found for record, found in zip(now, _digests(now), strict=True))
+    then = dict(zip(trained.val_names, trained.val_digests, strict=False))
+    compared = [name for name in then if name in there and there[name].is_file()]
+    found = read_contents([there[name] for name in compared])
+    same = [then[name] == file.sha256[:DIGEST_LENGTH] for name, file in zip(compared, found, strict=True)]
+    return not same or sum(same) * 2 > len(same)
 
 
 def _refuse_leaked(trained: Trained, data: Data, split: str) -> None:

@@ -147,8 +147,9 @@ def _add_gradients(
         if "more than 1 value per channel" not in str(error):
             raise
         raise ConfigError(
-            "model.backbone: its batch norm needs more than one number a channel, and of a single photo this view leaves one; "
-            "set data.batch_size and run.micro_batch to at least 2 a process, or larger model.view_sizes"
+            "model.backbone: its batch norm needs more than one number a channel, and of a single photo this view leaves one; set "
+            "data.batch_size and run.micro_batch so that every process has at least 2 photos of each batch, the last one too, or "
+            "larger model.view_sizes"
         ) from None
     except torch.OutOfMemoryError:
         if world.size > 1:  # the others are waiting for this process's gradients

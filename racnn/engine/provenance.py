@@ -21,6 +21,7 @@ from racnn.config import Config
 from racnn.data import Data
 from racnn.data.contents import PhotoFile, read_contents
 from racnn.engine.distributed import ALONE, World
+from racnn.written import file_sha256
 
 DIGEST_LENGTH = 16  # hexadecimal digits, 64 bits
 # what numbers and pixels hang on
@@ -113,8 +114,7 @@ def _digest_of_weights(weights: str | None) -> str | None:
     """Return the sha256 of the file that the network's first weights come from, None where it is no file here."""
     if weights is None or not Path(weights).is_file():
         return None
-    with open(weights, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(Path(weights))
 
 
 @functools.cache

@@ -10,13 +10,19 @@ import torch
 
 from racnn.config import Config, dump_config
 from racnn.data import build_data
-from racnn.data.contents import PhotoFile, describe_copies, find_copies
+from racnn.data.contents import WORDS, PhotoFile, describe_copies, find_copies
 from racnn.data.listing import describe_passed
 from racnn.data.loaders import num_left_over
 from racnn.data.names import lookalike_warnings
+from racnn.data.survey import refuse_misplaced_boxes
 from racnn.engine.checkpoint import is_whole, save_checkpoint
 from racnn.engine.distributed import ALONE, World
-from racnn.engine.folder import RunFolder, refuse_other_photos, refuse_output_among_classes
+from racnn.engine.folder import (
+    RunFolder,
+    refuse_other_batches,
+    refuse_other_photos,
+    refuse_output_among_classes,
+)
 from racnn.engine.interrupt import Interrupt, Stop
 from racnn.engine.precision import prepare
 from racnn.engine.progress import Progress
@@ -29,7 +35,7 @@ from racnn.errors import CheckpointError
 from racnn.losses import balanced_weights
 from racnn.models import build_model
 
-MOST_COPIES = 20  # groups of copies that are named at the start of a run
+MOST_COPIES = 20  # groups of copies, or classes, that are named at the start of a run
 
 
 class Run:
@@ -94,8 +100,11 @@ class Run:
             lambda: build_model(config.model, num_classes=num_classes, weights=content is None)
         )
         self.optimizer_state: dict[str, Any] | None = None  # of a phase that is taken up in its middle
-        world.from_first(self._read_files)
+        world.from_first(lambda: self._read_files(again=content is not None))
         if content:
+            world.first_before_others(
+                lambda: refuse_other_batches(content, self.data, config.data.batch_size)
+            )
             found = digests(self._files)  # of the first process alone
             world.first_before_others(lambda: refuse_other_photos(content, self.data, found))
             self._take_up(content)
@@ -111,14 +120,17 @@ class Run:
         self.class_weights = balanced_weights(self.data.class_counts()).to(device) if balanced else None
         # before an earlier run is deleted: a photo may be damaged, a disk full
         world.first_before_others(lambda: self._use_cache(print if world.first else lambda _: None))
+        # before an earlier run is deleted, too
+        self._warnings = world.from_first(self._find_warnings)
         start = provenance(config, self.data, device, step=self.progress.step, world=world)
         self._starts = with_start(content.provenance if content else [], start)
         world.from_first(lambda: self._enter_folder(new=content is None))
         self._say_what_begins()
 
-    def _read_files(self) -> None:
-        """Find out what the photos hold; those that are as they were when the run was here last are not read again."""
-        self._files = read_photo_files(self.data, self._place.known_contents())
+    def _read_files(self, *, again: bool) -> None:
+        """Find out what the photos hold; ``again``: those that are as they were when the run was here last are not read."""
+        refuse_misplaced_boxes(self.data)
+        self._files = read_photo_files(self.data, self._place.known_contents() if again else {})
 
     def _enter_folder(self, *, new: bool) -> None:
         """Make the run's folder what this run begins with, and begin to record in it."""
@@ -155,7 +167,7 @@ class Run:
         )
         if data.passed_over:
             self.recorder.say(describe_passed(data.passed_over))
-        for line in self._warnings():
+        for line in self._warnings:
             self.recorder.say(f"warning: {line}")
         for split in data.splits.keys() & {"train", "held_out"}:
             if num_left_over(len(data.splits[split]), self.config.data.batch_size) == 1:
@@ -167,15 +179,21 @@ class Run:
         if warning := imbalance_warning(data.class_counts(), data.class_names, balance):
             self.recorder.say(f"warning: {warning}")
 
-    def _warnings(self) -> list[str]:
+    def _find_warnings(self) -> list[str]:
         """Return what makes the figures of this run worth less than they look."""
-        if not self.world.first:
-            return []
         data = self.data
         splits = {split: photos.records for split, photos in data.splits.items()}
         copies = describe_copies(find_copies(splits), data.class_names, most=MOST_COPIES)
-        lines = "\n".join(copies)
-        return [*([lines] if copies else []), *lookalike_warnings(data.class_names)]
+        found = ["\n".join(copies)] if copies else []
+        for split in ("val", "test"):
+            labels = {record.label for record in splits[split]}
+            if missing := [name for label, name in enumerate(data.class_names) if label not in labels]:
+                named = ", ".join(f"'{name}'" for name in missing[:MOST_COPIES])
+                more = ", ..." if len(missing) > MOST_COPIES else ""
+                found.append(
+                    f"no {WORDS[split]} photos of {len(missing)} classes, which are not measured: {named}{more}"
+                )
+        return found + lookalike_warnings(data.class_names)
 
     def _use_cache(self, say: Callable[[str], None]) -> None:
         """Read decoded photos from the cache, if there is to be one; write it first where it is not there."""

@@ -38,9 +38,9 @@ def read_weights(weights: str, *, source: str | None = None) -> dict[str, Tensor
         )
     try:
         if is_safetensors(path):
-            from safetensors.torch import load_file
+            from safetensors.torch import load
 
-            return load_file(path)
+            return load(path.read_bytes())  # its own reader takes no names that are no UTF-8
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise a dozen types; torch's words advise to trust them
         raise WeightsError(
@@ -49,7 +49,9 @@ def read_weights(weights: str, *, source: str | None = None) -> dict[str, Tensor
     for key in WRAPPERS:
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    ):
         raise WeightsError(f"model.weights: {path}: expected a dictionary of tensors by name")
     return dict(state)
 
@@ -154,11 +156,29 @@ def load_trunk(
     ]
     if shapes:
         problems.append(f"other shapes: {_listed(shapes)}")
+    kinds = [f"{key} {_kind(found[key])}" for key in shared if not _is_weight(found[key], own[target[key]])]
+    if kinds:
+        problems.append(f"other kinds of numbers: {_listed(kinds)}")
     if problems:
         raise WeightsError(f"model.weights: {origin} does not fit the backbone; " + "; ".join(problems))
     if odd := [key for key in shared if not found[key].isfinite().all()]:
         raise WeightsError(f"model.weights: {origin} holds NaN or infinite values: {_listed(odd)}")
     trunk.load_state_dict({target[key]: value for key, value in found.items()}, strict=False)
+
+
+def _is_weight(value: Tensor, own: Tensor) -> bool:
+    """Return whether a tensor can be copied into another for what it is: plain floating numbers into such, whole into whole."""
+    plain = value.layout is torch.strided and not value.is_meta and not value.is_quantized
+    return (
+        plain
+        and value.is_floating_point() == own.is_floating_point()
+        and not value.is_complex()
+        and value.dtype != torch.bool
+    )
+
+
+def _kind(value: Tensor) -> str:
+    return "on no device" if value.is_meta else f"{value.dtype}, {value.layout}".replace("torch.", "")
 
 
 def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

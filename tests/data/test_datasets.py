@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from racnn.config import DataConfig
+from racnn.data import build_data
 from racnn.data.catalog import Record, hold_out
 from racnn.data.cub import cub200
 from racnn.data.drawn import synthetic_catalog
@@ -370,3 +371,22 @@ def test_photos_without_groups_are_held_out_as_ever():
     )
     plain = hold_out(records, fraction=0.25, seed=3, purpose="val")
     assert [r.name for r in alone[1] if r.label == 0] == [r.name for r in plain[1]]
+
+
+def test_numbered_classes_of_an_earlier_version_are_found_again(tmp_path):
+    """It counted them as text: its classes 1-2 were 1 and 10, in that order."""
+    write_classes(tmp_path, {name: 4 for name in ("1", "2", "10")})
+    config = DataConfig(dataset="folder", root=tmp_path, classes="1-2")
+    assert folder(config).class_names == ["1", "2"]
+    data = build_data(config, seed=0, class_names=["1", "10"])
+    assert data.class_names == ["1", "10"]
+    for split in data.splits.values():
+        assert {record.name.split("/")[0] for record in split.records} <= {"1", "10"}
+        assert all(data.class_names[r.label] == r.name.split("/")[0] for r in split.records)
+    every = build_data(config.model_copy(update={"classes": None}), seed=0, class_names=["1", "10", "2"])
+    assert every.class_names == ["1", "10", "2"]
+    assert [r.label for r in every.splits["train"].records] == sorted(
+        r.label for r in every.splits["train"].records
+    )
+    with pytest.raises(DataError, match="'5' is missing"):
+        build_data(config, seed=0, class_names=["1", "5"])
