@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from racnn.config import Config
-    from racnn.engine.inference import Trained
+    from racnn.engine.predictor import Trained
 
 app = typer.Typer(
     help="RA-CNN: fine-grained recognition that looks at the whole photo, zooms to where it matters, and looks again.",
@@ -157,7 +157,7 @@ def train(
     loaded = _load(config, settings, out)
     best, report = _fit(loaded, device, resume=resume, overwrite=overwrite)
     from racnn.engine.distributed import speaks
-    from racnn.report import format_report
+    from racnn.evaluation.report import format_report
 
     if not speaks():
         return
@@ -216,8 +216,8 @@ def evaluate(
         raise ConfigError(f"--split: expected test, val or train, or all, got '{split}'")
     from racnn.data.listing import describe_passed
     from racnn.engine.early_exit import early_exit_file, format_early_exit
-    from racnn.engine.inference import evaluate_trained
-    from racnn.report import format_report
+    from racnn.engine.predictor import evaluate_trained
+    from racnn.evaluation.report import format_report
 
     choice = early_exit_file(checkpoint)
     if json_file is not None:
@@ -270,8 +270,8 @@ def visualize(
     """Show where a network looked: one picture a photo, and regions.json with the boxes in the photo's pixels."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out}: is a file; expected a folder for the pictures")
+    from racnn.data.image_io import read_photo
     from racnn.data.listing import describe_passed, find_photos
-    from racnn.data.photos import read_photo
 
     passed: Counter[str] = Counter()
     paths = find_photos(photos, passed)
@@ -325,8 +325,8 @@ def demo(
     refuse_foreign([out / "evaluation.json"], flag="--out")
     _refuse_pictures(out / "pictures", names)
     best, validation = _fit(loaded, device, resume=resume, overwrite=overwrite)
-    from racnn.engine.inference import evaluate_trained
-    from racnn.report import format_report
+    from racnn.engine.predictor import evaluate_trained
+    from racnn.evaluation.report import format_report
 
     trained = _restore(best, device)
     report = evaluate_trained(trained, split="test")
@@ -352,7 +352,7 @@ def _load(config: Path, settings: list[str] | None, out: Path | None) -> Config:
 def _fit(config: Config, device: str, *, resume: bool, overwrite: bool) -> tuple[Path, dict[str, Any]]:
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other")
-    from racnn.engine.precision import pick_device
+    from racnn.engine.device import pick_device
     from racnn.engine.trainer import fit
 
     return fit(config, device=pick_device(device), resume=resume, overwrite=overwrite)
@@ -360,7 +360,7 @@ def _fit(config: Config, device: str, *, resume: bool, overwrite: bool) -> tuple
 
 def _print_verdict(report: dict[str, Any], config: Config) -> None:
     """Say what did not pay in a run, as its validation photos show it, and what to try."""
-    from racnn.engine.remarks import verdict
+    from racnn.evaluation.diagnostics import verdict
 
     for line in verdict(report, config):
         print(f"\nnote: {line}")
@@ -387,7 +387,7 @@ def _draw(
     trained: Trained, photos: Iterable[tuple[Path, str, np.ndarray]], out: Path
 ) -> list[dict[str, Any]]:
     """Write one picture a photo, under the name given, and regions.json."""
-    from racnn.engine.inference import look
+    from racnn.engine.predictor import look
 
     rows = []
     for path, name, photo in photos:
@@ -399,8 +399,8 @@ def _draw(
 
 
 def _restore(checkpoint: Path, device: str) -> Trained:
-    from racnn.engine.inference import load_trained
-    from racnn.engine.precision import pick_device
+    from racnn.engine.device import pick_device
+    from racnn.engine.predictor import load_trained
 
     return load_trained(checkpoint, pick_device(device))
 

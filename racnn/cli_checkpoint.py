@@ -33,7 +33,7 @@ def export_weights(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier file.")] = False,
 ) -> None:
     """Write a network's weights as .safetensors, with all that is needed to use them in its metadata."""
-    from racnn.engine.inference import export_trained
+    from racnn.engine.predictor import export_trained
     from racnn.engine.published import SUFFIX
 
     if out.suffix != SUFFIX:

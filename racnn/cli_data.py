@@ -11,7 +11,7 @@ import typer
 from racnn.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    from racnn.data.catalog import Catalog
+    from racnn.data.sources.catalog import Catalog
 
 app = typer.Typer(help="Bring a dataset, look over it, check its photos.", no_args_is_help=True)
 
@@ -53,7 +53,7 @@ def info(root: Root, dataset: Dataset = "folder", classes: Classes = None) -> No
     """Say what is in a dataset: counts, classes, sizes, imbalance, what was passed over."""
     from racnn.config import parse_ranges
     from racnn.data.prepare import OFFICIAL, differences
-    from racnn.data.survey import format_survey, survey
+    from racnn.data.statistics import format_survey, survey
 
     catalog = _catalog(root, dataset, classes)
     print(format_survey(survey(catalog)))
@@ -82,9 +82,9 @@ def verify(
     """
     from tqdm import tqdm
 
-    from racnn.data.catalog import exclusion_line
     from racnn.data.contents import describe_copies, find_copies
-    from racnn.data.survey import box_problems, damaged, notes_on, records_of
+    from racnn.data.sources.catalog import exclusion_line
+    from racnn.data.statistics import box_problems, damaged, notes_on, records_of
     from racnn.written import refuse_foreign, write_text
 
     if write_list is not None:

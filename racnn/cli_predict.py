@@ -16,7 +16,7 @@ import typer
 from racnn.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from racnn.engine.inference import Trained
+    from racnn.engine.predictor import Trained
 
 Row = dict[str, Any]
 
@@ -44,9 +44,9 @@ def predict(
     if as_json and as_csv:
         raise ConfigError("--json and --csv exclude each other")
     from racnn.data.listing import describe_passed, iter_photos
+    from racnn.engine.device import pick_device
     from racnn.engine.early_exit import load_early_exit
-    from racnn.engine.inference import load_trained, network_digest, recognise
-    from racnn.engine.precision import pick_device
+    from racnn.engine.predictor import load_trained, network_digest, recognise
 
     trained = load_trained(checkpoint, pick_device(device))
     early = load_early_exit(checkpoint, network_digest(trained)) if early_exit else None

@@ -180,7 +180,7 @@ def test_a_damaged_test_photo_is_named_and_can_be_left_out(folder_run, racnn, tm
 
 
 def test_a_run_ends_with_its_verdict(racnn, tiny_file, tmp_path, monkeypatch):
-    from racnn.engine import remarks
+    from racnn.evaluation import diagnostics as remarks
 
     seen = []
     monkeypatch.setattr(remarks, "verdict", lambda *given: seen.append(given) or ["look at this"])
@@ -245,7 +245,7 @@ def test_a_full_gpu_is_told_in_a_line(tiny_file, racnn, tmp_path, monkeypatch):
 
 
 def test_sigterm_ends_with_143(tiny_file, racnn, tmp_path, monkeypatch):
-    from racnn.engine.recorder import Recorder
+    from racnn.engine.logger import Recorder
 
     plain = Recorder.advance_bar
     stop = lambda self, losses: (plain(self, losses), os.kill(os.getpid(), signal.SIGTERM))  # noqa: E731

@@ -17,7 +17,7 @@ from PIL import Image
 
 from racnn.config import dump_config
 from racnn.engine.checkpoint import FORMAT, load_checkpoint
-from racnn.engine.inference import load_trained
+from racnn.engine.predictor import load_trained
 from racnn.errors import UserError
 
 ROOT = Path(__file__).parent.parent

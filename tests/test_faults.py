@@ -38,7 +38,7 @@ FAULTS = {
         "test_cli.py::test_a_loss_that_is_not_finite_ends_with_1",
     ],
     "boxes that collapse": [
-        "engine/test_remarks.py::test_a_region_at_a_bound_on_most_photos_is_warned_of",
+        "evaluation/test_diagnostics.py::test_a_region_at_a_bound_on_most_photos_is_warned_of",
         "test_faults.py::test_the_share_of_regions_at_a_bound_is_recorded",
     ],
     "CUDA out of memory": [
@@ -46,8 +46,8 @@ FAULTS = {
         "engine/test_loop.py::test_a_single_photo_that_does_not_fit_ends_the_run_with_advice",
     ],
     "damaged and unusual photos": [
-        "data/test_photos.py::test_a_difficult_photo_has_its_right_pixels",
-        "data/test_photos.py::test_a_damaged_photo_is_refused_by_name_with_the_reason",
+        "data/test_image_io.py::test_a_difficult_photo_has_its_right_pixels",
+        "data/test_image_io.py::test_a_damaged_photo_is_refused_by_name_with_the_reason",
     ],
     "a small file of very many pixels": ["test_faults.py::test_a_small_file_of_400_megapixels_is_refused"],
     "code in a checkpoint": [
@@ -130,7 +130,7 @@ def test_the_share_of_regions_at_a_bound_is_recorded(finished):
 def test_a_small_file_of_400_megapixels_is_refused(tmp_path):
     import zlib
 
-    from racnn.data.photos import read_photo
+    from racnn.data.image_io import read_photo
     from racnn.errors import DataError
 
     def chunk(kind, content):

@@ -14,10 +14,10 @@ from racnn.engine import run
 from racnn.engine.checkpoint import load_checkpoint
 from racnn.engine.digest import digest, strange
 from racnn.engine.folder import open_folder
-from racnn.engine.inference import load_trained
+from racnn.engine.predictor import load_trained
 from racnn.engine.trainer import fit
 from racnn.errors import DamagedError, TrainingError, UserError
-from racnn.models import racnn as network
+from racnn.models.racnn import model as network
 
 CPU = torch.device("cpu")
 STOPS = (3, 6, 9)  # in apn_init by AdamW, ranking, fusion

@@ -8,15 +8,15 @@ from every_step import PHASES
 
 from racnn.config import PhaseConfig, load_config
 from racnn.engine.checkpoint import load_checkpoint, save_checkpoint
+from racnn.engine.device import determinism, prepare
 from racnn.engine.loop import train_one_epoch
 from racnn.engine.phases import Phase
-from racnn.engine.precision import determinism, prepare
 from racnn.engine.readings import NonFiniteError
 from racnn.engine.steps import build_optimizer, train_only
 from racnn.engine.trainer import fit
 from racnn.models import RACNN
-from racnn.ops.response import largest_component
-from racnn.ops.zoom import zoom
+from racnn.ops.crop import zoom
+from racnn.ops.heatmap import largest_component
 
 CUDA = torch.device("cuda", 0)
 pytestmark = [

@@ -22,8 +22,8 @@ LAYERS = [
     {"errors"},
     {"config", "compat", "written"},
     {"ops"},
-    {"losses", "metrics", "viz"},
-    {"models", "data", "report"},
+    {"evaluation"},
+    {"models", "data"},
     {"engine"},
     {"cli_checkpoint", "cli_data", "cli_predict"},
     {"cli"},
@@ -101,9 +101,9 @@ class TestOneWay:
     @pytest.mark.parametrize(
         ("unit", "line"),
         [
-            ("ops", "from racnn.models.apn import CompactAPN"),
-            ("ops", "def f():\n    from racnn import losses"),
-            ("losses", "import racnn.metrics"),
+            ("ops", "from racnn.models.racnn.apn import CompactAPN"),
+            ("ops", "def f():\n    from racnn.models.racnn import losses"),
+            ("evaluation", "import racnn.models.backbone"),
             ("data", "from racnn.models import RACNN"),
             ("models", "from racnn.engine import loop"),
             ("errors", "from racnn.config import Config"),

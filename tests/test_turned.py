@@ -10,7 +10,7 @@ from PIL import Image, TiffImagePlugin
 
 from racnn.config import DataConfig
 from racnn.data import build_data
-from racnn.data.photos import photo_size, read_photo, read_reduced
+from racnn.data.image_io import photo_size, read_photo, read_reduced
 
 Y, X = np.mgrid[0:40, 0:90]
 PICTURE = np.stack([X * 2, Y * 6, (X > 45) * (Y > 8) * 200], -1).astype(np.uint8)  # no symmetry, not square

@@ -72,7 +72,7 @@ def zoom(
     The baselines go through the photos one by one: as public implementations of RA-CNN do, and as well as can be.
     """
     from bench.zoom import measure
-    from racnn.engine.precision import pick_device
+    from racnn.engine.device import pick_device
 
     show(measure(batch=batch, side=side, rounds=rounds, device=pick_device(device)), json_file)
 
@@ -91,7 +91,7 @@ def step(
     The baseline is the same network in float32, channels first, with a graph through all of it in every phase.
     """
     from bench.step import measure
-    from racnn.engine.precision import determinism, pick_device
+    from racnn.engine.device import determinism, pick_device
 
     where = pick_device(device)
     batch = batch or (16 if where.type == "cuda" else 2)
@@ -113,7 +113,7 @@ def phases(
 ) -> None:
     """Train each phase of the default recipe for a step: how long it takes, and on which operations."""
     from bench.phases import measure
-    from racnn.engine.precision import determinism, pick_device
+    from racnn.engine.device import determinism, pick_device
 
     where = pick_device(device)
     batch = batch or (16 if where.type == "cuda" else 2)
@@ -136,7 +136,7 @@ def infer(
     The baseline is the same network in float32, channels first, one photo at a time and with a graph.
     """
     from bench.infer import measure
-    from racnn.engine.precision import pick_device
+    from racnn.engine.device import pick_device
 
     figures = measure(backbone=backbone, batch=batch, side=side, rounds=rounds, device=pick_device(device))
     show(figures, json_file)

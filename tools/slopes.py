@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from racnn.engine.inference import Trained
+    from racnn.engine.predictor import Trained
 
 COORDINATES = ("tx", "ty", "tl")
 PROPOSED = "as it is proposed"
@@ -56,8 +56,8 @@ def main(
     import torch
 
     from racnn.data import eval_loader
-    from racnn.engine.inference import data_of, load_trained
-    from racnn.engine.precision import pick_device
+    from racnn.engine.device import pick_device
+    from racnn.engine.predictor import data_of, load_trained
 
     distances = parse_steps(steps)
     if split not in ("val", "train"):
@@ -115,7 +115,7 @@ def elsewhere(trained: Trained, batches: object, number: int) -> dict[str, tuple
     """Return log p [N] of scale ``number + 1``, and whether it is right [N], by where its region is put."""
     import torch
 
-    from racnn.losses import sureness
+    from racnn.models.racnn.losses import sureness
     from racnn.ops.regions import bounding_region, clamp
 
     model = trained.model
@@ -157,7 +157,7 @@ def measure(
     """
     import torch
 
-    from racnn.losses import sureness
+    from racnn.models.racnn.losses import sureness
 
     model = trained.model
     model.requires_grad_(False)

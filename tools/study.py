@@ -290,7 +290,7 @@ def measure(folder: Path, split: str, root: Path | None, device: torch.device) -
 
     Of ``last.pt``: ``best.pt`` is an earlier stage's where the last one made things worse, which a study must show.
     """
-    from racnn.engine.inference import evaluate_trained, load_trained
+    from racnn.engine.predictor import evaluate_trained, load_trained
 
     report = evaluate_trained(load_trained(folder / "last.pt", device), split=split, root=root)
     figures = {f"top1_{key}": value for key, value in report["top1"].items()}
@@ -380,7 +380,7 @@ def main(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Run variants x seeds and write their rows."""
-    from racnn.engine.precision import pick_device
+    from racnn.engine.device import pick_device
 
     if split not in ("val", "test"):
         raise ConfigError(f"--split {split}: expected val or test")

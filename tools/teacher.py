@@ -22,7 +22,7 @@ from racnn.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from racnn.engine.inference import Trained
+    from racnn.engine.predictor import Trained
     from racnn.ops.ddt import CommonPart
 
 RESPONSES = ("sum", "cam", "ddt")
@@ -47,11 +47,11 @@ def main(
     """Print one row for each kind of response map, level and trim."""
     from racnn.config import PhaseConfig
     from racnn.data import eval_loader
-    from racnn.engine.inference import data_of, load_trained
+    from racnn.engine.device import pick_device
     from racnn.engine.lessons import find_common_part
-    from racnn.engine.precision import pick_device
+    from racnn.engine.predictor import data_of, load_trained
+    from racnn.ops.heatmap import component_region
     from racnn.ops.regions import clamp
-    from racnn.ops.response import component_region
 
     heights, shares = _parse("--levels", levels, below=1.0), _parse("--trims", trims, below=0.25)
     if split not in ("val", "train"):
@@ -100,8 +100,8 @@ def _responses(
     """Return the views' places [N, 3], the response maps by kind [N, h, w], boxes [N, 4] and telling points [N, 2]."""
     import torch
 
-    from racnn.losses import response_map
-    from racnn.metrics import focus_points
+    from racnn.evaluation.metrics import focus_points
+    from racnn.models.racnn.losses import response_map
 
     model = trained.model
     device = next(model.parameters()).device
@@ -124,7 +124,7 @@ def _responses(
 
 
 def _columns(region: Tensor, places: Tensor, boxes: Tensor, points: Tensor) -> str:
-    from racnn.metrics import localisation
+    from racnn.evaluation.metrics import localisation
     from racnn.ops.regions import compose
 
     measured = localisation(compose(places, region), boxes, points, places) or {}

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from racnn.config import DataConfig
-from racnn.data.cars import cars
-from racnn.data.catalog import (
+from racnn.data.dataset import PhotoDataset
+from racnn.data.sources.cars import cars
+from racnn.data.sources.catalog import (
     Catalog,
     Record,
     hold_out,
@@ -22,13 +23,12 @@ from racnn.data.catalog import (
     read_exclusions,
     without,
 )
-from racnn.data.cub import cub200
-from racnn.data.dogs import dogs
-from racnn.data.drawn import synthetic_catalog
-from racnn.data.folders import folder, folder_to_measure
-from racnn.data.manifest import manifest, manifest_to_measure
-from racnn.data.samples import PhotoDataset
-from racnn.data.survey import find_damaged
+from racnn.data.sources.cub import cub200
+from racnn.data.sources.dogs import dogs
+from racnn.data.sources.folder import folder, folder_to_measure
+from racnn.data.sources.manifest import manifest, manifest_to_measure
+from racnn.data.sources.synthetic import synthetic_catalog
+from racnn.data.statistics import find_damaged
 from racnn.errors import ConfigError, DataError, did_you_mean
 
 DATASETS: dict[str, Callable[[DataConfig], Catalog]] = {

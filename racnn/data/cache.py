@@ -27,7 +27,7 @@ import PIL
 from tqdm import tqdm
 
 from racnn.data.contents import read_contents
-from racnn.data.photos import photo_size, read_reduced
+from racnn.data.image_io import photo_size, read_reduced
 from racnn.data.transforms import SourceTransform
 from racnn.errors import DataError
 from racnn.written import make_folders, refuse_blocked, remove_empty

@@ -10,7 +10,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
-from racnn.data.catalog import Record
+from racnn.data.sources.catalog import Record
 from racnn.errors import DataError
 from racnn.written import file_sha256
 

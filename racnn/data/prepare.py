@@ -11,8 +11,8 @@ from typing import Any
 
 from racnn.config import DataConfig
 from racnn.data import DATASETS
-from racnn.data.catalog import Catalog
 from racnn.data.download import Archive, check_archive, fetch, place, sweep, unpack
+from racnn.data.sources.catalog import Catalog
 from racnn.errors import DataError, did_you_mean
 from racnn.written import refuse_blocked
 

@@ -14,8 +14,8 @@ import yaml
 from racnn.config import Config, dump_config
 from racnn.data import Data
 from racnn.data.contents import PhotoFile
-from racnn.data.folders import class_places
-from racnn.data.loaders import num_left_over
+from racnn.data.loader import num_left_over
+from racnn.data.sources.folder import class_places
 from racnn.engine.checkpoint import is_whole
 from racnn.engine.distributed import World
 from racnn.engine.files import sweep, write_text

@@ -21,11 +21,11 @@ from torch import Tensor
 from racnn.config import PhaseConfig
 from racnn.engine.distributed import ALONE, World
 from racnn.engine.parts import Parts
-from racnn.losses import response_map
 from racnn.models import RACNN
+from racnn.models.racnn.losses import response_map
 from racnn.ops.ddt import CommonPart, DescriptorSums, common_part, descriptor_sums
+from racnn.ops.heatmap import component_box, peak_point, peak_region
 from racnn.ops.regions import bounding_region
-from racnn.ops.response import component_box, peak_point, peak_region
 
 T = TypeVar("T")
 

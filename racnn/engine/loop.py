@@ -19,8 +19,8 @@ from racnn.engine.phases import Phase
 from racnn.engine.readings import Readings
 from racnn.engine.steps import STEPS, Batch
 from racnn.errors import ConfigError, TrainingError
+from racnn.evaluation.report import evaluation_report
 from racnn.models import RACNN
-from racnn.report import evaluation_report
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -163,7 +163,7 @@ def _add_gradients(
 def _parts(num: int, size: int, *, join: bool = False) -> list[tuple[int, int]]:
     """Return where the parts of a batch begin and end: ``size`` photos each, and the rest.
 
-    Where the rest would be a single photo, see :func:`racnn.data.loaders.num_left_over`, all parts are as equal as can be;
+    Where the rest would be a single photo, see :func:`racnn.data.loader.num_left_over`, all parts are as equal as can be;
     of parts of two the last one then has three, if ``join`` allows it.
     """
     ends = [*range(size, num, size), num]

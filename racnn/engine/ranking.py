@@ -19,12 +19,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from racnn import losses
 from racnn.engine.phases import Phase
 from racnn.models import RACNN, RACNNOutput
-from racnn.ops.boxmask import frame_steepness
+from racnn.models.racnn import losses
+from racnn.ops.crop import zoom
+from racnn.ops.mask import frame_steepness
 from racnn.ops.regions import clamp
-from racnn.ops.zoom import zoom
 
 Batch = dict[str, Tensor]
 

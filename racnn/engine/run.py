@@ -12,10 +12,11 @@ from racnn.config import Config, dump_config
 from racnn.data import build_data
 from racnn.data.contents import WORDS, PhotoFile, describe_copies, find_copies
 from racnn.data.listing import describe_passed
-from racnn.data.loaders import num_left_over
+from racnn.data.loader import num_left_over
 from racnn.data.names import lookalike_warnings
-from racnn.data.survey import refuse_misplaced_boxes
+from racnn.data.statistics import refuse_misplaced_boxes
 from racnn.engine.checkpoint import is_whole, save_checkpoint
+from racnn.engine.device import prepare
 from racnn.engine.distributed import ALONE, World
 from racnn.engine.folder import (
     RunFolder,
@@ -23,17 +24,16 @@ from racnn.engine.folder import (
     refuse_other_photos,
     refuse_output_among_classes,
 )
-from racnn.engine.interrupt import Interrupt, Stop
-from racnn.engine.precision import prepare
+from racnn.engine.logger import Recorder, Silence
 from racnn.engine.progress import Progress
 from racnn.engine.provenance import digests, provenance, read_photo_files, with_start
-from racnn.engine.recorder import Recorder, Silence
-from racnn.engine.remarks import imbalance_warning
+from racnn.engine.signals import Interrupt, Stop
 from racnn.engine.stored import Content, open_checkpoint
 from racnn.engine.validation import Validation
 from racnn.errors import CheckpointError
-from racnn.losses import balanced_weights
+from racnn.evaluation.diagnostics import imbalance_warning
 from racnn.models import build_model
+from racnn.models.racnn.losses import balanced_weights
 
 MOST_COPIES = 20  # groups of copies, or classes, that are named at the start of a run
 

@@ -10,11 +10,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from racnn import losses
 from racnn.engine.lessons import taught_region
 from racnn.engine.phases import Phase
 from racnn.engine.ranking import Batch, ranking_step
 from racnn.models import RACNN
+from racnn.models.racnn import losses
 from racnn.ops.regions import bounding_region, jitter
 
 

@@ -19,24 +19,24 @@ from torch import Tensor
 
 from racnn.config import Config
 from racnn.data import mix_seed, train_loader
+from racnn.engine.device import determinism
 from racnn.engine.distributed import join, leave, own_device
 from racnn.engine.files import write_text
 from racnn.engine.folder import DUMP
-from racnn.engine.interrupt import Stop
 from racnn.engine.loop import predict, train_one_epoch
 from racnn.engine.phases import Phase, upcoming
 from racnn.engine.pool import pool_weights
-from racnn.engine.precision import determinism
 from racnn.engine.progress import Progress
 from racnn.engine.readings import NonFiniteError, Readings, Taken
-from racnn.engine.remarks import collapse_warning
 from racnn.engine.resume import restore_optimizer
 from racnn.engine.run import Run
 from racnn.engine.schedule import better, learning_rate, phase_items, shown_items
+from racnn.engine.signals import Stop
 from racnn.engine.steps import build_optimizer, train_only
 from racnn.engine.teaching import give_lessons, take_lessons_away
 from racnn.engine.validation import flat, summary
 from racnn.errors import TrainingError
+from racnn.evaluation.diagnostics import collapse_warning
 
 NORM_BATCHES = 8  # of training photos, from which the mean length of the descriptors is taken
 

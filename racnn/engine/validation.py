@@ -10,16 +10,17 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from racnn import losses, viz
 from racnn.config import Config
 from racnn.data import Data, eval_loader
 from racnn.engine.distributed import World
 from racnn.engine.lessons import taught_region
 from racnn.engine.loop import Predictions, predict, report
 from racnn.engine.phases import Phase
-from racnn.models.racnn import RACNN
+from racnn.evaluation import draw as viz
+from racnn.models.racnn import losses
+from racnn.models.racnn.model import RACNN
+from racnn.ops.crop import zoom
 from racnn.ops.regions import to_boxes_xyxy
-from racnn.ops.zoom import zoom
 
 
 @dataclass

@@ -8,10 +8,10 @@ from PIL import Image
 
 from racnn.config import DataConfig
 from racnn.data import build_data
-from racnn.data.catalog import Record, hold_out
-from racnn.data.cub import cub200
-from racnn.data.drawn import synthetic_catalog
-from racnn.data.folders import folder
+from racnn.data.sources.catalog import Record, hold_out
+from racnn.data.sources.cub import cub200
+from racnn.data.sources.folder import folder
+from racnn.data.sources.synthetic import synthetic_catalog
 from racnn.errors import DataError
 
 
@@ -278,7 +278,7 @@ def test_synthetic_records_agree_with_their_drawings():
     assert (len(catalog.train), len(catalog.test), len(catalog.class_names)) == (24, 8, 8)
     assert {r.name for r in catalog.train}.isdisjoint(r.name for r in catalog.test)
     assert catalog.focus_parts == (0,)
-    from racnn.data.synthetic import draw
+    from racnn.data.sources.drawing import draw
 
     for record, index in ((catalog.train[11], 11), (catalog.test[3], 1_000_003)):
         drawing = draw(seed=0, index=index, size=64)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from racnn.engine.checkpoint import FORMAT, load_checkpoint
-from racnn.engine.inference import evaluate_trained, load_trained
+from racnn.engine.predictor import evaluate_trained, load_trained
 from racnn.engine.stored import open_checkpoint
 from racnn.engine.trainer import fit
 

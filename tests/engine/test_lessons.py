@@ -7,11 +7,11 @@ from racnn.config import AugmentConfig, DataConfig, PhaseConfig
 from racnn.data import build_data, eval_loader, train_loader
 from racnn.engine.distributed import World
 from racnn.engine.lessons import find_common_part, read_boxes, read_places, taught_region
-from racnn.losses import response_map
 from racnn.models import RACNN
+from racnn.models.racnn.losses import response_map
 from racnn.ops.ddt import common_part, descriptor_sums
+from racnn.ops.heatmap import component_box, peak_point
 from racnn.ops.regions import bounding_region, compose, relative
-from racnn.ops.response import component_box, peak_point
 
 CPU = torch.device("cpu")
 WHOLE = torch.tensor([[0.0, 0.0, 1.0]])

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from racnn.config import dump_config, parse_config
 from racnn.engine.checkpoint import FORMAT, load_checkpoint
 from racnn.engine.digest import digest
-from racnn.engine.inference import evaluate_trained, export_trained, load_trained
+from racnn.engine.predictor import evaluate_trained, export_trained, load_trained
 from racnn.engine.published import write_published
 from racnn.errors import CheckpointError, DamagedError
 

@@ -9,9 +9,9 @@ from racnn.engine.phases import Phase
 from racnn.engine.ranking import GRADIENTS, antithetic_slope, mask_over_view, ranking_step
 from racnn.engine.steps import build_optimizer, train_only
 from racnn.errors import ConfigError
-from racnn.losses import sureness
 from racnn.models import RACNN
-from racnn.ops.boxmask import boxcar, pixel_centres
+from racnn.models.racnn.losses import sureness
+from racnn.ops.mask import boxcar, pixel_centres
 
 WIDE = (0.0, 1.0)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from racnn.engine.checkpoint import load_checkpoint, save_checkpoint
-from racnn.engine.inference import load_trained
+from racnn.engine.predictor import load_trained
 from racnn.engine.resume import check_resumable
 from racnn.engine.stored import check_content, open_checkpoint
 from racnn.engine.trainer import fit

@@ -23,10 +23,10 @@ from racnn.engine.checkpoint import digest, load_checkpoint
 from racnn.engine.distributed import World
 from racnn.engine.files import temporary_of
 from racnn.engine.folder import refuse_other_photos
-from racnn.engine.inference import data_of, load_trained
+from racnn.engine.logger import Recorder
 from racnn.engine.loop import predict
+from racnn.engine.predictor import data_of, load_trained
 from racnn.engine.provenance import fingerprint
-from racnn.engine.recorder import Recorder
 from racnn.engine.run import Run
 from racnn.engine.steps import STEPS
 from racnn.engine.trainer import Trainer, fit
@@ -500,7 +500,7 @@ def test_a_second_signal_ends_at_once_even_while_a_checkpoint_is_written(short, 
             return getattr(self.file, name)
 
     with monkeypatch.context() as patch:
-        patch.setattr("racnn.engine.interrupt.SAME", 0.0)
+        patch.setattr("racnn.engine.signals.SAME", 0.0)
         stop_at(patch, 2, lambda: (patch.setattr(torch, "save", slow), terminate()))
         slow = lambda content, file: plain(content, Impatient(file))  # noqa: E731
         with pytest.raises(SystemExit) as caught:
@@ -725,7 +725,7 @@ def test_an_imbalanced_folder_is_told(tmp_path, capsys):
 
 
 def test_a_run_can_be_stopped_while_it_reads_boxes(tiny, finished, tmp_path, monkeypatch):
-    from racnn.engine.recorder import Recorder
+    from racnn.engine.logger import Recorder
 
     ticks = []
 
@@ -746,7 +746,7 @@ def test_a_run_can_be_stopped_while_it_reads_boxes(tiny, finished, tmp_path, mon
 
 
 def test_a_run_that_starts_with_reading_boxes_can_be_stopped_there_too(tiny, tmp_path, monkeypatch):
-    from racnn.engine.recorder import Recorder
+    from racnn.engine.logger import Recorder
 
     phase = {"kind": "apn_init", "scales": [1], "epochs": 1, "lr": 0.01}
     config = tiny(tmp_path / "run", schedule=[phase])

@@ -12,7 +12,7 @@ from racnn.config import PhaseConfig
 from racnn.engine.phases import Phase
 from racnn.engine.steps import STEPS, train_only
 from racnn.models import RACNN
-from racnn.ops import zoom
+from racnn.ops import crop as zoom
 
 MOVED = {"lift_fresh", "_local_scalar_dense", "is_nonzero", "equal", "allclose"}  # to the device, or from it
 SIZED = {

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from racnn.compat import import_torchvision
-from racnn.engine.inference import export_trained, load_trained
+from racnn.engine.predictor import export_trained, load_trained
 from racnn.errors import ConfigError, WeightsError
 from racnn.models.backbone import BACKBONES, Backbone, build_backbone, tiny
 from racnn.models.weights import load_trunk, read_weights

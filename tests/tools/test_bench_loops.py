@@ -6,9 +6,9 @@ import torch.nn.functional as F
 
 from bench import zoom as bench
 from bench.loops import PublishedZoom, published_loop, sliced_loop
-from racnn.ops.boxmask import box_mask, frame_steepness
+from racnn.ops.crop import zoom
+from racnn.ops.mask import box_mask, frame_steepness
 from racnn.ops.regions import from_boxes_xyxy
-from racnn.ops.zoom import zoom
 
 SIDE = 40
 BOXES = torch.tensor([[3, 5, 28, 30], [0, 0, 40, 40], [14, 2, 24, 12], [7, 9, 38, 40]])

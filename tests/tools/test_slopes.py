@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from racnn.data import eval_loader
-from racnn.engine.inference import data_of, load_trained
+from racnn.engine.predictor import data_of, load_trained
 from racnn.errors import ConfigError
 from racnn.ops.regions import bounding_region, clamp
 

@@ -13,7 +13,7 @@ import yaml
 from racnn.config import load_config
 from racnn.engine import trainer
 from racnn.engine.checkpoint import digest, load_checkpoint
-from racnn.engine.inference import evaluate_trained, load_trained
+from racnn.engine.predictor import evaluate_trained, load_trained
 from racnn.errors import ConfigError, DataError
 
 TOOL = Path(__file__).parents[2] / "tools" / "study.py"

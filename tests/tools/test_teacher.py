@@ -8,12 +8,12 @@ import torch
 
 from racnn.config import PhaseConfig
 from racnn.data import eval_loader
-from racnn.engine.inference import data_of, load_trained
 from racnn.engine.lessons import find_common_part
+from racnn.engine.predictor import data_of, load_trained
 from racnn.errors import ConfigError
-from racnn.metrics import localisation
+from racnn.evaluation.metrics import localisation
+from racnn.ops.heatmap import component_region
 from racnn.ops.regions import clamp, compose
-from racnn.ops.response import component_region
 
 TOOL = Path(__file__).parents[2] / "tools" / "teacher.py"
 

@@ -16,8 +16,8 @@ from bench.figures import Figure, take_turns, times_as_fast
 from racnn.compat import import_torchvision
 from racnn.config import DataConfig
 from racnn.data import PhotoDataset
-from racnn.data.catalog import Catalog, Record
 from racnn.data.listing import find_photos
+from racnn.data.sources.catalog import Catalog, Record
 from racnn.models.backbone import IMAGENET_MEAN, IMAGENET_STD
 
 

@@ -21,7 +21,7 @@ def sliced_loop(images: Tensor, regions: Tensor, *, side: int, steepness: float 
 
     As fast as one can be without a batched operation: nothing is done to pixels outside the box, and the derivative is
     autograd's. It moves the box over its mask alone, since a slice has none in its corners. A resized slice repeats
-    its own edge where the kernel of :func:`racnn.ops.zoom.zoom` reads the pixels beyond; elsewhere the two agree where
+    its own edge where the kernel of :func:`racnn.ops.crop.zoom` reads the pixels beyond; elsewhere the two agree where
     boxes fall on whole pixels.
 
     Args:

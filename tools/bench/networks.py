@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from racnn.config import Config, parse_config, recipe_schedule
-from racnn.engine.precision import prepare
+from racnn.engine.device import prepare
 from racnn.models import RACNN, build_model
 
 NUM_CLASSES = 200

@@ -22,8 +22,8 @@ from racnn.config import Config
 from racnn.engine.loop import train_one_epoch
 from racnn.engine.phases import Phase
 from racnn.engine.steps import STEPS, build_optimizer, train_only
-from racnn.losses import sureness
 from racnn.models import RACNN
+from racnn.models.racnn.losses import sureness
 
 Batch = dict[str, Tensor]
 Step = Callable[[], None]

@@ -1,0 +1,101 @@
+"""Photos of a user, one batch after another, however many there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from racnn.config import DataConfig
+from racnn.data.image_io import read_reduced
+from racnn.data.listing import check_places, iter_photos
+from racnn.data.loader import start_worker
+from racnn.data.transforms import SourceTransform
+from racnn.errors import DataError
+
+
+@dataclass
+class PhotoBatch:
+    """Some photos in order.
+
+    Attributes:
+        paths: Of all of them.
+        sizes: (h, w) of each, None where it cannot be read.
+        errors: Why, by position.
+        images: uint8 [K, 3, S, S], the sources of those that can be read.
+    """
+
+    paths: list[Path]
+    sizes: list[tuple[int, int] | None]
+    errors: dict[int, str]
+    images: Tensor
+
+    def pin_memory(self) -> PhotoBatch:
+        """Return the batch where a GPU can fetch it, as the loader asks."""
+        return replace(self, images=self.images.pin_memory())
+
+
+class PhotoStream(IterableDataset[PhotoBatch]):
+    """Batches of the photos in files and folders. Nothing is listed or read before it is its turn.
+
+    With workers each reads every so many-th batch, which is the order in which the loader asks them in turn.
+    """
+
+    def __init__(self, places: Iterable[Path], transform: SourceTransform, batch_size: int) -> None:
+        self.places = list(places)
+        self.transform = transform
+        self.batch_size = batch_size
+
+    def __iter__(self) -> Iterator[PhotoBatch]:
+        worker = get_worker_info()
+        number, total = (worker.id, worker.num_workers) if worker else (0, 1)
+        paths = iter_photos(self.places)
+        turn = 0
+        while batch := list(islice(paths, self.batch_size)):
+            if turn % total == number:
+                yield self._read(batch)
+            turn += 1
+
+    def _read(self, paths: list[Path]) -> PhotoBatch:
+        sizes: list[tuple[int, int] | None] = []
+        errors: dict[int, str] = {}
+        images = []
+        for position, path in enumerate(paths):
+            try:
+                photo, size = read_reduced(path, self.transform.resized_shape)
+            except DataError as error:
+                errors[position] = str(error)
+                sizes.append(None)
+                continue
+            images.append(self.transform.source(photo, size))
+            sizes.append(size)
+        side = self.transform.source_size
+        stacked = torch.stack(images) if images else torch.zeros(0, 3, side, side, dtype=torch.uint8)
+        return PhotoBatch(paths, sizes, errors, stacked)
+
+
+def photo_batches(
+    places: Iterable[Path], config: DataConfig, *, batch_size: int, workers: int
+) -> tuple[DataLoader[PhotoBatch], SourceTransform]:
+    """Return the batches of the photos named and of those inside the folders named, and how they are made square.
+
+    Raises:
+        DataError: A path does not exist, or a folder holds no photos.
+    """
+    places = list(places)
+    check_places(places)
+    transform = SourceTransform(config.source_size, config.resize)
+    stream = PhotoStream(places, transform, batch_size)
+    loader: DataLoader[PhotoBatch] = DataLoader(
+        stream,
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_initialized(),
+        worker_init_fn=start_worker,
+    )
+    return loader, transform

@@ -1,0 +1,1 @@
+"""Where photos come from: one reader a data set, from the configuration to a catalog."""

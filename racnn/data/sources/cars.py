@@ -1,0 +1,126 @@
+"""Stanford Cars (Krause et al. 2013): 196 models, in either of the two layouts that it was given out in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from racnn.config import DataConfig
+from racnn.data.sources.catalog import Box, Catalog, Record, check_photos_exist, chosen_classes, existing_root
+from racnn.data.sources.matfiles import read_mat, read_struct
+from racnn.errors import DataError
+
+BOX = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
+TEST_LABELS = "cars_test_annos_withlabels.mat"
+EXPECTED = "car_ims/ with cars_annos.mat, or cars_train/, cars_test/ and devkit/ with " + TEST_LABELS
+
+
+def cars(config: DataConfig) -> Catalog:
+    """Read Stanford Cars: ``car_ims/`` + ``cars_annos.mat``, or ``cars_train/``, ``cars_test/``, ``devkit/``.
+
+    The second layout's test photos need ``cars_test_annos_withlabels.mat``, beside devkit/ or in it: devkit.tgz alone
+    holds no test labels. ``config.classes`` names the class ids of the .mat files, from 1.
+
+    Raises:
+        DataError: A file or photo is missing or damaged, the test labels are missing, or a mirror has other numbers.
+    """
+    root = existing_root(config, EXPECTED)
+    if (root / "cars_annos.mat").is_file() and (
+        (root / "car_ims").is_dir() or not (root / "devkit").is_dir()
+    ):
+        names, rows = _together(root)
+    elif (root / "devkit").is_dir():
+        names, rows = _apart(root)
+    else:
+        raise DataError(f"{root}: expected {EXPECTED}")
+    ids = {class_id for _, _, class_id, _ in rows}
+    for class_id in sorted(ids):
+        if not 1 <= class_id <= len(names):
+            raise DataError(
+                f"{root}: class id {class_id} has no name; expected 1 to {len(names)} (a mirror that counts from 0?)"
+            )
+    class_ids = chosen_classes(config, ids, root)
+    label_of = {class_id: label for label, class_id in enumerate(class_ids)}
+    splits: dict[str, list[Record]] = {"train": [], "test": []}
+    for split, relative, class_id, box in rows:
+        if class_id in label_of:
+            splits[split].append(Record(relative, label_of[class_id], root / relative, box))
+    check_photos_exist(
+        [*splits["train"], *splits["test"]],
+        "the numbers must be those of the .mat files; some mirrors renumber",
+    )
+    return Catalog(
+        dataset="cars",
+        class_names=[names[class_id - 1] for class_id in class_ids],
+        train=splits["train"],
+        val=None,
+        test=splits["test"],
+        part_names=[],
+        focus_parts=(),
+    )
+
+
+Row = tuple[str, str, int, Box]  # split, path, class id, box
+
+
+def _together(root: Path) -> tuple[list[str], list[Row]]:
+    """Read the layout with one folder of photos."""
+    path = root / "cars_annos.mat"
+    names = _class_names(path)
+    rows = [
+        (
+            "test" if _whole(row["test"], path) else "train",
+            _inside(str(row["relative_im_path"]), path),
+            *_annotated(row, path),
+        )
+        for row in read_struct(path, "annotations", "relative_im_path", "class", "test", *BOX)
+    ]
+    return names, rows
+
+
+def _apart(root: Path) -> tuple[list[str], list[Row]]:
+    """Read the layout with a folder for each split."""
+    devkit = root / "devkit"
+    labelled = next((p for p in (root / TEST_LABELS, devkit / TEST_LABELS) if p.is_file()), None)
+    if labelled is None:
+        raise DataError(
+            f"{root}: {TEST_LABELS} is missing, and without it the test photos have no labels; "
+            f"put it into {root} or {devkit}"
+        )
+    rows: list[Row] = []
+    for split, path in (("train", devkit / "cars_train_annos.mat"), ("test", labelled)):
+        for row in read_struct(path, "annotations", "fname", "class", *BOX):
+            rows.append((split, _inside(f"cars_{split}/{row['fname']}", path), *_annotated(row, path)))
+    return _class_names(devkit / "cars_meta.mat"), rows
+
+
+def _class_names(path: Path) -> list[str]:
+    return [str(name).strip() for name in read_mat(path, "class_names")["class_names"]]
+
+
+def _annotated(row: dict[str, Any], path: Path) -> tuple[int, Box]:
+    """Return class id and box of a row."""
+    try:
+        x0, y0, x1, y1 = (float(row[corner]) for corner in BOX)
+    except (TypeError, ValueError):
+        raise DataError(
+            f"{path}: expected numbers in {', '.join(BOX)}, found {[row[c] for c in BOX]}"
+        ) from None
+    if not (x1 > x0 and y1 > y0):
+        raise DataError(f"{path}: expected bbox_x1 < bbox_x2 and bbox_y1 < bbox_y2, found {[x0, y0, x1, y1]}")
+    return _whole(row["class"], path), (x0, y0, x1, y1)
+
+
+def _whole(value: Any, path: Path) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        raise DataError(f"{path}: expected a whole number, found {value!r}") from None
+
+
+def _inside(relative: str, path: Path) -> str:
+    parts: Sequence[str] = Path(relative).parts
+    if Path(relative).is_absolute() or ".." in parts:
+        raise DataError(f"{path}: expected a photo inside the folder, found '{relative}'")
+    return relative

@@ -1,0 +1,174 @@
+"""CUB-200-2011 (Wah et al. 2011), and any data set in its layout."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from racnn.config import DataConfig
+from racnn.data.sources.catalog import Box, Catalog, Part, Record, chosen_classes, existing_root
+from racnn.errors import DataError
+
+CUB_HEAD = frozenset({"beak", "crown", "forehead", "left eye", "right eye", "nape", "throat"})
+
+
+def cub200(config: DataConfig) -> Catalog:
+    """Read CUB-200-2011, or any data set in its layout.
+
+    ``config.classes`` names class ids as they stand in classes.txt; without it, all classes that have photos. Ids may
+    have gaps. bounding_boxes.txt and the two files in parts/ are optional, as a whole and for each photo.
+
+    Raises:
+        DataError: A file or photo is missing, a line is malformed, or ids contradict each other.
+    """
+    root = existing_root(config, "a folder with images.txt and images/")
+    if not (root / "images.txt").is_file() and (root / "CUB_200_2011" / "images.txt").is_file():
+        root = root / "CUB_200_2011"
+    images = _Table(root / "images.txt", "<image id> <path>", (int, str))
+    labels = _Table(root / "image_class_labels.txt", "<image id> <class id>", (int, int))
+    classes = _Table(root / "classes.txt", "<class id> <name>", (int, str))
+    split = _Table(root / "train_test_split.txt", "<image id> <1 for training or 0 for test>", (int, _flag))
+    boxes = _read_boxes(root / "bounding_boxes.txt")
+    part_names, parts = _read_parts(root / "parts" / "parts.txt", root / "parts" / "part_locs.txt")
+
+    for image_id, (class_id,) in labels.values.items():
+        if class_id not in classes.values:
+            labels.fail(image_id, f"class id {class_id} is not in {classes.path}")
+    class_of = {image_id: labels.of(image_id, images)[0] for image_id in images.values}
+    class_ids = chosen_classes(config, set(class_of.values()), images.path)
+    label_of = {class_id: label for label, class_id in enumerate(class_ids)}
+
+    splits: dict[bool, list[Record]] = {True: [], False: []}
+    seen: set[str] = set()
+    for image_id, (relative,) in images.values.items():
+        if class_of[image_id] not in label_of:
+            continue
+        path = root / "images" / relative
+        if not path.is_file():
+            images.fail(image_id, f"the photo {path} does not exist")
+        if relative in seen:
+            images.fail(image_id, f"'{relative}' stands twice")
+        seen.add(relative)
+        located = parts.get(image_id, {})
+        record = Record(
+            name=f"images/{relative}",
+            label=label_of[class_of[image_id]],
+            path=path,
+            box_xyxy=boxes.get(image_id),
+            parts=tuple(located.get(part_id, (0.0, 0.0, 0.0)) for part_id in part_names),
+        )
+        splits[split.of(image_id, images)[0]].append(record)
+    return Catalog(
+        dataset="cub200",
+        class_names=[_clean_class_name(classes.values[class_id][0]) for class_id in class_ids],
+        train=splits[True],
+        val=None,
+        test=splits[False],
+        part_names=list(part_names.values()),
+        focus_parts=tuple(i for i, name in enumerate(part_names.values()) if name in CUB_HEAD),
+    )
+
+
+class _Table:
+    """The lines of an annotation file, by the ids they start with."""
+
+    def __init__(
+        self, path: Path, columns: str, kinds: Sequence[Callable[[str], Any]], *, num_keys: int = 1
+    ) -> None:
+        self.path, self.columns = path, columns
+        self.values: dict[Any, tuple[Any, ...]] = {}
+        self._numbers: dict[Any, int] = {}
+        for number, line in enumerate(_read_lines(path, columns), start=1):
+            if not line.strip():
+                continue
+            try:
+                fields = line.strip().split(maxsplit=len(kinds) - 1)
+                row = tuple(kind(field) for kind, field in zip(kinds, fields, strict=True))
+            except ValueError:
+                raise DataError(
+                    f"{path}, line {number}: expected '{columns}', found '{line.strip()}'"
+                ) from None
+            key = row[0] if num_keys == 1 else row[:num_keys]
+            if key in self.values:
+                raise DataError(
+                    f"{path}, line {number}: id {key} already stands in line {self._numbers[key]}"
+                )
+            self.values[key], self._numbers[key] = row[num_keys:], number
+
+    def of(self, key: int, asker: _Table) -> tuple[Any, ...]:
+        """Return the values of an id that another file names."""
+        if key not in self.values:
+            asker.fail(key, f"id {key} has no line '{self.columns}' in {self.path}")
+        return self.values[key]
+
+    def fail(self, key: Any, what: str) -> NoReturn:
+        """Raise what is wrong with the line of an id."""
+        raise DataError(f"{self.path}, line {self._numbers[key]}: {what}")
+
+
+def _read_lines(path: Path, columns: str) -> list[str]:
+    try:
+        content = path.read_bytes()
+        if b"\0" in content:
+            raise OSError("it holds bytes of zeros")
+        return content.decode("utf-8-sig", errors="surrogateescape").split("\n")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; expected lines '{columns}'") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read as text: {error}") from None
+
+
+def _read_boxes(path: Path) -> dict[int, Box]:
+    """Return the box of every image that has one."""
+    if not path.is_file():
+        return {}
+    kinds = (int, _finite, _finite, _positive, _positive)
+    table = _Table(path, "<image id> <x> <y> <width> <height>", kinds)
+    return {image_id: (x, y, x + w, y + h) for image_id, (x, y, w, h) in table.values.items()}
+
+
+def _read_parts(names_path: Path, places_path: Path) -> tuple[dict[int, str], dict[int, dict[int, Part]]]:
+    """Return the parts' names by part id, and where they are by image id and part id."""
+    if not (names_path.is_file() and places_path.is_file()):
+        return {}, {}
+    names = {
+        part_id: name
+        for part_id, (name,) in _Table(names_path, "<part id> <name>", (int, str)).values.items()
+    }
+    kinds = (int, int, _finite, _finite, _flag)
+    table = _Table(places_path, "<image id> <part id> <x> <y> <1 if visible, else 0>", kinds, num_keys=2)
+    places: dict[int, dict[int, Part]] = defaultdict(dict)
+    for (image_id, part_id), (x, y, visible) in table.values.items():
+        if part_id not in names:
+            table.fail((image_id, part_id), f"part id {part_id} is not in {names_path}")
+        places[image_id][part_id] = (x, y, float(visible))
+    return names, places
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError
+    return value
+
+
+def _positive(text: str) -> float:
+    value = _finite(text)
+    if value <= 0:
+        raise ValueError
+    return value
+
+
+def _flag(text: str) -> bool:
+    if text not in ("0", "1"):
+        raise ValueError
+    return text == "1"
+
+
+def _clean_class_name(name: str) -> str:
+    """Turn ``001.Black_footed_Albatross`` into ``Black footed Albatross``."""
+    return re.sub(r"^\d+\.", "", name).replace("_", " ")

@@ -1,0 +1,236 @@
+"""A folder of class folders."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+from racnn.config import DataConfig
+from racnn.data.listing import (
+    LINKED,
+    PHOTO_SUFFIXES,
+    WRITTEN,
+    FolderWalk,
+    photos_below,
+    visible,
+    why_no_photo,
+)
+from racnn.data.names import class_name, looks_like_split, natural_key, split_of
+from racnn.data.sources.catalog import Catalog, Record, chosen_classes, existing_root, hold_out
+from racnn.errors import DataError, did_you_mean
+from racnn.written import RECORD
+
+TEST_FRACTION = 0.2  # of a folder that has no test photos of its own
+OUTSIDE = "in no class folder"
+
+
+def folder(config: DataConfig) -> Catalog:
+    """Read ``root/<class>/*.jpg``, or ``root/train/<class>``, ``root/val/<class>`` and ``root/test/<class>``.
+
+    Photos may lie deeper inside a class folder; hidden files and folders are passed over. Common names of splits, such
+    as ``training_set``, ``valid`` or ``testing``, are understood; what looks like one and is not, is refused. Without a
+    test folder 20 % of every class's training photos are held out for testing, by ``config.split_seed``. Classes stand in
+    natural order (2 before 10); ``config.classes`` counts them from 1.
+
+    Raises:
+        DataError: There are no class folders, or only one; one has no photos; validation or test know a class that training
+            does not; there are folders of photos beside train, val and test, or splits inside the classes.
+    """
+    root = existing_root(config, "a folder with one folder of photos for each class")
+    found = _read(root)
+    names = sorted(found.classes["train"], key=natural_key)
+    if len(names) == 1:
+        _refuse_single_class(found.classes["train"][names[0]])
+    chosen = [names[i - 1] for i in chosen_classes(config, range(1, len(names) + 1), found.places["train"])]
+    splits = {split: _records(root, found, split, names, chosen) for split in found.places}
+    if "test" not in splits:
+        splits["train"], splits["test"] = hold_out(
+            splits["train"], fraction=TEST_FRACTION, seed=config.split_seed, purpose="test"
+        )
+    return _catalog(found, chosen, splits)
+
+
+def folder_to_measure(config: DataConfig) -> Catalog:
+    """Read the same folders for photos to measure on: nothing is held out, and any number of classes will do.
+
+    Class folders without splits are all test photos. The classes are those of all splits.
+
+    Raises:
+        DataError: As :func:`folder`, but for what training alone needs.
+    """
+    root = existing_root(config, "a folder with one folder of photos for each class")
+    found = _read(root, measure=True)
+    names = sorted({name for classes in found.classes.values() for name in classes}, key=natural_key)
+    splits = {split: _records(root, found, split, names, names) for split in found.places}
+    return _catalog(found, [*names], splits)
+
+
+def class_places(root: Path) -> list[Path]:
+    """Return the folders whose folders are classes: the root, or its splits."""
+    return list(_split_folders(root, FolderWalk(root), Counter()).values())
+
+
+@dataclass
+class _Found:
+    """Folders of a data set.
+
+    Attributes:
+        places: Where each split lies.
+        classes: For each split the folder of each class.
+        walk: Through all of them.
+        measure: The photos are for measuring: a class may have none.
+        passed: Files that are none of its photos, by kind.
+    """
+
+    places: dict[str, Path]
+    classes: dict[str, dict[str, Path]]
+    walk: FolderWalk
+    measure: bool
+    passed: Counter[str] = field(default_factory=Counter)
+
+
+def _read(root: Path, *, measure: bool = False) -> _Found:
+    """Return the splits and classes of a folder; one without splits is all train, or all test to ``measure`` on."""
+    passed: Counter[str] = Counter()
+    walk = FolderWalk(root)
+    places = _split_folders(root, walk, passed, measure=measure)
+    if measure and places == {"train": root}:
+        places = {"test": root}
+    classes = {split: _class_folders(place, walk, passed) for split, place in places.items()}
+    return _Found(places, classes, walk, measure, passed)
+
+
+def _catalog(found: _Found, class_names: Sequence[str], splits: Mapping[str, list[Record]]) -> Catalog:
+    return Catalog(
+        dataset="folder",
+        class_names=list(class_names),
+        train=splits.get("train", []),
+        val=splits.get("val"),
+        test=splits.get("test", []),
+        part_names=[],
+        focus_parts=(),
+        passed_over=found.passed,
+    )
+
+
+def _folders(place: Path, walk: FolderWalk, passed: Counter[str]) -> list[Path]:
+    """Return the folders in a folder; photos beside them and links to what is read anyway are counted as passed over."""
+    folders = []
+    for path in sorted(visible(place, passed)):
+        if not path.is_dir():
+            kind = why_no_photo(path)
+            passed[kind or f"{path.suffix.lower() or 'photo'} {OUTSIDE}"] += 1
+        elif walk.leads_inside(path):
+            passed[LINKED] += 1
+        elif (path / RECORD).exists() and next(photos_below(path), None) is None:
+            passed[WRITTEN] += 1
+        else:
+            folders.append(path)
+    return folders
+
+
+def _split_folders(
+    root: Path, walk: FolderWalk, passed: Counter[str], *, measure: bool = False
+) -> dict[str, Path]:
+    """Return where train, val and test are; a root of class folders is all train. To ``measure`` on any split will do."""
+    folders = _folders(root, walk, Counter())
+    with_classes = [path for path in folders if any(inner.is_dir() for inner in visible(path))]
+    by_split: dict[str, list[Path]] = {"train": [], "val": [], "test": []}
+    for path in folders:
+        split = split_of(path.name)
+        if split is not None and (split != "train" or path in with_classes):  # a class may be called "train"
+            by_split[split].append(path)
+    known = {path for found in by_split.values() for path in found}
+    if by_split["train"] or (measure and known & set(with_classes)):
+        for split, what in (("train", "training"), ("val", "validation"), ("test", "test")):
+            if len(by_split[split]) > 1:
+                first, second = by_split[split][:2]
+                raise DataError(f"{first} and {second}: expected one folder of {what} photos")
+    else:
+        _refuse_what_looks_like_splits(root, folders, with_classes)
+        return {"train": root}
+    places = {split: found[0] for split, found in by_split.items() if found}
+    beside = next(iter(places.values()))
+    for path in _folders(root, walk, passed):
+        if path not in known and next(photos_below(path), None) is not None:
+            raise DataError(
+                f"{path}: a folder of photos beside {beside}; expected train (and val, test) of class folders alone, or class "
+                "folders alone: rename it to val or test, or move it away"
+            )
+    return places
+
+
+def _refuse_what_looks_like_splits(root: Path, folders: Sequence[Path], with_classes: Sequence[Path]) -> None:
+    """Refuse splits that would be learned as classes.
+
+    Raises:
+        DataError: A folder of class folders is called like a split; folders without classes are called like a training and
+            another split; or class folders hold splits.
+    """
+    strange = [
+        path for path in with_classes if looks_like_split(path.name) and split_of(path.name) != "train"
+    ]
+    named = {split: path for path in folders if (split := split_of(path.name))}
+    if "train" in named and len(named) > 1 and len(named) == len(folders):
+        strange.append(named["train"])
+    if strange:
+        raise DataError(
+            f"{strange[0]}: looks like a split, not a class; expected {root}/train (and val, test) of class folders, or class "
+            "folders alone"
+        )
+    for path in with_classes:
+        inner = {split_of(each.name) for each in visible(path) if each.is_dir()} - {None}
+        if "train" in inner and len(inner) > 1:
+            raise DataError(
+                f"{path}: holds splits; expected the classes inside the splits, such as {root}/train/{path.name}"
+            )
+
+
+def _refuse_single_class(place: Path) -> NoReturn:
+    inside = [path for path in visible(place) if path.is_dir()]
+    hint = f"; did you mean {place}, which holds {len(inside)} folders?" if len(inside) > 1 else ""
+    raise DataError(f"{place.parent}: expected at least two class folders, found only '{place.name}'{hint}")
+
+
+def _class_folders(place: Path, walk: FolderWalk, passed: Counter[str]) -> dict[str, Path]:
+    """Return the class folders of a split by the names of their classes."""
+    folders: dict[str, Path] = {}
+    for path in _folders(place, walk, passed):
+        name = class_name(path.name)
+        if not name:
+            raise DataError(
+                f"{place}: the class folder {path.name!a} has a name that cannot be seen; rename it"
+            )
+        if name in folders:
+            raise DataError(
+                f"{place}: two class folders are both '{name}', {folders[name].name!a} and {path.name!a}; put them together"
+            )
+        folders[name] = path
+    if not folders:
+        raise DataError(f"{place}: expected one folder of photos for each class, found no folder")
+    return folders
+
+
+def _records(
+    root: Path, found: _Found, split: str, names: Sequence[str], chosen: Sequence[str]
+) -> list[Record]:
+    """Return the photos of one split in a fixed order."""
+    folders = found.classes[split]
+    for name, path in folders.items():
+        if name not in names:
+            raise DataError(
+                f"{path}: no class of this name among the training photos{did_you_mean(name, names)}"
+            )
+    records: list[Record] = []
+    for label, name in enumerate(chosen):
+        if name not in folders:
+            continue
+        photos = sorted(photos_below(folders[name], found.passed, found.walk))
+        if not photos and not found.measure:
+            known = ", ".join(sorted(PHOTO_SUFFIXES))
+            raise DataError(f"{folders[name]}: expected photos ({known}) of class '{name}', found none")
+        records.extend(Record(path.relative_to(root).as_posix(), label, path) for path in photos)
+    return records

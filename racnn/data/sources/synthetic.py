@@ -1,0 +1,73 @@
+"""The built-in data set: birds that are drawn when they are asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from racnn.config import DataConfig
+from racnn.data.sources.catalog import Box, Catalog, Part, Record, chosen_classes
+
+FIRST_DRAWN_TEST = 1_000_000
+
+
+def synthetic_catalog(config: DataConfig) -> Catalog:
+    """Describe drawn birds; each is drawn when it is first asked for, and kept in memory.
+
+    Training photos are the drawings 0, 1, ..., test photos the drawings from a million on. ``config.classes`` counts
+    the species from 1 and leaves out the drawings of the others.
+    """
+    from racnn.data.sources.drawing import PART_NAME, SPECIES
+
+    num_train, num_test = config.synthetic.num_train, config.synthetic.num_test
+    assert num_train <= FIRST_DRAWN_TEST, num_train  # the configuration sees to it
+    species = [
+        i - 1 for i in chosen_classes(config, range(1, len(SPECIES) + 1), "the species that can be drawn")
+    ]
+    drawings = _Drawings(seed=config.synthetic.seed, size=config.source_size)
+
+    def records(start: int, count: int) -> list[Record]:
+        return [
+            Record(f"drawn/{index:07d}", species.index(index % len(SPECIES)))
+            for index in range(start, start + count)
+            if index % len(SPECIES) in species
+        ]
+
+    return Catalog(
+        dataset="synthetic",
+        class_names=[SPECIES[i] for i in species],
+        train=records(0, num_train),
+        val=None,
+        test=records(FIRST_DRAWN_TEST, num_test),
+        part_names=[PART_NAME],
+        focus_parts=(0,),
+        load=drawings.load,
+        annotate=drawings.annotate,
+    )
+
+
+class _Drawings:
+    """Drawings by the number in their record's name; a class, because workers must be able to pickle it."""
+
+    def __init__(self, *, seed: int, size: int) -> None:
+        self.seed, self.size = seed, size
+        self._drawn: dict[str, Any] = {}
+
+    def load(self, record: Record) -> np.ndarray:
+        """Return the pixels, uint8 [h, w, 3]."""
+        return self._draw(record).image
+
+    def annotate(self, record: Record) -> tuple[Box, tuple[Part, ...]]:
+        """Return the bird's box and the centre of its telling part."""
+        drawing = self._draw(record)
+        x_low, y_low, x_high, y_high = drawing.part_xyxy
+        return drawing.bird_xyxy, (((x_low + x_high) / 2, (y_low + y_high) / 2, 1.0),)
+
+    def _draw(self, record: Record) -> Any:
+        from racnn.data.sources.drawing import draw
+
+        if record.name not in self._drawn:
+            index = int(record.name.rpartition("/")[2])
+            self._drawn[record.name] = draw(seed=self.seed, index=index, size=self.size)
+        return self._drawn[record.name]

@@ -1,0 +1,226 @@
+"""Look over a data set: what is in it, and whether every photo can be read and holds its box."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from racnn.config import DataConfig
+from racnn.data.image_io import photo_size, read_photo
+from racnn.data.listing import describe_passed
+from racnn.data.names import lookalike_warnings
+from racnn.data.sources.catalog import MOST_NAMED, Box, Catalog, Record
+from racnn.errors import DataError
+
+if TYPE_CHECKING:
+    from racnn.data.build import Data
+
+QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
+AT_ONCE = 16  # photos handed to a worker together
+LEAST_BOX = 1.0  # pixels of a side; smaller boxes are given in another unit
+SLACK = 1.0  # pixels by which a box may leave its photo, from rounding
+LEAST_INSIDE = (
+    0.5  # share of a box that its photo must hold; the official data sets have boxes that reach over an edge
+)
+
+
+def records_of(catalog: Catalog) -> dict[str, list[Record]]:
+    """Return the records of every split that a data set brings."""
+    splits = {"train": catalog.train, "val": catalog.val or [], "test": catalog.test}
+    return {split: records for split, records in splits.items() if records}
+
+
+def survey(catalog: Catalog) -> dict[str, Any]:
+    """Count photos and classes, and measure the photos by their headers.
+
+    Returns:
+        ``splits`` photos of each; ``classes`` how many; ``largest`` and ``smallest`` class with (name, photos) over all
+        splits, ``imbalance`` their ratio; ``boxes`` and ``parts`` how many photos have them; ``short_side`` and
+        ``aspect`` (width / height) at the quantiles 0, 0.1, 0.5, 0.9 and 1; ``unreadable`` photos whose header cannot
+        be read; ``notes``, lines about class names that look alike and files that were passed over.
+    """
+    splits = records_of(catalog)
+    every = [record for records in splits.values() for record in records]
+    counts = np.bincount([record.label for record in every], minlength=len(catalog.class_names))
+    few, many = int(counts.argmin()), int(counts.argmax())
+    annotated = [catalog.annotate(record) for record in every if record.path is not None]
+    sizes, unreadable = [], 0
+    for record in every:
+        if record.path is None:
+            continue
+        try:
+            sizes.append(photo_size(record.path))
+        except DataError:
+            unreadable += 1
+    report: dict[str, Any] = {
+        "dataset": catalog.dataset,
+        "splits": {split: len(records) for split, records in splits.items()},
+        "classes": len(catalog.class_names),
+        "largest": [catalog.class_names[many], int(counts[many])],
+        "smallest": [catalog.class_names[few], int(counts[few])],
+        "imbalance": float(counts[many] / counts[few]) if counts[few] else math.inf,
+        "boxes": sum(box is not None for box, _ in annotated),
+        "parts": sum(any(visible for _, _, visible in parts) for _, parts in annotated),
+        "unreadable": unreadable,
+        "notes": notes_on(catalog),
+    }
+    if sizes:
+        height, width = np.array(sizes, dtype=np.float64).T
+        report["short_side"] = np.quantile(np.minimum(height, width), QUANTILES).tolist()
+        report["aspect"] = np.quantile(width / height, QUANTILES).tolist()
+    return report
+
+
+def format_survey(report: dict[str, Any]) -> str:
+    """Return a survey as text for a terminal."""
+    total = sum(report["splits"].values())
+    shares = ", ".join(f"{count} {split}" for split, count in report["splits"].items())
+    lines = [
+        f"{report['dataset']}: {total} photos ({shares}), {report['classes']} classes",
+        f"largest class   {report['largest'][0]} ({report['largest'][1]} photos)",
+        f"smallest class  {report['smallest'][0]} ({report['smallest'][1]} photos), imbalance {report['imbalance']:.1f} to 1",
+        f"annotated       {report['boxes']} with a box, {report['parts']} with parts",
+    ]
+    if "short_side" in report:
+        sides = " / ".join(f"{value:.0f}" for value in report["short_side"])
+        aspects = " / ".join(f"{value:.2f}" for value in report["aspect"])
+        lines.append(f"short side      {sides} px (least / 10 % / median / 90 % / most)")
+        lines.append(f"width / height  {aspects}")
+    if report["unreadable"]:
+        lines.append(f"unreadable      {report['unreadable']} photos; see: racnn data verify")
+    lines += report["notes"]
+    return "\n".join(lines)
+
+
+def notes_on(catalog: Catalog) -> list[str]:
+    """Return what a user should know of a data set before any photo is read, one line each."""
+    passed = [describe_passed(catalog.passed_over)] if catalog.passed_over else []
+    return [*lookalike_warnings(catalog.class_names), *passed]
+
+
+def box_problem(box: Box, size: tuple[int, int]) -> str | None:
+    """Return why a box cannot be one in the pixels of its photo, or None.
+
+    Args:
+        box: xyxy.
+        size: The upright photo's height and width.
+    """
+    height, width = size
+    x0, y0, x1, y1 = box
+    if _is_tiny(box, size):
+        return f"the box {_rounded(box)} is less than a pixel wide or high, or no larger than one; expected pixels of the upright photo, {width}x{height}"
+    if min(x0, y0) < -SLACK or x1 > width + SLACK or y1 > height + SLACK:
+        return f"the box {_rounded(box)} lies outside the upright photo, {width}x{height} pixels"
+    return None
+
+
+def _is_tiny(box: Box, size: tuple[int, int]) -> bool:
+    """Return whether a box is too small to be one of pixels: thinner than one, or all in the first one."""
+    x0, y0, x1, y1 = box
+    return min(x1 - x0, y1 - y0) < LEAST_BOX or (max(x1, y1) <= 1.0 < max(size))
+
+
+def is_misplaced(box: Box, size: tuple[int, int]) -> bool:
+    """Return whether a box has nothing to do with its photo: less than a pixel, or mostly outside."""
+    height, width = size
+    x0, y0, x1, y1 = box
+    inside = max(0.0, min(x1, width) - max(x0, 0.0)) * max(0.0, min(y1, height) - max(y0, 0.0))
+    return _is_tiny(box, size) or inside < LEAST_INSIDE * (x1 - x0) * (y1 - y0)
+
+
+def box_problems(records: Iterable[Record]) -> list[tuple[Record, str, bool]]:
+    """Return the photos whose boxes do not lie in them, why, and whether the box is misplaced altogether.
+
+    Only headers are read. A photo whose header cannot be read is left to :func:`damaged`.
+    """
+    found = []
+    for record in records:
+        if record.path is None or record.box_xyxy is None:
+            continue
+        try:
+            size = photo_size(record.path)
+        except DataError:
+            continue
+        if problem := box_problem(record.box_xyxy, size):
+            found.append((record, problem, is_misplaced(record.box_xyxy, size)))
+    return found
+
+
+def refuse_misplaced_boxes(data: Data) -> None:
+    """Refuse a data set whose boxes are not those of its photos; a list of photos has checked its own.
+
+    Raises:
+        DataError: A box is less than a pixel or lies mostly outside its photo.
+    """
+    records = (
+        [] if data.dataset == "manifest" else [r for photos in data.splits.values() for r in photos.records]
+    )
+    wrong = [(record, problem) for record, problem, misplaced in box_problems(records) if misplaced]
+    if wrong:
+        record, problem = wrong[0]
+        raise DataError(
+            f"{len(wrong)} boxes are not those of their photos, for example {record.path}: {problem}; racnn data verify lists all"
+        )
+
+
+def _rounded(box: Box) -> list[float]:
+    return [round(value, 2) for value in box]
+
+
+def damaged(records: Sequence[Record], *, workers: int) -> Iterator[tuple[Record, str | None]]:
+    """Read every photo in parallel; yield each record with the reason why it cannot be read, or None, in order.
+
+    Args:
+        records: With paths.
+        workers: Processes; 0 reads in this one.
+
+    Raises:
+        DataError: A process was killed.
+    """
+    paths = [record.path for record in records if record.path is not None]
+    assert len(paths) == len(records), "drawn photos need no check"
+    if workers == 0:
+        yield from zip(records, map(_reason, paths), strict=True)
+        return
+    context = multiprocessing.get_context("spawn")  # threads of torch and OpenCV do not survive a fork
+    try:
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            yield from zip(records, pool.map(_reason, paths, chunksize=AT_ONCE), strict=True)
+    except BrokenProcessPool:
+        raise DataError(
+            "a process that reads photos was killed, perhaps for want of memory; read them in this one "
+            "(--workers 0, or data.num_workers=0) to see which photo it was"
+        ) from None
+
+
+def find_damaged(catalog: Catalog, config: DataConfig) -> dict[str, str]:
+    """Read every photo of a data set and return the names of the damaged ones with the reason.
+
+    Raises:
+        DataError: They are a larger share than ``config.most_skipped``.
+    """
+    records = [r for each in records_of(catalog).values() for r in each if r.path is not None]
+    workers = min(config.num_workers, len(records) // AT_ONCE)
+    found = {record.name: why for record, why in damaged(records, workers=workers) if why is not None}
+    if len(found) > config.most_skipped * len(records):
+        first = "; ".join(f"{name}: {why}" for name, why in list(found.items())[:MOST_NAMED])
+        raise DataError(
+            f"data.on_error: {len(found)} of {len(records)} photos are damaged, more than data.most_skipped "
+            f"({config.most_skipped:g}) of them: {first}"
+        )
+    return found
+
+
+def _reason(path: Path) -> str | None:
+    try:
+        read_photo(path)
+    except DataError as error:
+        return str(error).removeprefix(f"{path}: ")
+    return None

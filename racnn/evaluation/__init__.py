@@ -1,0 +1,1 @@
+"""Measures, reports and pictures of what a network answers."""

@@ -1,0 +1,145 @@
+"""What a user should be told about a run, in plain words: imbalance at its start, collapse on the way, a verdict at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from racnn.config import Config, PhaseConfig
+
+SAME = 0.01  # standard deviation over photos, of a region's centre and side in its view, that says nothing of the photo
+COLLAPSE_SHARE = 0.5  # of the regions at a bound, from which a warning is given
+IMBALANCE = 10  # photos of the largest class for one of the smallest, from which a warning is given
+WIDE = 0.85  # mean side of a region, as a share of its view's, from which zooming in hardly enlarges anything
+
+
+def verdict(report: Mapping[str, Any], config: Config) -> list[str]:
+    """Return what is wrong with a trained network and what to try, one line each; empty where every look pays.
+
+    A finer scale pays where its top-1 on the validation photos is above the coarser one's, or equal with a better mean
+    log-probability of the true class.
+
+    Args:
+        report: Of :func:`racnn.evaluation.report.evaluation_report`, on photos that were held out from training.
+        config: Of the run.
+    """
+    bounds = config.model.region_bounds()
+    lines = collapse_warning(report["regions"], bounds) + _sameness_warning(report["regions"], config)
+    scales = [f"scale_{s}" for s in range(1, len(bounds) + 2) if f"scale_{s}" in report["top1"]]
+    for number, (coarse, fine) in enumerate(pairwise(scales), start=1):
+        if report["top1"][coarse] < 1.0 and _rank(report, fine) <= _rank(report, coarse):
+            lines.append(f"{_compare(report, fine, coarse)}: {_advice(number, report['regions'], config)}")
+    if "fused" in report["top1"]:
+        best = max(scales, key=lambda name: _rank(report, name))
+        if report["top1"]["fused"] < report["top1"][best]:
+            lines.append(
+                f"{_compare(report, 'fused', best)}: a look that is much worse than the others drags the fused answer "
+                "down; leave out that scale (one entry less in model.view_sizes), or give fusion more validation photos "
+                "(data.val_fraction)"
+            )
+    return lines
+
+
+def _rank(report: Mapping[str, Any], answer: str) -> tuple[float, float]:
+    return report["top1"][answer], report["log_prob"][answer]
+
+
+def _compare(report: Mapping[str, Any], worse: str, better: str) -> str:
+    """Return who is not better than whom, with the numbers; and how few photos decide where few do."""
+    photos = report["num_images"]
+    (low, low_sure), (high, high_sure) = _rank(report, worse), _rank(report, better)
+    few = round(photos * (high - low))
+    noise = f", {few} photo{'' if few == 1 else 's'}" if few else ""
+    return (
+        f"{worse} is not better than {better} on the {photos} validation photos (top-1 {100 * low:.1f} against "
+        f"{100 * high:.1f} %{noise}; mean log-probability {low_sure:.3f} against {high_sure:.3f})"
+    )
+
+
+def _advice(number: int, regions: Mapping[str, Mapping[str, float]], config: Config) -> str:
+    """Return what to try where a look did not pay, by what its region does and how it was taught."""
+    region, side = f"region_{number}", regions[f"region_{number}"]["tl_mean"]
+    taught = _taught(number, config)
+    if not taught:
+        return f"{region} was never taught; add an apn_init phase of scales: [{number}]"
+    if regions[region]["at_bound"] > COLLAPSE_SHARE:
+        return f"{region} has collapsed, see above"
+    key, phase = list(taught.items())[-1]
+    square = phase.target == "peak"  # of fixed size
+    smaller = f", or raise {key}.trim or {key}.level (tools/teacher.py shows what each gives)"
+    smaller = "" if square else smaller
+    if side > WIDE:
+        return (
+            f"{region} keeps nearly the whole view (mean side {side:.2f}), so there is little to gain; make "
+            f"model.bounds[{number - 1}] narrower{smaller}"
+        )
+    coarse, fine = config.model.view_sizes[number - 1 : number + 1]
+    before = coarse * side
+    if fine < before:
+        return (
+            f"{region} (mean side {side:.2f}) is {before:.0f} px wide in the view of scale_{number}, and scale_{number + 1} "
+            f"shows it with {fine}: no closer look; make model.view_sizes[{number}] larger{smaller}"
+        )
+    see = f"see with `racnn visualize` whether {region} holds what tells the classes apart"
+    if square:
+        return f"{see}; where a square of fixed size does not fit, --set {key}.target=component reads its size too"
+    trained = [p for p in config.phases() if p.kind == "classification" and number + 1 in p.scales]
+    start = "" if any(p.init_from for p in trained) else f", from scale {number} (init_from: {number})"
+    larger = [f"lower {key}.{name}" for name in ("trim", "level") if getattr(phase, name) > 0]
+    return (
+        f"{see}. If it does, train scale_{number + 1} longer{start}; if it cuts that off, "
+        f"{' or '.join(larger) or f'widen model.bounds[{number - 1}]'}; if it is elsewhere, train scale_{number} better first"
+    )
+
+
+def collapse_warning(
+    regions: Mapping[str, Mapping[str, float]], bounds: Sequence[tuple[float, float]]
+) -> list[str]:
+    """Return a line for each region that has run against a bound on most photos."""
+    lines = []
+    for (name, statistics), (low, high) in zip(regions.items(), bounds, strict=False):
+        if statistics["at_bound"] > COLLAPSE_SHARE:
+            grown = statistics["tl_mean"] > (low + high) / 2
+            lines.append(
+                f"{name} has {'grown' if grown else 'shrunk'} to its {'upper' if grown else 'lower'} bound on "
+                f"{100 * statistics['at_bound']:.0f} % of the photos (mean side {statistics['tl_mean']:.2f}, bounds "
+                f"{low} to {high}): attention has collapsed; try a smaller ranking learning rate, more apn_init "
+                "epochs, or other model.bounds"
+            )
+    return lines
+
+
+def _sameness_warning(regions: Mapping[str, Mapping[str, float]], config: Config) -> list[str]:
+    """Return a line for each region that was taught and is all but the same on every photo."""
+    lines = []
+    for number, (name, statistics) in enumerate(regions.items(), start=1):
+        taught = _taught(number, config)
+        if taught and max(statistics[f"{key}_std"] for key in ("tx", "ty", "tl")) < SAME:
+            key = list(taught)[-1]
+            lines.append(
+                f"{name} is the same on every photo (centre and side vary by less than {SAME}): its APN has not learned to "
+                f"look at the photo; give it more photos or epochs ({key}.epochs), or a smaller rate ({key}.lr)"
+            )
+    return lines
+
+
+def _taught(number: int, config: Config) -> dict[str, PhaseConfig]:
+    """Return the phases that teach a region where to look, by key."""
+    return {
+        key: phase
+        for key, phase in config.phases_by_key().items()
+        if phase.kind == "apn_init" and number in (phase.scales or (number,))
+    }
+
+
+def imbalance_warning(counts: Sequence[int], class_names: Sequence[str], balance: str) -> str | None:
+    """Return a line where some class has many times the photos of another and nothing is done about it."""
+    few, many = min(counts), max(counts)
+    if balance != "none" or many <= IMBALANCE * few:
+        return None
+    rare, common = class_names[counts.index(few)], class_names[counts.index(many)]
+    return (
+        f"class '{common}' has {many} training photos and '{rare}' has {few}: rare classes will be neglected; "
+        "try data.balance=weights or data.balance=sampling"
+    )

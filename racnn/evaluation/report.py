@@ -1,0 +1,183 @@
+"""One report of an evaluated split, for ``json.dumps`` and for a terminal. Conventions as in :mod:`racnn.evaluation.metrics`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from racnn.evaluation.metrics import (
+    check_scores,
+    expected_calibration_error,
+    focus_points,
+    fraction,
+    localisation,
+    per_class,
+    rank_of_truth,
+    region_statistics,
+    wilson_interval,
+)
+
+
+def evaluation_report(
+    *,
+    dataset: str,
+    split: str,
+    class_names: Sequence[str],
+    logits: Mapping[str, Tensor],
+    fused: Tensor | None,
+    labels: Tensor,
+    regions: Sequence[Tensor],
+    composed: Sequence[Tensor],
+    bounds: Sequence[tuple[float, float]],
+    boxes: Tensor,
+    parts: Tensor,
+    focus_parts: Sequence[int],
+) -> dict[str, Any]:
+    """Return everything that is reported about one evaluated split, ready for ``json.dumps``.
+
+    Args:
+        dataset: Name of the data set.
+        split: Name of the split.
+        class_names: C names.
+        logits: ``scale_1``, ``scale_2``, ... to [N, C].
+        fused: [N, C] logits of the fused classifier, if there is one.
+        labels: [N] integers in [0, C).
+        regions: [N, 3] per region, each in the frame of its parent view.
+        composed: The same regions in the frame of the source.
+        bounds: The range of tl, per region.
+        boxes: [N, 4] xyxy in the frame of the source, NaN where unknown.
+        parts: [N, P, 3] of (x, y, visible) in the frame of the source; P may be 0.
+        focus_parts: Indices of the parts whose mean is the telling point.
+
+    Returns:
+        ``dataset, split, num_images, num_classes``; ``top1`` and ``top1_interval`` with ``scale_s``, ``scale_1+2``
+        (mean of two probabilities, from two scales on), ``mean`` (of all scales' probabilities) and ``fused``;
+        ``top5, ece`` and ``log_prob`` (mean log-probability of the true class) with the same keys but ``scale_1+2``;
+        ``per_class``; ``localisation`` and ``regions`` with ``region_1``, ... Fractions, not percents.
+
+    Raises:
+        ValueError: There are no photos, the shapes do not fit, or logits are not finite.
+    """
+    labels = labels.detach().cpu().long()
+    log_probs = _answers(logits, fused, labels, len(class_names))
+    ranks = {key: rank_of_truth(values, labels) for key, values in log_probs.items()}
+    single = [key for key in ranks if key != "scale_1+2"]
+    points = focus_points(parts, focus_parts)
+    parents = [None, *composed[:-1]]  # region_1 is cut from the whole source
+    n = len(labels)
+    return {
+        "dataset": dataset,
+        "split": split,
+        "num_images": n,
+        "num_classes": len(class_names),
+        "top1": {key: fraction(rank == 0) for key, rank in ranks.items()},
+        "top1_interval": {key: wilson_interval(int((rank == 0).sum()), n) for key, rank in ranks.items()},
+        "top5": {key: fraction(ranks[key] < 5) for key in single},
+        "ece": {key: expected_calibration_error(log_probs[key].exp(), labels) for key in single},
+        "log_prob": {key: float(log_probs[key].gather(1, labels[:, None]).mean()) for key in single},
+        "per_class": per_class({key: ranks[key] == 0 for key in single}, labels, class_names),
+        "localisation": {
+            f"region_{s}": localisation(region, boxes, points, parent)
+            for s, (region, parent) in enumerate(zip(composed, parents, strict=False), start=1)
+        },
+        "regions": {
+            f"region_{s}": region_statistics(region, limits)
+            for s, (region, limits) in enumerate(zip(regions, bounds, strict=True), start=1)
+        },
+    }
+
+
+def format_report(report: Mapping[str, Any]) -> str:
+    """Return a report of :func:`evaluation_report` as plain text for a terminal, percents in tables under 90 columns."""
+    title = f"{report['dataset']}, {report['split']}: {report['num_images']} photos, {report['num_classes']} classes"
+    many = report["num_classes"] > 5  # of fewer, the first five hold every true class
+    head = ["answer", "top-1 %", "95 % interval", *(["top-5 %"] if many else []), "ECE %", "log-prob"]
+    rows = [
+        [
+            key,
+            _percent(top1),
+            "{:6.2f} - {:6.2f}".format(*(100 * end for end in report["top1_interval"][key])),
+            *([_percent(report["top5"].get(key))] if many else []),
+            _percent(report["ece"].get(key)),
+            _number(report["log_prob"].get(key)),
+        ]
+        for key, top1 in report["top1"].items()
+    ]
+    blocks = [title, _table(head, rows)]
+    found = {key: values for key, values in report["localisation"].items() if values}
+    if found:
+        # "centred": the same of a box of that size in the middle
+        head = ["object, part", "IoU", "centred", "coverage %", "centred %"]
+        head += ["pointing %", "part hit %", "centred %"]
+        keys = ("coverage", "coverage_centred", "pointing", "part_hit", "part_hit_centred")
+        rows = [
+            [
+                name,
+                _number(values["iou"]),
+                _number(values.get("iou_centred")),
+                *(_percent(values.get(k)) for k in keys),
+            ]
+            for name, values in found.items()
+        ]
+        blocks.append(_table(head, rows))
+    if report["regions"]:
+        head = ["region", "tx", "+-", "ty", "+-", "tl", "+-", "at bound %"]
+        columns = tuple(f"{axis}_{what}" for axis in ("tx", "ty", "tl") for what in ("mean", "std"))
+        rows = [
+            [name, *(_number(values[key]) for key in columns), _percent(values["at_bound"])]
+            for name, values in report["regions"].items()
+        ]
+        blocks.append(_table(head, rows))
+    return "\n\n".join(blocks)
+
+
+def _answers(
+    logits: Mapping[str, Tensor], fused: Tensor | None, labels: Tensor, classes: int
+) -> dict[str, Tensor]:
+    """Return the log-probabilities of every way to answer, in the order they are reported."""
+    given = dict(logits) if fused is None else {**logits, "fused": fused}
+    answers: dict[str, Tensor] = {}
+    for key, values in given.items():
+        if values.ndim != 2 or values.shape[1] != classes:
+            raise ValueError(f"logits of {key} must be [N, {classes}], got {list(values.shape)}")
+        if not values.isfinite().all():
+            raise ValueError(f"logits of {key} hold values that are not finite")
+        answers[key] = check_scores(values, labels).log_softmax(dim=1)
+    last = answers.pop("fused", None)
+    scales = list(answers.values())
+    if len(scales) >= 2:
+        answers["scale_1+2"] = _mean_of_probs(scales[:2])
+    answers["mean"] = _mean_of_probs(scales)
+    if last is not None:
+        answers["fused"] = last
+    return answers
+
+
+def _mean_of_probs(log_probs: Sequence[Tensor]) -> Tensor:
+    """Return the log of the mean probability, finite also where the probabilities underflow."""
+    return torch.stack(list(log_probs)).logsumexp(dim=0) - math.log(len(log_probs))
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lay out a table: the first column to the left, the others to the right, a rule under the head."""
+    widths = [max(len(row[c]) for row in (head, *rows)) for c in range(len(head))]
+    widths[0] = max(widths[0], 12)  # so that the tables of a report start alike
+    lines = [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in (head, *rows)
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

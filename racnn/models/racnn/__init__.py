@@ -1,0 +1,1 @@
+"""RA-CNN: the recursion over scales, its attention proposals, losses and phases."""
