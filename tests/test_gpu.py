@@ -9,9 +9,8 @@ from every_step import PHASES
 from racnn.config import PhaseConfig, load_config
 from racnn.engine.checkpoint import load_checkpoint, save_checkpoint
 from racnn.engine.device import determinism, prepare
-from racnn.engine.loop import train_one_epoch
+from racnn.engine.loop import EpochState, NonFiniteError, Step, to_device, train_one_epoch
 from racnn.engine.phases import Phase
-from racnn.engine.readings import NonFiniteError
 from racnn.engine.steps import build_optimizer, train_only
 from racnn.engine.trainer import fit
 from racnn.models import RACNN
@@ -61,7 +60,7 @@ def batch(phase):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize(("kind", "scales", "changes"), PHASES)
-def test_training_never_waits_for_the_device(kind, scales, changes, optimizer):
+def test_a_step_never_waits_for_the_device(kind, scales, changes, optimizer):
     phase = Phase(
         0, PhaseConfig(kind=kind, scales=scales, optimizer=optimizer, lr=1e-3, epochs=1, **changes), scales
     )
@@ -69,18 +68,18 @@ def test_training_never_waits_for_the_device(kind, scales, changes, optimizer):
     prepare(model, load_config(None, ["run.precision=bf16", "model.weights=null"]), CUDA)
     train_only(model, phase)
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-    rest = {"phase": phase, "optimizer": build_optimizer(model, phase), "device": CUDA}
-    rest |= {"class_weights": torch.ones(3, device=CUDA), "before_step": lambda: None}
-    batches, read = [batch(phase)] * 3, []
+    state = EpochState(CUDA, length=3, class_weights=torch.ones(3, device=CUDA))
+    optimizer, step = build_optimizer(model, phase), Step(model, phase, state.class_weights)
     with determinism(False, CUDA):
-        train_one_epoch(model, [batch(phase)] * 2, after_step=lambda readings: readings.read(), **rest)
-        torch.cuda.set_sync_debug_mode("error")
+        taken = list(train_one_epoch(model, [batch(phase)] * 3, phase, optimizer, state))
+        on_device = to_device(batch(phase), CUDA)
+        torch.cuda.set_sync_debug_mode("error")  # only the loop reads the losses, once a step
         try:
-            train_one_epoch(model, batches, after_step=lambda readings: read.extend(readings.read()), **rest)
+            step(on_device)["loss"].backward()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    assert [step.number for step in read] == [0, 1]
-    assert all(math.isfinite(value) for step in read for value in step.losses.values())
+    assert len(taken) == state.step == 3
+    assert all(math.isfinite(value) for metrics in taken for value in metrics.losses.values())
     if kind != "ranking":  # whose hinge may be slack
         assert not all(torch.equal(p, before[n]) for n, p in model.named_parameters() if n in before)
 
@@ -93,16 +92,10 @@ def test_a_step_that_is_not_finite_changes_nothing():
     bad = good | {"share": torch.full((4,), float("inf"), dtype=torch.float64)}
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     with pytest.raises(NonFiniteError) as caught:
-        train_one_epoch(
-            model,
-            [bad, good, good],
-            phase=phase,
-            optimizer=build_optimizer(model, phase),
-            device=CUDA,
-            before_step=lambda: None,
-            after_step=lambda readings: readings.read(),
+        list(
+            train_one_epoch(model, [bad, good, good], phase, build_optimizer(model, phase), EpochState(CUDA))
         )
-    assert caught.value.number == 0
+    assert not math.isfinite(caught.value.values["loss"])
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 

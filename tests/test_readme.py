@@ -11,9 +11,10 @@ from racnn.cli import app
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+USAGE = (ROOT / "docs" / "usage.md").read_text(encoding="utf-8")
 COMMANDS = [
     shlex.split(command)
-    for block in re.findall(r"```bash\n(.*?)```", README, re.S)
+    for block in re.findall(r"```bash\n(.*?)```", README + USAGE, re.S)
     for line in block.splitlines()
     for command in line.split("&&")
     if command.strip()
@@ -32,11 +33,12 @@ def test_python_snippet_runs_in_at_most_three_lines():
 
 
 @pytest.mark.parametrize(
-    "words", [c for c in COMMANDS if Path(c[0]).name == "racnn"], ids=lambda words: words[1]
+    "words", [c for c in COMMANDS if Path(c[0]).name == "racnn"], ids=lambda words: " ".join(words[1:3])
 )
 def test_racnn_commands_have_flags_that_exist(words):
-    group = typer.main.get_command(app)
-    command = group.commands[words[1]]
+    command = typer.main.get_command(app).commands[words[1]]
+    if words[1] == "data":
+        command, words = command.commands[words[2]], words[1:]
     known = {option for parameter in command.params for option in parameter.opts}
     flags = {word for word in words[2:] if word.startswith("--")}
     assert flags <= known
@@ -64,4 +66,14 @@ def test_files_named_in_the_reading_order_exist():
 def test_every_configuration_stands_in_the_table():
     for path in sorted((ROOT / "configs").glob("*.yaml")):
         short = path.name.replace("cub10_vgg16_cpu_one_scale", "..._one_scale")
-        assert f"`{short}`" in README, path.name
+        assert f"`{short}`" in USAGE, path.name
+
+
+def test_what_is_linked_is_there():
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_readme_can_be_read_in_one_go():
+    assert len(README.split()) <= 800

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -12,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from racnn.data import Data
+from racnn.data import Data, mix_seed
 from racnn.engine.distributed import ALONE, World
 from racnn.engine.parts import Parts
 from racnn.engine.phases import Phase
-from racnn.engine.readings import Readings
+from racnn.engine.schedule import learning_rate
+from racnn.engine.signals import Interrupt
 from racnn.engine.steps import STEPS, Batch
 from racnn.errors import ConfigError, TrainingError
 from racnn.evaluation.report import evaluation_report
@@ -28,22 +30,72 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
 
 
+class NonFiniteError(TrainingError):
+    """A loss or gradient is not finite.
+
+    Attributes:
+        values: The losses and ``grad_norm`` by name, those that are finite too.
+        index: Positions of the batch's photos in their split.
+    """
+
+    def __init__(self, phase: str, values: dict[str, float], index: list[int]) -> None:
+        shown = ", ".join(f"{name} = {value}" for name, value in values.items() if not math.isfinite(value))
+        super().__init__(
+            f"phase {phase}: {shown} is not finite; stopped before the optimizer step. "
+            "Try a smaller learning rate, clip_grad, or run.precision=fp32"
+        )
+        self.values = values
+        self.index = index
+
+
+@dataclass
+class EpochState:
+    """What the steps of an epoch need to know, and what they change.
+
+    Attributes:
+        device: Where the network is.
+        seed: Seed of the run; step s draws from (seed, s).
+        step: Optimizer steps of the whole run.
+        done: Optimizer steps of the phase, of ``length`` in all; they pace the learning rate.
+        length: Optimizer steps of the phase.
+        class_weights: [C] on the device, or None.
+        micro_batch: Photos of a batch on the device at a time; 0: all. Halved where the GPU has no memory for more.
+        world: The processes that share the batches.
+        interrupt: Tells whether this process was asked to stop; None: it never is.
+        messages: Lines for the log.
+    """
+
+    device: torch.device
+    seed: int = 0
+    step: int = 0
+    done: int = 0
+    length: int = 1
+    class_weights: Tensor | None = None
+    micro_batch: int = 0
+    world: World = ALONE
+    interrupt: Interrupt | None = None
+    messages: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """An optimizer step that was taken.
+
+    Attributes:
+        losses: By name, and ``grad_norm``.
+        rates: The learning rate of each group of parameters.
+        stop: Whether one of the processes was asked to stop.
+    """
+
+    losses: dict[str, float]
+    rates: list[float]
+    stop: bool
+
+
 def train_one_epoch(
-    model: RACNN,
-    batches: Iterable[Batch],
-    *,
-    phase: Phase,
-    optimizer: torch.optim.Optimizer,
-    device: torch.device,
-    class_weights: Tensor | None = None,
-    micro_batch: int = 0,
-    world: World = ALONE,
-    say: Callable[[str], None] = print,
-    stop: Callable[[], bool] = lambda: False,
-    before_step: Callable[[], None],
-    after_step: Callable[[Readings], None],
-) -> int:
-    """Take one optimizer step per batch.
+    model: RACNN, batches: Iterable[Batch], phase: Phase, optimizer: torch.optim.Optimizer, state: EpochState
+) -> Iterator[StepMetrics]:
+    """Take one optimizer step per batch and yield its metrics.
 
     A batch that the GPU has no memory for is taken in halves, and so are those after it: the gradient is the same but for
     rounding, and for batch norm, which sees only a part at a time.
@@ -51,47 +103,41 @@ def train_one_epoch(
     Args:
         model: Already frozen but for what the phase trains.
         batches: Of the epoch, or of what is left of it.
-        phase: Chooses the step function.
+        phase: Chooses the losses.
         optimizer: Over what the phase trains.
-        device: Where the network is.
-        class_weights: [C] on the device, or None.
-        micro_batch: So many photos of a batch at a time; 0: all.
-        world: The processes that share the batches.
-        say: Told when a batch has to be taken in smaller parts.
-        stop: Whether this process was told to stop; asked at each step, the answer is passed on.
-        before_step: Called before each step, and before it is tried again: sets the random state and the learning rate.
-        after_step: Called after each step with what can be read of the steps so far. It may raise to stop.
-
-    Returns:
-        ``micro_batch``, or the smaller part that the GPU had room for.
+        state: Goes on with every step.
 
     Raises:
         NonFiniteError: A loss or gradient is not finite; the weights are those before the step.
         TrainingError: There is no memory for a single photo.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    step = _joined_step(Step(model, phase, class_weights), device, world)
-    readings = Readings(phase.name, late=device.type == "cuda")
-    asked = micro_batch
+    step = _joined_step(Step(model, phase, state.class_weights), state.device, state.world)
+    asked = state.micro_batch
     for batch in batches:
         num = len(batch["label"])
-        while True:
-            before_step()
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * learning_rate(state.done / state.length, phase.config.warmup)
+        losses = None
+        while losses is None:
+            torch.manual_seed(mix_seed(state.seed, state.step) >> 1)  # fits a signed 64-bit number
             optimizer.zero_grad(set_to_none=True)
-            parts = _parts(num, micro_batch or num, join=micro_batch == asked)
-            losses = _add_gradients(step, batch, device, parts, world)
-            if losses is not None:
-                break
-            micro_batch = _halved(min(micro_batch or num, num), phase, say)
-        largest = phase.config.clip_grad or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(parameters, largest).float().reshape(1)
-        told = norm.new_full((1,), float(stop()))
-        sums = world.total(torch.cat([torch.stack(list(losses.values())), told]))
-        values = torch.cat([sums[:-1], norm, sums[-1:]])
-        readings.send([*losses, "grad_norm"], values, batch["index"], optimizer)
+            parts = _parts(num, state.micro_batch or num, join=state.micro_batch == asked)
+            losses = _add_gradients(step, batch, state.device, parts, state.world)
+            if losses is None:
+                state.micro_batch = _halved(min(state.micro_batch or num, num), phase, state.messages)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, phase.config.clip_grad or float("inf"))
+        asked_to_stop = bool(state.interrupt and state.interrupt.signal)
+        told = torch.full_like(norm, float(asked_to_stop), dtype=torch.float32).reshape(1)
+        sums = state.world.total(torch.cat([torch.stack(list(losses.values())), told]))
+        *values, stop = torch.cat([sums[:-1], norm.float().reshape(1), sums[-1:]]).tolist()
+        metrics = dict(zip([*losses, "grad_norm"], values, strict=True))
+        if not all(math.isfinite(value) for value in values):
+            raise NonFiniteError(phase.name, metrics, batch["index"].tolist())
         optimizer.step()
-        after_step(readings)
-    return micro_batch
+        state.step += 1
+        state.done += 1
+        yield StepMetrics(metrics, [group["lr"] for group in optimizer.param_groups], stop > 0)
 
 
 class Step(nn.Module):
@@ -174,7 +220,7 @@ def _parts(num: int, size: int, *, join: bool = False) -> list[tuple[int, int]]:
     return list(pairwise([0, *ends]))
 
 
-def _halved(size: int, phase: Phase, say: Callable[[str], None]) -> int:
+def _halved(size: int, phase: Phase, messages: list[str]) -> int:
     """Return the next smaller part of a batch to try."""
     if size == 1:
         raise TrainingError(
@@ -183,7 +229,7 @@ def _halved(size: int, phase: Phase, say: Callable[[str], None]) -> int:
         )
     torch.cuda.empty_cache()
     half = (size + 1) // 2
-    say(f"{phase.name}: the GPU has no memory for {size} photos at a time; going on with {half}")
+    messages.append(f"{phase.name}: the GPU has no memory for {size} photos at a time; going on with {half}")
     return half
 
 

@@ -18,19 +18,18 @@ import torch
 from torch import Tensor
 
 from racnn.config import Config
-from racnn.data import mix_seed, train_loader
+from racnn.data import train_loader
 from racnn.engine.device import determinism
 from racnn.engine.distributed import join, leave, own_device
 from racnn.engine.files import write_text
 from racnn.engine.folder import DUMP
-from racnn.engine.loop import predict, train_one_epoch
+from racnn.engine.loop import EpochState, NonFiniteError, StepMetrics, predict, train_one_epoch
 from racnn.engine.phases import Phase, upcoming
 from racnn.engine.pool import pool_weights
 from racnn.engine.progress import Progress
-from racnn.engine.readings import NonFiniteError, Readings, Taken
 from racnn.engine.resume import restore_optimizer
 from racnn.engine.run import Run
-from racnn.engine.schedule import better, learning_rate, phase_items, shown_items
+from racnn.engine.schedule import better, phase_items, shown_items
 from racnn.engine.signals import Stop
 from racnn.engine.steps import build_optimizer, train_only
 from racnn.engine.teaching import give_lessons, take_lessons_away
@@ -146,76 +145,62 @@ class Trainer:
 
     def _run_epoch(self, phase: Phase, optimizer: torch.optim.Optimizer, batches: int) -> None:
         run, progress = self.run, self.run.progress
-        total = phase.config.epochs * batches
-
-        def before_step() -> None:
-            seed = mix_seed(run.config.run.seed, progress.step) >> 1  # fits a signed 64-bit number
-            torch.manual_seed(seed)
-            done = (progress.epoch * batches + progress.batch) / total
-            for group in optimizer.param_groups:
-                group["lr"] = group["base_lr"] * learning_rate(done, phase.config.warmup)
-
-        first = progress.step
-
-        def after_step(readings: Readings) -> None:
-            progress.batch += 1
-            progress.step += 1
-            every = run.config.run.save_every
-            last = progress.batch == batches  # after which _finish_epoch saves
-            due = bool(every and progress.step % every == 0)
-            taken = self._record(readings.read(everything=last), first, phase)
-            # several processes stop at the same step, all of them knowing
-            stopped = any(step.stop for step in taken) if run.world.size > 1 else bool(run.interrupt.signal)
-            if not last and (due or stopped):
-                self._record(readings.read(everything=True), first, phase)
-                run.save_last(optimizer)
-                if stopped:
-                    run.stop()
-
+        state = EpochState(
+            device=run.device,
+            seed=run.config.run.seed,
+            step=progress.step,
+            done=progress.epoch * batches + progress.batch,
+            length=phase.config.epochs * batches,
+            class_weights=run.class_weights,
+            micro_batch=self._micro_batch,
+            world=run.world,
+            interrupt=run.interrupt,
+        )
         train_only(run.model, phase)
         if run.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(run.device)
+        loader = self._loader(phase, progress.batch)
         try:
-            self._micro_batch = train_one_epoch(
-                run.model,
-                self._loader(phase, progress.batch),
-                phase=phase,
-                optimizer=optimizer,
-                device=run.device,
-                class_weights=run.class_weights,
-                micro_batch=self._micro_batch,
-                world=run.world,
-                say=run.recorder.say,
-                stop=lambda: bool(run.interrupt.signal),
-                before_step=before_step,
-                after_step=after_step,
-            )
+            for step in train_one_epoch(run.model, loader, phase, optimizer, state):
+                progress.batch += 1
+                progress.step += 1
+                self._log_step(step, state, phase)
+                # several processes stop at the same step, all of them knowing
+                stop = step.stop if run.world.size > 1 else bool(run.interrupt.signal)
+                every = run.config.run.save_every
+                due = stop or bool(every and progress.step % every == 0)
+                if due and progress.batch < batches:  # _finish_epoch saves after the last one
+                    run.save_last(optimizer)
+                    if stop:
+                        run.stop()
         except NonFiniteError as error:
-            # back to the last step that was taken: a GPU has others in hand by now
-            progress.batch -= progress.step - (first + error.number)
-            progress.step = first + error.number
             path = self._dump(phase, error)
             if not run.world.first:  # the first process says it
                 raise SystemExit(1) from None
             raise TrainingError(f"{error}. {path} names the photos of the batch and all losses") from None
-        if run.device.type == "cuda" and progress.step > first:
+        finally:
+            self._say(state)
+        self._micro_batch = state.micro_batch
+        if run.device.type == "cuda" and loader:
             memory = {"peak_gib": torch.cuda.max_memory_allocated(run.device) / 2**30}
             run.recorder.scalars("memory", memory, step=progress.step, phase=phase.name)
         run.world.same_buffers(run.model)
         if run.world.size > 1:
             gc.collect()  # DistributedDataParallel refers to itself, and holds a copy of all gradients
 
-    def _record(self, taken: list[Taken], first: int, phase: Phase) -> list[Taken]:
-        """Show what steps were like, write some of them down, and return them; ``first`` were taken before the loop."""
+    def _log_step(self, step: StepMetrics, state: EpochState, phase: Phase) -> None:
+        """Show what a step was like, and write some of them down."""
         run = self.run
-        for each in taken:
-            step = first + each.number + 1
-            run.recorder.advance_bar(each.losses)
-            if step % run.config.run.log_every == 0:
-                # the trunks' group, or the only one, comes first
-                rates = dict(zip(("lr", "lr_heads"), each.rates, strict=False))
-                run.recorder.scalars("train", each.losses | rates, step=step, phase=phase.name)
-        return taken
+        self._say(state)
+        run.recorder.advance_bar(step.losses)
+        if run.progress.step % run.config.run.log_every == 0:
+            # the trunks' group, or the only one, comes first
+            rates = dict(zip(("lr", "lr_heads"), step.rates, strict=False))
+            run.recorder.scalars("train", step.losses | rates, step=run.progress.step, phase=phase.name)
+
+    def _say(self, state: EpochState) -> None:
+        while state.messages:
+            self.run.recorder.say(state.messages.pop(0))
 
     def _dump(self, phase: Phase, error: NonFiniteError) -> Path:
         """Write down the batch whose loss or gradient was not finite."""

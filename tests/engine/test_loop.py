@@ -4,11 +4,9 @@ import pytest
 import torch
 
 from racnn.config import PhaseConfig
-from racnn.engine import loop
 from racnn.engine.lessons import read_boxes
-from racnn.engine.loop import predict, train_one_epoch
+from racnn.engine.loop import EpochState, NonFiniteError, predict, train_one_epoch
 from racnn.engine.phases import Phase
-from racnn.engine.readings import NonFiniteError, Readings
 from racnn.engine.steps import STEPS, build_optimizer, train_only
 from racnn.errors import TrainingError
 from racnn.models import RACNN
@@ -51,22 +49,14 @@ def batch(phase):
 
 def one_step(phase, *, micro_batch=0, class_weights=None, said=None):
     """Return the losses and the gradients of one step."""
-    model, records = make(), []
+    model = make()
     train_only(model, phase)
     optimizer = build_optimizer(model, phase)
-    train_one_epoch(
-        model,
-        [batch(phase)],
-        phase=phase,
-        optimizer=optimizer,
-        device=CPU,
-        class_weights=class_weights,
-        micro_batch=micro_batch,
-        say=(said if said is not None else []).append,
-        before_step=lambda: None,
-        after_step=lambda readings: records.extend(step.losses for step in readings.read()),
-    )
+    state = EpochState(device=CPU, class_weights=class_weights, micro_batch=micro_batch)
+    records = [step.losses for step in train_one_epoch(model, [batch(phase)], phase, optimizer, state)]
     (record,) = records
+    if said is not None:
+        said += state.messages
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return record, gradients
 
@@ -115,16 +105,8 @@ class TestOutOfMemory:
         phase, model = phase_of("classification", (1,)), make()
         sizes = self.small_gpu(monkeypatch, room=3)
         train_only(model, phase)
-        train_one_epoch(
-            model,
-            [batch(phase)] * 2,
-            phase=phase,
-            optimizer=build_optimizer(model, phase),
-            device=CPU,
-            say=lambda _: None,
-            before_step=lambda: None,
-            after_step=lambda _: None,
-        )
+        state = EpochState(device=CPU, length=2)
+        list(train_one_epoch(model, [batch(phase)] * 2, phase, build_optimizer(model, phase), state))
         assert sizes == [5, 3, 2, 3, 2]
 
     def test_a_single_photo_that_does_not_fit_ends_the_run_with_advice(self, monkeypatch):
@@ -184,78 +166,11 @@ def test_a_step_that_is_not_finite_is_not_taken_and_names_losses_and_photos():
     torch.nn.init.constant_(model.classifiers[0].bias, float("nan"))
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(NonFiniteError, match=r"classification_1 = nan.*not finite") as caught:
-        train_one_epoch(
-            model,
-            [batch(phase)],
-            phase=phase,
-            optimizer=build_optimizer(model, phase),
-            device=CPU,
-            before_step=lambda: None,
-            after_step=lambda _: None,
-        )
+        list(train_one_epoch(model, [batch(phase)], phase, build_optimizer(model, phase), EpochState(CPU)))
     assert caught.value.index == [10, 11, 12, 13, 14]
     assert {"classification_1", "loss", "grad_norm"} <= caught.value.values.keys()
     for key, value in model.state_dict().items():
         torch.testing.assert_close(value, before[key], rtol=0, atol=0, equal_nan=True)
-
-
-class TestReadLate:
-    """What a GPU does, here with the fused optimizers of a CPU."""
-
-    @pytest.fixture(params=["sgd", "adamw"])
-    def phase(self, request):
-        return phase_of("classification", (1,), optimizer=request.param, clip_grad=1.0)
-
-    def train(self, monkeypatch, phase, batches, *, late, every=False):
-        """Return the network and what was read after each step."""
-        model, read = make(), []
-        train_only(model, phase)
-        optimizer = build_optimizer(model, phase)
-        optimizer.defaults["fused"] = True
-        for group in optimizer.param_groups:
-            group["fused"] = True
-        monkeypatch.setattr(loop, "Readings", lambda name, late: Readings(name, late=forced))
-        forced = late
-        try:
-            train_one_epoch(
-                model,
-                batches,
-                phase=phase,
-                optimizer=optimizer,
-                device=CPU,
-                before_step=lambda: None,
-                after_step=lambda readings: read.append(readings.read(everything=every)),
-            )
-        except NonFiniteError as error:
-            return model, read, error
-        return model, read, None
-
-    def test_the_steps_are_the_same_and_told_one_later(self, monkeypatch, phase):
-        batches = [batch(phase) | {"label": (torch.arange(NUM) + i) % 3} for i in range(4)]
-        now, at_once, _ = self.train(monkeypatch, phase, batches, late=False)
-        then, later, _ = self.train(monkeypatch, phase, batches, late=True)
-        flushed = self.train(monkeypatch, phase, batches, late=True, every=True)[1]
-        assert [len(steps) for steps in at_once] == [1, 1, 1, 1]
-        assert [len(steps) for steps in later] == [0, 1, 1, 1]
-        assert later[1:] == at_once[:3]
-        assert flushed == at_once
-        assert [step.number for (step,) in flushed] == [0, 1, 2, 3]
-        for one, other in zip(now.parameters(), then.parameters(), strict=True):
-            assert torch.equal(one, other)
-
-    def test_no_step_is_taken_from_one_that_is_not_finite_on(self, monkeypatch, phase):
-        good = batch(phase)
-        bad = good | {
-            "share": torch.full((NUM,), float("inf"), dtype=torch.float64),
-            "index": good["index"] + 90,
-        }
-        expected, _, _ = self.train(monkeypatch, phase, [good], late=True)
-        model, read, error = self.train(monkeypatch, phase, [good, bad, good, good], late=True)
-        assert [len(steps) for steps in read] == [0, 1]  # the third step was in hand when the second was read
-        assert error.number == 1
-        assert error.index == [100, 101, 102, 103, 104]
-        for one, other in zip(model.parameters(), expected.parameters(), strict=True):
-            assert torch.equal(one, other)
 
 
 def test_losses_of_the_log_are_named_as_the_loop_sees_them():

@@ -45,15 +45,13 @@ def stop_every(num, phases):
     plain = trainer.train_one_epoch
     left = [num]
 
-    def counted(model, batches, *, phase, after_step, **rest):
-        def after(readings):
+    def counted(model, batches, phase, *rest):
+        for step in plain(model, batches, phase, *rest):
             left[0] -= 1
             if left[0] == 0:
                 phases.append(phase.config.kind)
                 os.kill(os.getpid(), signal.SIGTERM)
-            after_step(readings)
-
-        plain(model, batches, phase=phase, after_step=after, **rest)
+            yield step
 
     return counted
 

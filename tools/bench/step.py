@@ -19,7 +19,7 @@ from bench.figures import Figure, share_of_time, summary, take_turns, times_as_f
 from bench.memory import in_fresh_process, peak_added
 from bench.networks import default_config, ours, photos, plain
 from racnn.config import Config
-from racnn.engine.loop import train_one_epoch
+from racnn.engine.loop import EpochState, train_one_epoch
 from racnn.engine.phases import Phase
 from racnn.engine.steps import STEPS, build_optimizer, train_only
 from racnn.models import RACNN
@@ -84,15 +84,8 @@ def engine_step(config: Config, phase: Phase, batch: Batch, device: torch.device
     optimizer = build_optimizer(model, phase)
 
     def step() -> None:
-        train_one_epoch(
-            model,
-            [batch],
-            phase=phase,
-            optimizer=optimizer,
-            device=device,
-            before_step=lambda: None,
-            after_step=lambda _: None,
-        )
+        for _ in train_one_epoch(model, [batch], phase, optimizer, EpochState(device)):
+            pass
 
     return step
 
