@@ -162,7 +162,7 @@ def train(
     if not speaks():
         return
     print(f"\nvalidation photos, {best}:\n{format_report(report)}")
-    _print_verdict(report, loaded)
+    _print_diagnosis(report, loaded)
     print(f"\nnext: racnn evaluate {best}")
 
 
@@ -337,7 +337,7 @@ def demo(
     )
     _draw(trained, drawings, out / "pictures")
     print(f"\n{report['num_images']} held-out drawings:\n{format_report(report)}")
-    _print_verdict(validation, loaded)
+    _print_diagnosis(validation, loaded)
     print(f"\nreport       {out / 'evaluation.json'}\npictures     {out / 'pictures'}\nnetwork      {best}")
     print(f"curves       tensorboard --logdir {out / 'tensorboard'}")
 
@@ -358,11 +358,11 @@ def _fit(config: Config, device: str, *, resume: bool, overwrite: bool) -> tuple
     return fit(config, device=pick_device(device), resume=resume, overwrite=overwrite)
 
 
-def _print_verdict(report: dict[str, Any], config: Config) -> None:
+def _print_diagnosis(report: dict[str, Any], config: Config) -> None:
     """Say what did not pay in a run, as its validation photos show it, and what to try."""
-    from racnn.evaluation.diagnostics import verdict
+    from racnn.evaluation.diagnostics import diagnose
 
-    for line in verdict(report, config):
+    for line in diagnose(report, config):
         print(f"\nnote: {line}")
 
 

@@ -46,11 +46,11 @@ def predict(
     from racnn.data.listing import describe_passed, iter_photos
     from racnn.engine.device import pick_device
     from racnn.engine.early_exit import load_early_exit
-    from racnn.engine.predictor import load_trained, network_digest, recognise
+    from racnn.engine.predictor import load_trained, network_digest, predict_photos
 
     trained = load_trained(checkpoint, pick_device(device))
     early = load_early_exit(checkpoint, network_digest(trained)) if early_exit else None
-    rows = recognise(trained, photos, batch_size=batch_size, workers=workers, early=early, top=top)
+    rows = predict_photos(trained, photos, batch_size=batch_size, workers=workers, early=early, top=top)
     show = _json_line if as_json else _csv_writer(trained) if as_csv else _text_line
     damaged = total = 0
     for row in _announced(rows):

@@ -183,7 +183,7 @@ def test_a_run_ends_with_its_verdict(racnn, tiny_file, tmp_path, monkeypatch):
     from racnn.evaluation import diagnostics as remarks
 
     seen = []
-    monkeypatch.setattr(remarks, "verdict", lambda *given: seen.append(given) or ["look at this"])
+    monkeypatch.setattr(remarks, "diagnose", lambda *given: seen.append(given) or ["look at this"])
     schedule = [{"kind": "classification", "scales": [1], "epochs": 1, "lr": 0.01}]
     result = racnn(
         "train", "--config", tiny_file(tmp_path / "c.yaml", out=tmp_path / "run", schedule=schedule)
@@ -245,11 +245,11 @@ def test_a_full_gpu_is_told_in_a_line(tiny_file, racnn, tmp_path, monkeypatch):
 
 
 def test_sigterm_ends_with_143(tiny_file, racnn, tmp_path, monkeypatch):
-    from racnn.engine.logger import Recorder
+    from racnn.engine.logger import Logger
 
-    plain = Recorder.advance_bar
+    plain = Logger.advance_bar
     stop = lambda self, losses: (plain(self, losses), os.kill(os.getpid(), signal.SIGTERM))  # noqa: E731
-    monkeypatch.setattr(Recorder, "advance_bar", stop)
+    monkeypatch.setattr(Logger, "advance_bar", stop)
     result = racnn("train", "--config", tiny_file(tmp_path / "c.yaml", out=tmp_path / "run"))
     assert result.code == 143
     assert "--resume" in result.out

@@ -12,7 +12,7 @@ from fuzz import NESTED, NUMBERS, WORDS, is_refused, little_memory, mutate
 from racnn.config import parse_config
 from racnn.engine import run
 from racnn.engine.checkpoint import load_checkpoint
-from racnn.engine.digest import digest, strange
+from racnn.engine.digest import digest, disallowed
 from racnn.engine.folder import open_folder
 from racnn.engine.predictor import load_trained
 from racnn.engine.trainer import fit
@@ -156,7 +156,7 @@ def write_signed(path, content):
     """Write a content that nobody checks, with the digest that belongs to it, unless to compute it takes ages."""
     content.pop("digest", None)
     content["digest"] = ""
-    if strange(content, room=10**6) is None:
+    if disallowed(content, room=10**6) is None:
         del content["digest"]
         content["digest"] = digest(content)
     torch.save(content, path)

@@ -52,7 +52,7 @@ def batch(phase):
         "label": torch.arange(num) % 3,
         "index": torch.arange(num),
         "share": torch.full((num,), 1.0 / num, dtype=torch.float64),
-        "lesson": torch.tensor([-0.6, -0.2, 0.3, 0.4]).repeat(num, 1),
+        "pseudo_box": torch.tensor([-0.6, -0.2, 0.3, 0.4]).repeat(num, 1),
         "noise": torch.rand(num, phase.noise_per_photo(), generator=generator),
     }
     return {key: value.pin_memory() for key, value in made.items()}

@@ -115,7 +115,7 @@ def elsewhere(trained: Trained, batches: object, number: int) -> dict[str, tuple
     """Return log p [N] of scale ``number + 1``, and whether it is right [N], by where its region is put."""
     import torch
 
-    from racnn.models.racnn.losses import sureness
+    from racnn.models.racnn.losses import true_class_prob
     from racnn.ops.regions import bounding_region, clamp
 
     model = trained.model
@@ -136,7 +136,7 @@ def elsewhere(trained: Trained, batches: object, number: int) -> dict[str, tuple
                 places[name] = clamp(moved, *bounds)
             for name, region in places.items():
                 logits = model.logits_at(source, output, region, number=number)
-                log_prob, right = sureness(logits, labels, "log_prob"), logits.argmax(dim=1) == labels
+                log_prob, right = true_class_prob(logits, labels, "log_prob"), logits.argmax(dim=1) == labels
                 said.setdefault(name, []).append((log_prob.cpu(), right.float().cpu()))
     found = {
         name: (torch.cat([each[0] for each in rows]), torch.cat([each[1] for each in rows]))
@@ -157,7 +157,7 @@ def measure(
     """
     import torch
 
-    from racnn.models.racnn.losses import sureness
+    from racnn.models.racnn.losses import true_class_prob
 
     model = trained.model
     model.requires_grad_(False)
@@ -170,7 +170,7 @@ def measure(
         proposal = model.apns[number - 1](output.features[-1])
 
         def log_prob(region: Tensor) -> Tensor:
-            return sureness(model.logits_at(source, output, region, number=number), labels, "log_prob")  # noqa: B023
+            return true_class_prob(model.logits_at(source, output, region, number=number), labels, "log_prob")  # noqa: B023
 
         place = proposal.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(log_prob(place).sum(), place)

@@ -48,8 +48,8 @@ def main(
     from racnn.config import PhaseConfig
     from racnn.data import eval_loader
     from racnn.engine.device import pick_device
-    from racnn.engine.lessons import find_common_part
     from racnn.engine.predictor import data_of, load_trained
+    from racnn.engine.pseudo_boxes import find_common_part
     from racnn.ops.heatmap import component_region
     from racnn.ops.regions import clamp
 

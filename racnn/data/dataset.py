@@ -44,8 +44,8 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
         augment: Whether there are any.
 
     Attributes:
-        lessons: None, or a box a photo, [N, 4] xyxy in the frame of the source without random changes, see
-            :mod:`racnn.engine.lessons`. They follow the random changes. Half of the samples then show the whole photo: after a
+        pseudo_boxes: None, or a box a photo, [N, 4] xyxy in the frame of the source without random changes, see
+            :mod:`racnn.engine.pseudo_boxes`. They follow the random changes. Half of the samples then show the whole photo: after a
             random crop everything is larger than it will be in use, and an APN that is not yet sure of a size proposes the mean.
         num_noise: How many random numbers a sample brings along for the training step.
     """
@@ -64,7 +64,7 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
         self.config = config
         self.seed = seed
         self.cache: PhotoCache | None = None
-        self.lessons: np.ndarray | None = None
+        self.pseudo_boxes: np.ndarray | None = None
         self.num_noise = 0
         whole = config.augment.model_copy(update={"crop": 1.0})
         self.plain_transform = SourceTransform(config.source_size, config.resize)
@@ -82,7 +82,7 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
         Returns:
             ``image`` uint8 [3, S, S]; ``label`` and ``index`` int64 []; ``share`` float64 []; ``box`` float32 [4], xyxy in the
             source's frame, NaN where unknown; ``parts`` float32 [P, 3], (x, y, visible) in the source's frame; with
-            ``lessons`` also ``lesson`` float32 [4], likewise. A box or part that a crop cuts off lies beyond [-1, 1].
+            ``pseudo_boxes`` also ``pseudo_box`` float32 [4], likewise. A box or part that a crop cuts off lies beyond [-1, 1].
             With ``num_noise`` also ``noise`` float32 [num_noise], even in [0, 1).
 
         Raises:
@@ -95,8 +95,8 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
         box_xyxy, parts = self.catalog.annotate(record)
         seed = mix_seed(self.seed, epoch, index, *([repeat] if repeat else []))
         points = np.asarray(parts, np.float64).reshape(-1, 3)
-        if self.lessons is not None:
-            points = np.concatenate([points, self._lesson_corners(index, size)])
+        if self.pseudo_boxes is not None:
+            points = np.concatenate([points, self._pseudo_box_corners(index, size)])
             if seed % 2:
                 transform = self.whole_transform
                 resized = transform.shrink(resized, size)
@@ -109,19 +109,19 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
             "box": torch.from_numpy(box),
             "parts": torch.from_numpy(located),
         }
-        if self.lessons is not None:
+        if self.pseudo_boxes is not None:
             corners = located[-2:, :2]  # a flip swaps left and right
-            sample["lesson"] = torch.from_numpy(np.concatenate([corners.min(0), corners.max(0)]))
+            sample["pseudo_box"] = torch.from_numpy(np.concatenate([corners.min(0), corners.max(0)]))
             sample["parts"] = torch.from_numpy(located[:-2])
         if self.num_noise:
             noise = np.random.default_rng((seed, 1)).random(self.num_noise, dtype=np.float32)
             sample["noise"] = torch.from_numpy(noise)
         return sample
 
-    def _lesson_corners(self, index: int, size: tuple[int, int]) -> np.ndarray:
-        """Return the two corners of a photo's lesson as points (x, y, 1) in the pixels of the photo."""
-        assert self.lessons is not None
-        in_source = (self.lessons[index].astype(np.float64) + 1.0) / 2.0 * self.config.source_size
+    def _pseudo_box_corners(self, index: int, size: tuple[int, int]) -> np.ndarray:
+        """Return the two corners of a photo's pseudo_box as points (x, y, 1) in the pixels of the photo."""
+        assert self.pseudo_boxes is not None
+        in_source = (self.pseudo_boxes[index].astype(np.float64) + 1.0) / 2.0 * self.config.source_size
         x0, y0, x1, y1 = self.plain_transform.to_photo(in_source.tolist(), size)
         return np.array([(x0, y0, 1.0), (x1, y1, 1.0)])
 
@@ -162,7 +162,7 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
         plain = PhotoDataset(self.catalog, self.records, self.config, seed=self.seed)
         if plain.transform.resize_to == self.transform.resize_to:
             plain.cache = self.cache
-        plain.lessons = self.lessons
+        plain.pseudo_boxes = self.pseudo_boxes
         return plain
 
 

@@ -63,7 +63,7 @@ RAW_SUFFIXES = frozenset(
 )
 RAW = "camera raw, convert it first"
 UNFINISHED_SUFFIXES = frozenset({".part", ".partial", ".crdownload", ".download", ".tmp"})
-# Formats of Pillow that are no pictures of pixels, run another program, or only recognise a container.
+# Formats of Pillow that are no pictures of pixels, run another program, or only predict_photos a container.
 NO_PHOTO_FORMATS = frozenset(
     {"EPS", "WMF", "MPEG", "BUFR", "GRIB", "HDF5", "FPX", "MIC", "PDF", "MCIDAS", "XVTHUMB", "FLI", "CUR"}
 )

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from racnn.engine.digest import digest, strange
+from racnn.engine.digest import digest, disallowed
 from racnn.engine.files import write_atomically
 from racnn.engine.published import SUFFIX, read_published
 from racnn.errors import CheckpointError, DamagedError
@@ -47,7 +47,7 @@ def save_checkpoint(path: Path, content: dict[str, Any], *, previous: Path | Non
         previous: Where in the same folder to keep the checkpoint that is replaced.
     """
     content = {"format": FORMAT, **content}
-    found = strange(content, room=sys.maxsize)
+    found = disallowed(content, room=sys.maxsize)
     assert found is None, found
     content["digest"] = digest(content)
     write_atomically(path, lambda file: _write(content, file), previous=previous)
@@ -140,7 +140,7 @@ def _verified(path: Path) -> dict[str, Any]:
             f"{path}: not a racnn checkpoint (expected the keys {', '.join(sorted(NEEDED))}); weights alone are given to "
             "training, as model.weights"
         )
-    if found := strange(content, room=room):
+    if found := disallowed(content, room=room):
         raise DamagedError(f"{path}: holds {found}, which no racnn checkpoint does")
     if digest({key: value for key, value in content.items() if key != "digest"}) != content["digest"]:
         raise DamagedError(f"{path}: damaged, its content does not match its digest")

@@ -22,7 +22,7 @@ def digest(content: Any) -> str:
     return sha.hexdigest()
 
 
-def strange(content: Any, *, room: int) -> str | None:
+def disallowed(content: Any, *, room: int) -> str | None:
     """Return what there is in a content that no checkpoint holds, or None. Looking takes little time and memory.
 
     A small file can name one list or tensor a million times, or a tensor of a terabyte that repeats one number.

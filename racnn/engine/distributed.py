@@ -30,7 +30,7 @@ PATIENCE = timedelta(hours=2)  # of ranks that wait while rank 0 writes a cache,
 
 
 @dataclass(frozen=True)
-class World:
+class ProcessGroup:
     """The processes of one training.
 
     Attributes:
@@ -45,11 +45,11 @@ class World:
     launch: str | None = None
 
     @property
-    def first(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this process writes and speaks for all."""
         return self.rank == 0
 
-    def from_first(self, call: Callable[[], T]) -> T:
+    def from_main_process(self, call: Callable[[], T]) -> T:
         """Return on all ranks what a call returns on rank 0.
 
         Raises:
@@ -59,7 +59,7 @@ class World:
             return call()
         answer: list[Any] = [None, None]
         failure: Exception | None = None
-        if self.first:
+        if self.is_main_process:
             try:
                 answer = ["value", call()]
             except Exception as error:  # the others must not wait for a value that never comes
@@ -72,11 +72,11 @@ class World:
             raise SystemExit(value)
         return value
 
-    def first_before_others(self, call: Callable[[], T]) -> T:
+    def main_process_first(self, call: Callable[[], T]) -> T:
         """Return what a call returns on each rank. Rank 0 goes first, so that a mistake of the user is told once."""
         own: list[T] = []
-        self.from_first(lambda: own.append(call()))
-        return own[0] if self.first else call()
+        self.from_main_process(lambda: own.append(call()))
+        return own[0] if self.is_main_process else call()
 
     def total(self, values: Tensor) -> Tensor:
         """Return the sum of a tensor over all ranks."""
@@ -84,7 +84,7 @@ class World:
             dist.all_reduce(values)
         return values
 
-    def interleave(self, rows: list[T]) -> list[T]:
+    def gather(self, rows: list[T]) -> list[T]:
         """Return the rows of all ranks, on every rank, in the order in which they were dealt out."""
         if self.size == 1:
             return rows
@@ -95,7 +95,7 @@ class World:
     def restarted(self) -> bool:
         """Return whether torchrun has started any of these processes again."""
         mine = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-        return any(self.interleave([mine]))
+        return any(self.gather([mine]))
 
     def same_buffers(self, module: nn.Module) -> None:
         """Give every rank the buffers of rank 0: the statistics of batch norm."""
@@ -109,10 +109,10 @@ class World:
             dist.barrier()
 
 
-ALONE = World()
+ALONE = ProcessGroup()
 
 
-def join(device: torch.device) -> World:
+def join(device: torch.device) -> ProcessGroup:
     """Join the processes that torchrun started, or be alone.
 
     Args:
@@ -137,7 +137,7 @@ def join(device: torch.device) -> World:
             timeout=PATIENCE,
             device_id=device if cuda else None,
         )
-    return World(rank, size, launch)
+    return ProcessGroup(rank, size, launch)
 
 
 def agree(store: dist.Store, rank: int, size: int) -> str:

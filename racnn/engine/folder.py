@@ -17,7 +17,7 @@ from racnn.data.contents import PhotoFile
 from racnn.data.loader import num_left_over
 from racnn.data.sources.folder import class_places
 from racnn.engine.checkpoint import is_whole
-from racnn.engine.distributed import World
+from racnn.engine.distributed import ProcessGroup
 from racnn.engine.files import sweep, write_text
 from racnn.engine.lock import FolderLock
 from racnn.engine.provenance import fingerprint
@@ -70,7 +70,7 @@ class RunFolder:
         self._entered = False
 
     def open(
-        self, config: Config, world: World, *, resume: bool, overwrite: bool, restarted: bool
+        self, config: Config, world: ProcessGroup, *, resume: bool, overwrite: bool, restarted: bool
     ) -> Stored | None:
         """Lock the folder and return what the run goes on from, or None where it is a new one, see :func:`open_folder`.
 
@@ -324,7 +324,7 @@ def enter_folder(
 
 
 def launch_of(folder: Path) -> str | None:
-    """Return the name of the launch that was the last to enter a folder, see :class:`racnn.engine.distributed.World`."""
+    """Return the name of the launch that was the last to enter a folder, see :class:`racnn.engine.distributed.ProcessGroup`."""
     try:
         name = json.loads((folder / "run.json").read_text(encoding="utf-8"))["starts"][-1]["launch"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):  # none, or not written by a run

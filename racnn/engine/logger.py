@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 
-class Recorder:
+class Logger:
     """Write scalars and pictures of one run.
 
     Args:
@@ -55,7 +55,7 @@ class Recorder:
             self._bar.close()
             self._bar = None
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Print a line without breaking the bar."""
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
@@ -82,7 +82,7 @@ class Recorder:
 
 
 class Silence:
-    """A recorder that records nothing, for all processes but the first."""
+    """A logger that records nothing, for all processes but the first."""
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *_args, **_options: None

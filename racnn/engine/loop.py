@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from racnn.data import Data, mix_seed
-from racnn.engine.distributed import ALONE, World
+from racnn.engine.distributed import ALONE, ProcessGroup
 from racnn.engine.parts import Parts
 from racnn.engine.phases import Phase
 from racnn.engine.schedule import learning_rate
@@ -72,7 +72,7 @@ class EpochState:
     length: int = 1
     class_weights: Tensor | None = None
     micro_batch: int = 0
-    world: World = ALONE
+    world: ProcessGroup = ALONE
     interrupt: Interrupt | None = None
     messages: list[str] = field(default_factory=list)
 
@@ -156,7 +156,7 @@ class Step(nn.Module):
         return losses
 
 
-def _joined_step(step: Step, device: torch.device, world: World) -> nn.Module:
+def _joined_step(step: Step, device: torch.device, world: ProcessGroup) -> nn.Module:
     """Return the step; of several processes the one that averages the gradients over them."""
     if world.size == 1:
         return step
@@ -169,7 +169,7 @@ def _joined_step(step: Step, device: torch.device, world: World) -> nn.Module:
 
 
 def _add_gradients(
-    step: nn.Module, batch: Batch, device: torch.device, parts: Sequence[tuple[int, int]], world: World
+    step: nn.Module, batch: Batch, device: torch.device, parts: Sequence[tuple[int, int]], world: ProcessGroup
 ) -> dict[str, Tensor] | None:
     """Add up the gradients of a batch, part by part.
 
@@ -237,7 +237,7 @@ def _halved(size: int, phase: Phase, messages: list[str]) -> int:
 class Predictions:
     """What a network said of every photo of a split, on the CPU; lists hold one entry a scale or region.
 
-    ``lessons`` are the boxes that its photos brought along for an APN to learn, [N, 4], or None.
+    ``pseudo_boxes`` are the boxes that its photos brought along for an APN to learn, [N, 4], or None.
     """
 
     logits: list[Tensor]
@@ -248,7 +248,7 @@ class Predictions:
     boxes: Tensor
     parts: Tensor
     norms: list[float]
-    lessons: Tensor | None = None
+    pseudo_boxes: Tensor | None = None
 
 
 @torch.no_grad()
@@ -260,7 +260,7 @@ def predict(
     scales: int | None = None,
     propose: bool = False,
     fused: bool = True,
-    world: World = ALONE,
+    world: ProcessGroup = ALONE,
     after_batch: Callable[[], None] = lambda: None,
 ) -> Predictions:
     """Run the network over batches without random changes. What the GPU has no memory for is taken in halves.
@@ -290,14 +290,14 @@ def predict(
             "regions": [x.cpu() for x in output.regions],
             "places": [x.cpu() for x in output.places],
             "norms": [x.norm(dim=1).cpu() for x in output.descriptors],
-            **{key: batch.get(key) for key in ("label", "box", "parts", "lesson")},
+            **{key: batch.get(key) for key in ("label", "box", "parts", "pseudo_box")},
         }
 
     parts, rows = Parts(), []
     for batch in batches:
         rows.append(_joined(parts.run(answers, batch)))
         after_batch()
-    every = _joined(world.interleave(rows))
+    every = _joined(world.gather(rows))
     return Predictions(
         logits=every["logits"],
         fused=every["fused"],
@@ -307,7 +307,7 @@ def predict(
         boxes=every["box"],
         parts=every["parts"],
         norms=[norm.mean().item() for norm in every["norms"]],
-        lessons=every["lesson"],
+        pseudo_boxes=every["pseudo_box"],
     )
 
 

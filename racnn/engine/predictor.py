@@ -293,7 +293,7 @@ def _predict(trained: Trained, photos: PhotoDataset) -> Predictions:
     )
 
 
-def recognise(
+def predict_photos(
     trained: Trained,
     places: Iterable[Path],
     *,

@@ -20,7 +20,7 @@ import racnn
 from racnn.config import Config
 from racnn.data import Data
 from racnn.data.contents import PhotoFile, read_contents
-from racnn.engine.distributed import ALONE, World
+from racnn.engine.distributed import ALONE, ProcessGroup
 from racnn.written import file_sha256
 
 DIGEST_LENGTH = 16  # hexadecimal digits, 64 bits
@@ -29,7 +29,7 @@ PACKAGES = ("torch", "torchvision", "timm", "albumentations", "opencv-python-hea
 
 
 def provenance(
-    config: Config, data: Data, device: torch.device, *, step: int, world: World = ALONE
+    config: Config, data: Data, device: torch.device, *, step: int, world: ProcessGroup = ALONE
 ) -> dict[str, Any]:
     """Return what a start of a run is made of, in plain types.
 

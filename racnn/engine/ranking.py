@@ -5,7 +5,7 @@
 ``energy``     what the public implementations take from those equations: the square of the derivative that reaches the
                view says where the view matters, and the box moves to hold more of it. A larger box always holds more,
                so it is expected to grow to its bound: here to compare with, not to train with.
-``smoothed``   the slope of the finer scale's sureness between regions drawn on both sides of the proposal. A pooling
+``smoothed``   the slope of the finer scale's true_class_prob between regions drawn on both sides of the proposal. A pooling
                network's answer flickers as its input shifts by fractions of a pixel, so that its derivative tells
                little about a move that matters; a difference over a tenth of the region is less noisy.
 
@@ -69,7 +69,7 @@ def by_smoothing(model: RACNN, batch: Batch, phase: Phase) -> dict[str, Tensor]:
         source = model.normalise(batch["image"])
         output = model(batch["image"], scales=max(phase.scales) + 1)
         value = _losses(output, batch, phase)
-        sure = [losses.sureness(logits, labels, config.compare) for logits in output.logits]
+        sure = [losses.true_class_prob(logits, labels, config.compare) for logits in output.logits]
     signs = torch.where(batch["noise"] < 0.5, -1.0, 1.0).unflatten(1, (len(phase.scales), config.pairs, 3))
     pulls = []
     for i, s in enumerate(phase.scales):
@@ -77,7 +77,7 @@ def by_smoothing(model: RACNN, batch: Batch, phase: Phase) -> dict[str, Tensor]:
 
         def score(other: Tensor, number: int = s) -> Tensor:
             logits = model.logits_at(source, output, other, number=number)
-            return losses.sureness(logits, labels, config.compare)
+            return losses.true_class_prob(logits, labels, config.compare)
 
         slope = antithetic_slope(
             score, region.detach(), signs[:, i], spread=config.spread, bounds=model.bounds[s - 1]

@@ -17,14 +17,14 @@ from racnn.data.names import lookalike_warnings
 from racnn.data.statistics import refuse_misplaced_boxes
 from racnn.engine.checkpoint import is_whole, save_checkpoint
 from racnn.engine.device import prepare
-from racnn.engine.distributed import ALONE, World
+from racnn.engine.distributed import ALONE, ProcessGroup
 from racnn.engine.folder import (
     RunFolder,
     refuse_other_batches,
     refuse_other_photos,
     refuse_output_among_classes,
 )
-from racnn.engine.logger import Recorder, Silence
+from racnn.engine.logger import Logger, Silence
 from racnn.engine.progress import Progress
 from racnn.engine.provenance import digests, provenance, read_photo_files, with_start
 from racnn.engine.signals import Interrupt, Stop
@@ -59,7 +59,7 @@ class Run:
         device: torch.device,
         resume: bool,
         overwrite: bool,
-        world: World = ALONE,
+        world: ProcessGroup = ALONE,
     ) -> None:
         self.config = config
         self.device = device
@@ -67,10 +67,10 @@ class Run:
         self.folder = Path(config.run.out)
         self.interrupt = Interrupt()
         self.progress = Progress()
-        self.recorder = cast(Recorder, Silence())
+        self.logger = cast(Logger, Silence())
         self._place = RunFolder(self.folder)
         self._files: dict[str, PhotoFile] = {}
-        world.from_first(lambda: refuse_output_among_classes(config))
+        world.from_main_process(lambda: refuse_output_among_classes(config))
         restarted = world.restarted()
 
         def open_place() -> Content | None:
@@ -78,7 +78,7 @@ class Run:
             return stored.content if stored else None
 
         try:
-            self._build(world.from_first(open_place))
+            self._build(world.from_main_process(open_place))
         except BaseException:
             self.leave_folder()
             raise
@@ -86,7 +86,7 @@ class Run:
     def _build(self, content: Content | None) -> None:
         """Make or take up the network and the data, and enter the folder last."""
         config, device, world = self.config, self.device, self.world
-        self.data = world.first_before_others(
+        self.data = world.main_process_first(
             lambda: build_data(
                 config.data,
                 seed=config.run.seed,
@@ -96,22 +96,20 @@ class Run:
         )
         torch.manual_seed(config.run.seed)
         num_classes = len(self.data.class_names)
-        self.model = world.first_before_others(
+        self.model = world.main_process_first(
             lambda: build_model(config.model, num_classes=num_classes, weights=content is None)
         )
         self.optimizer_state: dict[str, Any] | None = None  # of a phase that is taken up in its middle
-        world.from_first(lambda: self._read_files(again=content is not None))
+        world.from_main_process(lambda: self._read_files(again=content is not None))
         if content:
-            world.first_before_others(
-                lambda: refuse_other_batches(content, self.data, config.data.batch_size)
-            )
+            world.main_process_first(lambda: refuse_other_batches(content, self.data, config.data.batch_size))
             found = digests(self._files)  # of the first process alone
-            world.first_before_others(lambda: refuse_other_photos(content, self.data, found))
+            world.main_process_first(lambda: refuse_other_photos(content, self.data, found))
             self._take_up(content)
         taught = [phase for phase in config.phases() if phase.kind == "apn_init"]
         every = range(1, config.model.num_scales)
         enlargements = [(s, phase.enlarge) for phase in taught for s in phase.scales or every]
-        world.first_before_others(lambda: self.model.check_views(enlargements))
+        world.main_process_first(lambda: self.model.check_views(enlargements))
         prepare(self.model, config, device)
         self.validation = Validation(
             self.model, self.data, config, device, world, after_batch=self._leave_validation
@@ -119,12 +117,12 @@ class Run:
         balanced = config.data.balance == "weights"
         self.class_weights = balanced_weights(self.data.class_counts()).to(device) if balanced else None
         # before an earlier run is deleted: a photo may be damaged, a disk full
-        world.first_before_others(lambda: self._use_cache(print if world.first else lambda _: None))
+        world.main_process_first(lambda: self._use_cache(print if world.is_main_process else lambda _: None))
         # before an earlier run is deleted, too
-        self._warnings = world.from_first(self._find_warnings)
+        self._warnings = world.from_main_process(self._find_warnings)
         start = provenance(config, self.data, device, step=self.progress.step, world=world)
         self._starts = with_start(content.provenance if content else [], start)
-        world.from_first(lambda: self._enter_folder(new=content is None))
+        world.from_main_process(lambda: self._enter_folder(new=content is None))
         self._say_what_begins()
 
     def _read_files(self, *, again: bool) -> None:
@@ -135,12 +133,12 @@ class Run:
     def _enter_folder(self, *, new: bool) -> None:
         """Make the run's folder what this run begins with, and begin to record in it."""
         resolved = self._place.enter(self.config, self._starts, new=new, contents=self._files)
-        self.recorder = Recorder(self.folder, step=self.progress.step, length=self.progress.log_length)
-        self.recorder.text("config", f"```yaml\n{resolved}\n```")
+        self.logger = Logger(self.folder, step=self.progress.step, length=self.progress.log_length)
+        self.logger.text("config", f"```yaml\n{resolved}\n```")
 
     def leave_folder(self) -> None:
         """Stop recording, and let other processes use the folder."""
-        self.recorder.close()
+        self.logger.close()
         self._place.leave(self.progress.step)
 
     def _take_up(self, content: Content) -> None:
@@ -149,9 +147,9 @@ class Run:
         assert content.progress is not None
         self.progress = content.progress
         self.optimizer_state = content.optimizer
-        best_is_whole = self.world.from_first(lambda: is_whole(self.folder / "best.pt"))
+        best_is_whole = self.world.from_main_process(lambda: is_whole(self.folder / "best.pt"))
         if self.progress.best_key and not best_is_whole:
-            if self.world.first:
+            if self.world.is_main_process:
                 print(
                     "warning: best.pt cannot be read; the network at the end of the next phase takes its place"
                 )
@@ -160,24 +158,22 @@ class Run:
     def _say_what_begins(self) -> None:
         data = self.data
         for name, reason in data.skipped.items():
-            self.recorder.say(f"left out {name}: {reason}")
+            self.logger.log(f"left out {name}: {reason}")
         sizes = ", ".join(f"{len(photos)} {split}" for split, photos in data.splits.items())
-        self.recorder.say(
-            f"{data.dataset}: {len(data.class_names)} classes, photos: {sizes}; on {self.device}"
-        )
+        self.logger.log(f"{data.dataset}: {len(data.class_names)} classes, photos: {sizes}; on {self.device}")
         if data.passed_over:
-            self.recorder.say(describe_passed(data.passed_over))
+            self.logger.log(describe_passed(data.passed_over))
         for line in self._warnings:
-            self.recorder.say(f"warning: {line}")
+            self.logger.log(f"warning: {line}")
         for split in data.splits.keys() & {"train", "held_out"}:
             if num_left_over(len(data.splits[split]), self.config.data.batch_size) == 1:
-                self.recorder.say(
+                self.logger.log(
                     f"{split}: {len(data.splits[split])} photos leave a single one over at {self.config.data.batch_size} a batch; it "
                     "joins the batch before it"
                 )
         balance = self.config.data.balance
         if warning := imbalance_warning(data.class_counts(), data.class_names, balance):
-            self.recorder.say(f"warning: {warning}")
+            self.logger.log(f"warning: {warning}")
 
     def _find_warnings(self) -> list[str]:
         """Return what makes the figures of this run worth less than they look."""
@@ -203,7 +199,7 @@ class Run:
 
     def best_report(self) -> dict[str, Any]:
         """Return the validation report of ``best.pt``."""
-        report_: dict[str, Any] = self.world.from_first(self._read_best_report)
+        report_: dict[str, Any] = self.world.from_main_process(self._read_best_report)
         return report_
 
     def _read_best_report(self) -> dict[str, Any]:
@@ -255,9 +251,9 @@ class Run:
 
     def save_last(self, optimizer: torch.optim.Optimizer | None) -> None:
         """Write ``last.pt``, with the state of the optimizer in the middle of a phase, and keep the one before."""
-        if not self.world.first:
+        if not self.world.is_main_process:
             return
-        self.progress.log_length = self.recorder.length()
+        self.progress.log_length = self.logger.length()
         content = self._content() | {
             "progress": dict(vars(self.progress)),
             "optimizer": None if optimizer is None else optimizer.state_dict(),
@@ -274,7 +270,7 @@ class Run:
         key = [float(scales + progress.fusion_trained), result["top1"][name], result["log_prob"][name]]
         if not progress.best_key or key >= progress.best_key:
             progress.best_key = key
-            if self.world.first:
+            if self.world.is_main_process:
                 save_checkpoint(
                     self.folder / "best.pt", self._content() | {"val_report": result, "phase": phase_name}
                 )

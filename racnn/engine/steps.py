@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from racnn.engine.lessons import taught_region
 from racnn.engine.phases import Phase
+from racnn.engine.pseudo_boxes import target_region
 from racnn.engine.ranking import Batch, ranking_step
 from racnn.models import RACNN
 from racnn.models.racnn import losses
@@ -21,23 +21,23 @@ from racnn.ops.regions import bounding_region, jitter
 def classification_step(
     model: RACNN, batch: Batch, phase: Phase, class_weights: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Return the classification losses of the phase's scales, on views that were cut with shaken regions.
+    """Return the classification losses of the phase's scales, on views that were cut with jittered regions.
 
-    A batch with ``lesson`` brings along where its photos' views of the only scale that is trained lie, see
-    :func:`racnn.engine.lessons.read_places`; the coarser scales are then not run.
+    A batch with ``pseudo_box`` brings along where its photos' views of the only scale that is trained lie, see
+    :func:`racnn.engine.pseudo_boxes.read_places`; the coarser scales are then not run.
     """
-    shake = None
+    noise = None
     if model.training and phase.noise_per_photo():
-        shake = phase.config.jitter * (2.0 * batch["noise"] - 1.0).unflatten(1, (-1, 3))
-    if phase.looks_alone() and "lesson" in batch:
+        noise = phase.config.jitter * (2.0 * batch["noise"] - 1.0).unflatten(1, (-1, 3))
+    if phase.looks_alone() and "pseudo_box" in batch:
         (scale,) = phase.scales
         source = model.normalise(batch["image"])
-        place = bounding_region(batch["lesson"])  # moved inside where a random crop cuts it off
-        if shake is not None:
-            place = jitter(place, shake[:, -1])
+        place = bounding_region(batch["pseudo_box"])  # moved inside where a random crop cuts it off
+        if noise is not None:
+            place = jitter(place, noise[:, -1])
         logits = {scale: model.look_at(source, place, scale=scale)}
     else:
-        output = model(batch["image"], scales=max(phase.scales), shake=shake)
+        output = model(batch["image"], scales=max(phase.scales), noise=noise)
         logits = dict(enumerate(output.logits, 1))
     return losses.classification_losses(
         logits,
@@ -51,10 +51,10 @@ def classification_step(
 def apn_init_step(
     model: RACNN, batch: Batch, phase: Phase, class_weights: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Return the loss of the phase's APN against the batch's ``lesson``, see :mod:`racnn.engine.lessons`."""
+    """Return the loss of the phase's APN against the batch's ``pseudo_box``, see :mod:`racnn.engine.pseudo_boxes`."""
     (scale,) = phase.scales
     output = model(batch["image"], scales=scale, propose=True)
-    taught = taught_region(batch["lesson"], output.places[scale - 1], phase.config.target)
+    taught = target_region(batch["pseudo_box"], output.places[scale - 1], phase.config.target)
     return losses.apn_init_losses(output.regions[-1], taught, scale, bounds=model.bounds[scale - 1])
 
 

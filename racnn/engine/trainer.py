@@ -1,7 +1,7 @@
 """Fit: run the phases of a configuration on its data, keep the best network, go on where a run was stopped.
 
 Everything random is a function of the seed and a counter: the order of the photos of (seed, epoch), their changes and
-the shaking of their regions of (seed, epoch, photo), what a backbone draws of (seed, step). So a checkpoint needs no
+the jitter of their regions of (seed, epoch, photo), what a backbone draws of (seed, step). So a checkpoint needs no
 random state, and a run that is stopped and resumed ends with the weights it would have had.
 """
 
@@ -27,15 +27,15 @@ from racnn.engine.loop import EpochState, NonFiniteError, StepMetrics, predict, 
 from racnn.engine.phases import Phase, upcoming
 from racnn.engine.pool import pool_weights
 from racnn.engine.progress import Progress
+from racnn.engine.pseudo_boxes import attach_pseudo_boxes, detach_pseudo_boxes
 from racnn.engine.resume import restore_optimizer
 from racnn.engine.run import Run
 from racnn.engine.schedule import better, phase_items, shown_items
 from racnn.engine.signals import Stop
 from racnn.engine.steps import build_optimizer, train_only
-from racnn.engine.teaching import give_lessons, take_lessons_away
 from racnn.engine.validation import flat, summary
 from racnn.errors import TrainingError
-from racnn.evaluation.diagnostics import collapse_warning
+from racnn.evaluation.diagnostics import collapse_warnings
 
 NORM_BATCHES = 8  # of training photos, from which the mean length of the descriptors is taken
 
@@ -69,7 +69,7 @@ def fit(
                 report = run.best_report()
             except Stop:
                 number = run.interrupt.signal or signal.SIGTERM
-                run.recorder.say(
+                run.logger.log(
                     f"stopped by signal {number} after step {run.progress.step}; go on with --resume"
                 )
                 raise SystemExit(128 + number) from None
@@ -90,7 +90,7 @@ class Trainer:
         """Run the phases that are left."""
         run, progress = self.run, self.run.progress
         if upcoming(run.config, progress.outcomes) is None:
-            run.recorder.say("the run is finished: nothing is left to train")
+            run.logger.log("the run is finished: nothing is left to train")
         while (phase := upcoming(run.config, run.progress.outcomes)) is not None:
             changed = self._run_phase(phase)
             progress.outcomes.append(changed)
@@ -103,7 +103,7 @@ class Trainer:
         """Run one phase, or the rest of it, and return whether it changed the network."""
         run, progress, config = self.run, self.run.progress, phase.config
         self._micro_batch = run.config.run.micro_batch  # phases need more or less memory
-        give_lessons(run, phase)
+        attach_pseudo_boxes(run, phase)
         if progress.start is None:
             self._begin(phase)
         optimizer = build_optimizer(run.model, phase)
@@ -111,12 +111,12 @@ class Trainer:
             restore_optimizer(optimizer, run.optimizer_state)
             run.optimizer_state = None
         batches = len(self._loader(phase, 0))
-        run.recorder.start_bar(phase.name, config.epochs * batches, progress.epoch * batches + progress.batch)
+        run.logger.start_bar(phase.name, config.epochs * batches, progress.epoch * batches + progress.batch)
         while progress.epoch < config.epochs and not (config.patience and progress.stale >= config.patience):
             self._run_epoch(phase, optimizer, batches)
             self._finish_epoch(phase, optimizer)
-        run.recorder.close_bar()
-        take_lessons_away(run)
+        run.logger.close_bar()
+        detach_pseudo_boxes(run)
         return self._end(phase)
 
     def _begin(self, phase: Phase) -> None:
@@ -133,7 +133,7 @@ class Trainer:
             weights = pool_weights(predictions.logits, predictions.labels)
             run.model.start_fusion_from_classifiers(norms, weights)
             shown = ", ".join(f"{weight:.2f}" for weight in weights)
-            run.recorder.say(f"{phase.name}: the scales count {shown} at its start")
+            run.logger.log(f"{phase.name}: the scales count {shown} at its start")
             progress.fusion_trained = True
         if config.kind == "classification":
             progress.trained_scales = max(progress.trained_scales, *phase.scales)
@@ -175,7 +175,7 @@ class Trainer:
                         run.stop()
         except NonFiniteError as error:
             path = self._dump(phase, error)
-            if not run.world.first:  # the first process says it
+            if not run.world.is_main_process:  # the first process says it
                 raise SystemExit(1) from None
             raise TrainingError(f"{error}. {path} names the photos of the batch and all losses") from None
         finally:
@@ -183,7 +183,7 @@ class Trainer:
         self._micro_batch = state.micro_batch
         if run.device.type == "cuda" and loader:
             memory = {"peak_gib": torch.cuda.max_memory_allocated(run.device) / 2**30}
-            run.recorder.scalars("memory", memory, step=progress.step, phase=phase.name)
+            run.logger.scalars("memory", memory, step=progress.step, phase=phase.name)
         run.world.same_buffers(run.model)
         if run.world.size > 1:
             gc.collect()  # DistributedDataParallel refers to itself, and holds a copy of all gradients
@@ -192,21 +192,21 @@ class Trainer:
         """Show what a step was like, and write some of them down."""
         run = self.run
         self._say(state)
-        run.recorder.advance_bar(step.losses)
+        run.logger.advance_bar(step.losses)
         if run.progress.step % run.config.run.log_every == 0:
             # the trunks' group, or the only one, comes first
             rates = dict(zip(("lr", "lr_heads"), step.rates, strict=False))
-            run.recorder.scalars("train", step.losses | rates, step=run.progress.step, phase=phase.name)
+            run.logger.scalars("train", step.losses | rates, step=run.progress.step, phase=phase.name)
 
     def _say(self, state: EpochState) -> None:
         while state.messages:
-            self.run.recorder.say(state.messages.pop(0))
+            self.run.logger.log(state.messages.pop(0))
 
     def _dump(self, phase: Phase, error: NonFiniteError) -> Path:
         """Write down the batch whose loss or gradient was not finite."""
         run = self.run
         records = run.data.splits[phase.config.photos].records
-        index = run.world.interleave(error.index)
+        index = run.world.gather(error.index)
         content = {
             "phase": phase.name,
             "step": run.progress.step,
@@ -214,7 +214,7 @@ class Trainer:
             "photos": [str(records[i].path or records[i].name) for i in index],
         }
         path = run.folder / DUMP
-        if run.world.first:
+        if run.world.is_main_process:
             write_text(path, json.dumps(content, indent=2) + "\n")
         run.world.wait()  # or torchrun would end the first process while it writes
         return path
@@ -243,7 +243,7 @@ class Trainer:
             assert progress.best_weights is not None
             run.model.load_state_dict(progress.best_weights, strict=False)
         changed = phase.config.keep != "if_better" or progress.best_epoch > 0
-        run.recorder.say(f"{phase.name}: {_verdict(phase, progress)}")
+        run.logger.log(f"{phase.name}: {_outcome_of(phase, progress)}")
         run.save_best(phase.name)
         return changed
 
@@ -257,13 +257,13 @@ class Trainer:
         result = validation.report(predictions)
         items = phase_items(phase, result, validation.apn_loss(predictions, phase) if taught else None)
         figures = flat(result) | {f"judged_{k}": v for k, v in items.items()}
-        run.recorder.scalars("val", figures, step=progress.step, phase=phase.name)
-        run.recorder.say(f"{phase.name} epoch {progress.epoch}: {summary(result)}")
-        for warning in collapse_warning(result["regions"], run.model.bounds):
-            run.recorder.say(f"warning: {warning}")
+        run.logger.scalars("val", figures, step=progress.step, phase=phase.name)
+        run.logger.log(f"{phase.name} epoch {progress.epoch}: {summary(result)}")
+        for warning in collapse_warnings(result["regions"], run.model.bounds):
+            run.logger.log(f"warning: {warning}")
         picture = validation.picture(predictions)
         if picture is not None:
-            run.recorder.picture("val/regions", picture, step=progress.step)
+            run.logger.picture("val/regions", picture, step=progress.step)
         return items
 
     def _loader(self, phase: Phase, start_batch: int) -> Any:
@@ -292,7 +292,7 @@ class Trainer:
         return {key: value.detach().cpu().clone() for key, value in state.items() if key.startswith(prefixes)}
 
 
-def _verdict(phase: Phase, progress: Progress) -> str:
+def _outcome_of(phase: Phase, progress: Progress) -> str:
     """Return which epoch of a finished phase was kept, and by which figures."""
     if phase.config.keep == "last":
         return "kept the last epoch"

@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader
 
 from racnn.config import Config
 from racnn.data import Data, eval_loader
-from racnn.engine.distributed import World
-from racnn.engine.lessons import taught_region
+from racnn.engine.distributed import ProcessGroup
 from racnn.engine.loop import Predictions, predict, report
 from racnn.engine.phases import Phase
+from racnn.engine.pseudo_boxes import target_region
 from racnn.evaluation import draw as viz
 from racnn.models.racnn import losses
 from racnn.models.racnn.model import RACNN
@@ -40,7 +40,7 @@ class Validation:
     data: Data
     config: Config
     device: torch.device
-    world: World
+    world: ProcessGroup
     after_batch: Callable[[], None]
 
     def batches(self, split: str = "val") -> DataLoader:
@@ -69,15 +69,15 @@ class Validation:
     def apn_loss(self, predictions: Predictions, phase: Phase) -> float:
         """Return an ``apn_init`` phase's loss, the mean over photos."""
         (scale,) = phase.scales
-        assert predictions.lessons is not None
-        taught = taught_region(predictions.lessons, predictions.places[scale - 1], phase.config.target)
+        assert predictions.pseudo_boxes is not None
+        taught = target_region(predictions.pseudo_boxes, predictions.places[scale - 1], phase.config.target)
         region, bounds = predictions.regions[scale - 1], self.model.bounds[scale - 1]
         return losses.apn_init_losses(region, taught, scale, bounds=bounds)["loss"].item()
 
     def picture(self, predictions: Predictions) -> np.ndarray | None:
         """Return the first photos with their regions and views, or None where none are to be drawn."""
         num = self.config.run.num_preview
-        if not num or not predictions.regions or not self.world.first:
+        if not num or not predictions.regions or not self.world.is_main_process:
             return None
         val = self.data.splits["val"].without_augmentation()
         photos = torch.stack([val[(0, i)]["image"] for i in range(min(num, len(val)))]).float() / 255.0

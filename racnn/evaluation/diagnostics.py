@@ -1,4 +1,4 @@
-"""What a user should be told about a run, in plain words: imbalance at its start, collapse on the way, a verdict at its end."""
+"""What a user should be told about a run, in plain words: imbalance at its start, collapse on the way, a diagnose at its end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ IMBALANCE = 10  # photos of the largest class for one of the smallest, from whic
 WIDE = 0.85  # mean side of a region, as a share of its view's, from which zooming in hardly enlarges anything
 
 
-def verdict(report: Mapping[str, Any], config: Config) -> list[str]:
+def diagnose(report: Mapping[str, Any], config: Config) -> list[str]:
     """Return what is wrong with a trained network and what to try, one line each; empty where every look pays.
 
     A finer scale pays where its top-1 on the validation photos is above the coarser one's, or equal with a better mean
@@ -25,7 +25,7 @@ def verdict(report: Mapping[str, Any], config: Config) -> list[str]:
         config: Of the run.
     """
     bounds = config.model.region_bounds()
-    lines = collapse_warning(report["regions"], bounds) + _sameness_warning(report["regions"], config)
+    lines = collapse_warnings(report["regions"], bounds) + _sameness_warning(report["regions"], config)
     scales = [f"scale_{s}" for s in range(1, len(bounds) + 2) if f"scale_{s}" in report["top1"]]
     for number, (coarse, fine) in enumerate(pairwise(scales), start=1):
         if report["top1"][coarse] < 1.0 and _rank(report, fine) <= _rank(report, coarse):
@@ -93,7 +93,7 @@ def _advice(number: int, regions: Mapping[str, Mapping[str, float]], config: Con
     )
 
 
-def collapse_warning(
+def collapse_warnings(
     regions: Mapping[str, Mapping[str, float]], bounds: Sequence[tuple[float, float]]
 ) -> list[str]:
     """Return a line for each region that has run against a bound on most photos."""

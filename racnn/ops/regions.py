@@ -1,4 +1,4 @@
-"""Square regions of an image: make them valid, compose them, shake them, turn them into pixel boxes and back.
+"""Square regions of an image: make them valid, compose them, jitter them, turn them into pixel boxes and back.
 
 Convention
     A region is ``(tx, ty, tl)``, tensors are [B, 3], in the normalised frame of the image it cuts: x to the right,
@@ -76,7 +76,7 @@ def jitter(region: Tensor, noise: Tensor, *, low: float = 0.0, high: float = 1.0
 
     Args:
         region: [B, 3].
-        noise: [B, 3], of the same order, in [-1, 1]; larger shakes more, 0 changes nothing.
+        noise: [B, 3], of the same order, in [-1, 1]; larger jitters more, 0 changes nothing.
         low: Least side that may come out.
         high: Largest side that may come out.
 

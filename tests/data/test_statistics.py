@@ -78,7 +78,7 @@ def test_a_process_that_is_killed_is_told(root, racnn, monkeypatch):
     assert "--workers 0" in result.err
 
 
-def test_a_list_of_photos_may_have_remarks_and_names_that_begin_like_one(tmp_path):
+def test_a_list_of_photos_may_have_comments_and_names_that_begin_like_one(tmp_path):
     listed = tmp_path / "bad.txt"
     listed.write_text("# cut short\n#1 auk/0.png\n\n#\nwren/1.png \n")
     assert read_exclusions(listed) == {"#1 auk/0.png", "wren/1.png"}

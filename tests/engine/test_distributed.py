@@ -15,7 +15,7 @@ import yaml
 
 from racnn.compat import import_torchvision
 from racnn.engine.checkpoint import digest, load_checkpoint
-from racnn.engine.distributed import ALONE, World, agree, own_device
+from racnn.engine.distributed import ALONE, ProcessGroup, agree, own_device
 from racnn.engine.loop import Step, _joined_step
 from racnn.errors import ConfigError
 
@@ -261,7 +261,7 @@ def one_of_three(rank, port, folder, pieces):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     photos = torch.randn(6, 3, 4, 600, generator=torch.Generator().manual_seed(1))
     for steps in photos.chunk(pieces):
-        joined = _joined_step(model, torch.device("cpu"), World(rank, 3))
+        joined = _joined_step(model, torch.device("cpu"), ProcessGroup(rank, 3))
         for step in steps:
             optimizer.zero_grad()
             joined(step[rank]).backward()
@@ -285,8 +285,8 @@ def test_three_processes_that_go_on_add_up_in_the_order_of_those_that_did_not_st
 
 def test_a_single_process_needs_no_group():
     assert ALONE.first
-    assert ALONE.interleave([1, 2]) == [1, 2]
-    assert ALONE.from_first(lambda: 3) == 3
+    assert ALONE.gather([1, 2]) == [1, 2]
+    assert ALONE.from_main_process(lambda: 3) == 3
     assert torch.equal(ALONE.total(torch.ones(2)), torch.ones(2))
 
 

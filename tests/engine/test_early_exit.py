@@ -136,8 +136,8 @@ class TestLookUntilSure:
     def test_is_what_the_table_of_all_answers_says(self, sure_at_once, fused, model):
         images = self.images.to(torch.uint8)
         output = model(images)
-        sureness = output.logits[0].softmax(dim=1).amax(dim=1).sort(descending=True).values
-        threshold = torch.cat([torch.ones(1), sureness, torch.zeros(1)])[
+        true_class_prob = output.logits[0].softmax(dim=1).amax(dim=1).sort(descending=True).values
+        threshold = torch.cat([torch.ones(1), true_class_prob, torch.zeros(1)])[
             sure_at_once : sure_at_once + 2
         ].mean()
         early = EarlyExit("n", float(threshold), ((1.0,), (0.5, 0.4)), COSTS)

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from racnn.config import PhaseConfig
-from racnn.engine.lessons import read_boxes
 from racnn.engine.loop import EpochState, NonFiniteError, predict, train_one_epoch
 from racnn.engine.phases import Phase
+from racnn.engine.pseudo_boxes import read_boxes
 from racnn.engine.steps import STEPS, build_optimizer, train_only
 from racnn.errors import TrainingError
 from racnn.models import RACNN
@@ -42,7 +42,7 @@ def batch(phase):
         "label": torch.arange(NUM) % 3,
         "index": torch.arange(NUM) + 10,
         "share": torch.full((NUM,), 1.0 / NUM, dtype=torch.float64),
-        "lesson": torch.tensor([-0.6, -0.2, 0.3, 0.4]).repeat(NUM, 1),
+        "pseudo_box": torch.tensor([-0.6, -0.2, 0.3, 0.4]).repeat(NUM, 1),
         "noise": torch.rand(NUM, phase.noise_per_photo(), generator=generator),
     }
 
@@ -116,7 +116,7 @@ class TestOutOfMemory:
 
 
 class TestOutOfMemoryWithoutGradient:
-    """Validation, evaluation and the reading of lessons."""
+    """Validation, evaluation and the reading of pseudo_boxes."""
 
     def small_gpu(self, monkeypatch, model, room):
         plain, sizes = model.forward, []
@@ -146,7 +146,7 @@ class TestOutOfMemoryWithoutGradient:
         assert torch.equal(whole.labels, halved.labels)
         assert torch.equal(whole.boxes, halved.boxes)
 
-    def test_lessons_are_those_of_whole_batches(self, monkeypatch, batches):
+    def test_pseudo_boxes_are_those_of_whole_batches(self, monkeypatch, batches):
         model, phase = make(), phase_of("apn_init", (1,))
         whole = read_boxes(model, batches, 1, phase.config, device=CPU)
         sizes = self.small_gpu(monkeypatch, model, room=3)

@@ -10,7 +10,7 @@ from racnn.engine.ranking import GRADIENTS, antithetic_slope, mask_over_view, ra
 from racnn.engine.steps import build_optimizer, train_only
 from racnn.errors import ConfigError
 from racnn.models import RACNN
-from racnn.models.racnn.losses import sureness
+from racnn.models.racnn.losses import true_class_prob
 from racnn.ops.mask import boxcar, pixel_centres
 
 WIDE = (0.0, 1.0)
@@ -95,7 +95,7 @@ class TestSmoothed:
             torch.nn.init.normal_(classifier.weight, std=2.0)
         with torch.no_grad():
             output = model(batch()["image"])
-        sure = [sureness(logits, batch()["label"], compare) for logits in output.logits]
+        sure = [true_class_prob(logits, batch()["label"], compare) for logits in output.logits]
         behind = sure[0] - sure[1]
         margin = -float(behind.median())  # so that about half of the photos are ranked well
         active = (behind + margin > 0).float()
@@ -193,7 +193,8 @@ class TestEnergy:
 
         output = model(batch()["image"], scales=2)
         loss = (
-            sureness(output.logits[0], batch()["label"]) - sureness(output.logits[1], batch()["label"])
+            true_class_prob(output.logits[0], batch()["label"])
+            - true_class_prob(output.logits[1], batch()["label"])
         ).mean()
         (reached,) = torch.autograd.grad(loss, output.views[1], retain_graph=True)
         energy = (reached**2).sum(dim=1)  # [B, h, w]

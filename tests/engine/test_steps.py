@@ -31,8 +31,8 @@ def make(shared=False):
 def batch(size=6, side=40):
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (size, 3, side, side), generator=generator, dtype=torch.uint8)
-    lesson = torch.tensor([-0.6, -0.2, 0.3, 0.4]).repeat(size, 1)
-    return {"image": images, "label": torch.arange(size) % NUM_CLASSES, "lesson": lesson}
+    pseudo_box = torch.tensor([-0.6, -0.2, 0.3, 0.4]).repeat(size, 1)
+    return {"image": images, "label": torch.arange(size) % NUM_CLASSES, "pseudo_box": pseudo_box}
 
 
 def phase_of(kind, scales=(), **changes):
@@ -88,7 +88,7 @@ def test_a_finer_scale_alone_learns_on_the_places_that_photos_bring_along(scale,
     phase = phase_of("classification", (scale,), jitter=0.0)
     train_only(model, phase)
     photos = batch()
-    lesson = photos.pop("lesson")
+    pseudo_box = photos.pop("pseudo_box")
     with torch.no_grad():
         place = model(photos["image"], scales=scale - 1, propose=True).places[-1]
     corners = torch.cat([place[:, :2] - place[:, 2:], place[:, :2] + place[:, 2:]], dim=1)
@@ -98,11 +98,11 @@ def test_a_finer_scale_alone_learns_on_the_places_that_photos_bring_along(scale,
     recursion = STEPS["classification"](model, photos, phase)
     assert run == list(range(1, scale + 1))
     run.clear()
-    alone = STEPS["classification"](model, photos | {"lesson": corners}, phase)
+    alone = STEPS["classification"](model, photos | {"pseudo_box": corners}, phase)
     assert run == [scale]
     assert alone.keys() == recursion.keys() == {f"classification_{scale}", "loss"}
     torch.testing.assert_close(alone["loss"], recursion["loss"], rtol=1e-4, atol=0)
-    elsewhere = STEPS["classification"](model, photos | {"lesson": lesson}, phase)
+    elsewhere = STEPS["classification"](model, photos | {"pseudo_box": pseudo_box}, phase)
     assert not torch.allclose(elsewhere["loss"], alone["loss"], rtol=1e-3)
 
 

@@ -20,10 +20,10 @@ from racnn.config import load_config, parse_config
 from racnn.data import build_data, eval_loader
 from racnn.engine import trainer
 from racnn.engine.checkpoint import digest, load_checkpoint
-from racnn.engine.distributed import World
+from racnn.engine.distributed import ProcessGroup
 from racnn.engine.files import temporary_of
 from racnn.engine.folder import refuse_other_photos
-from racnn.engine.logger import Recorder
+from racnn.engine.logger import Logger
 from racnn.engine.loop import predict
 from racnn.engine.predictor import data_of, load_trained
 from racnn.engine.provenance import fingerprint
@@ -59,7 +59,7 @@ class Crash(Exception):
 def stop_at(monkeypatch, at, action, *, validating=False):
     """Let an action happen right after an optimizer step, or when the validation after it is written down."""
 
-    class Stopping(Recorder):
+    class Stopping(Logger):
         def __init__(self, folder, *, step=0, **rest):
             super().__init__(folder, step=step, **rest)
             self.count = step
@@ -75,7 +75,7 @@ def stop_at(monkeypatch, at, action, *, validating=False):
             if self.count == at and validating and kind == "val":
                 action()
 
-    monkeypatch.setattr("racnn.engine.run.Recorder", Stopping)
+    monkeypatch.setattr("racnn.engine.run.Logger", Stopping)
 
 
 def terminate(number=signal.SIGTERM):
@@ -184,7 +184,7 @@ def test_a_phase_that_made_nothing_better_leaves_the_network_as_it_was(finished,
     run = Run(config, device=CPU, resume=False, overwrite=False)
     before = digest(run.model.state_dict())
     Trainer(run).train()
-    run.recorder.close()
+    run.logger.close()
     assert run.progress.outcomes == [False]
     assert digest(run.model.state_dict()) == before
     assert outcomes[:5] == [True] * 5  # these keep what they learnt whatever it is worth
@@ -223,7 +223,7 @@ def test_a_scale_starts_from_the_one_it_is_told_to(short, tmp_path):
     work._run_epoch = lambda *_: starts.append({k: v.clone() for k, v in run.model.state_dict().items()})
     torch.nn.init.normal_(run.model.classifiers[0].weight)
     work.train()
-    run.recorder.close()
+    run.logger.close()
     (state,) = starts
     for key in ("backbones.{}.features.0.weight", "classifiers.{}.weight", "classifiers.{}.bias"):
         assert torch.equal(state[key.format(1)], state[key.format(0)])
@@ -549,7 +549,7 @@ def test_a_number_that_is_not_finite_stops_before_the_step(short, tmp_path, monk
     run = Run(config, device=CPU, resume=False, overwrite=False)
     with pytest.raises(TrainingError, match=rf"phase 01-classification_1: .*{named}"):
         Trainer(run).train()
-    run.recorder.close()
+    run.logger.close()
     after = dict(run.model.named_parameters())
     assert all(torch.equal(after[name], value) for name, value in before[2].items())
     assert not all(torch.equal(before[1][name], value) for name, value in before[2].items())
@@ -725,18 +725,18 @@ def test_an_imbalanced_folder_is_told(tmp_path, capsys):
 
 
 def test_a_run_can_be_stopped_while_it_reads_boxes(tiny, finished, tmp_path, monkeypatch):
-    from racnn.engine.logger import Recorder
+    from racnn.engine.logger import Logger
 
     ticks = []
 
-    def stop_at_the_third(recorder):
+    def stop_at_the_third(logger):
         ticks.append(0)
         if len(ticks) == 3:
             terminate()
 
     config = tiny(tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr(Recorder, "tick", stop_at_the_third)
+        patch.setattr(Logger, "tick", stop_at_the_third)
         with pytest.raises(SystemExit) as caught:
             fit(config, device=CPU)
     assert caught.value.code == 143
@@ -746,12 +746,12 @@ def test_a_run_can_be_stopped_while_it_reads_boxes(tiny, finished, tmp_path, mon
 
 
 def test_a_run_that_starts_with_reading_boxes_can_be_stopped_there_too(tiny, tmp_path, monkeypatch):
-    from racnn.engine.logger import Recorder
+    from racnn.engine.logger import Logger
 
     phase = {"kind": "apn_init", "scales": [1], "epochs": 1, "lr": 0.01}
     config = tiny(tmp_path / "run", schedule=[phase])
     with monkeypatch.context() as patch:
-        patch.setattr(Recorder, "tick", lambda _: terminate())
+        patch.setattr(Logger, "tick", lambda _: terminate())
         with pytest.raises(SystemExit):
             fit(config, device=CPU)
     _, report = fit(config, device=CPU, resume=True)
@@ -767,19 +767,21 @@ def test_that_only_the_last_map_can_be_read_is_said(inner, tiny, tmp_path, monke
 
 
 @pytest.mark.parametrize("zoom_from", ["source", "parent"])
-def test_photos_carry_lessons_only_where_a_phase_needs_them(zoom_from, tiny, tmp_path):
+def test_photos_carry_pseudo_boxes_only_where_a_phase_needs_them(zoom_from, tiny, tmp_path):
     config = tiny(tmp_path / "run", model__zoom_from=zoom_from)
     run = Run(config, device=CPU, resume=False, overwrite=False)
     work = Trainer(run)
     seen, plain = {}, work._run_epoch
 
     def look(phase, *more):
-        seen[phase.name] = {split: run.data.splits[split].lessons is not None for split in ("train", "val")}
+        seen[phase.name] = {
+            split: run.data.splits[split].pseudo_boxes is not None for split in ("train", "val")
+        }
         plain(phase, *more)
 
     work._run_epoch = look
     work.train()
-    run.recorder.close()
+    run.logger.close()
     assert {"02-apn_init_1", "03-classification_2", "07-classification_1_2_3"} <= seen.keys()
     for name, carried in seen.items():
         taught = "apn_init" in name
@@ -820,7 +822,7 @@ class TestStartedAgainByTorchrun:
         """Start as one of a launch's processes, as often as it is started again."""
 
         def start(launch, config, **flags):
-            monkeypatch.setattr(trainer, "join", lambda _: World(launch=launch))
+            monkeypatch.setattr(trainer, "join", lambda _: ProcessGroup(launch=launch))
             return fit(config, device=CPU, **flags)
 
         return start

@@ -74,11 +74,11 @@ def test_a_step_never_waits(kind, scales, changes, monkeypatch):
     batch = {
         "image": torch.randint(0, 256, (4, 3, 48, 48), dtype=torch.uint8),
         "label": torch.arange(4) % 3,
-        "lesson": torch.tensor([-0.6, -0.2, 0.3, 0.4]).repeat(4, 1),
+        "pseudo_box": torch.tensor([-0.6, -0.2, 0.3, 0.4]).repeat(4, 1),
         "noise": torch.rand(4, phase.noise_per_photo()),
     }
     if kind == "classification" and len(scales) > 1:
-        del batch["lesson"]
+        del batch["pseudo_box"]
     with Operations() as seen:
         STEPS[kind](model, batch, phase)["loss"].backward()
     assert "convolution" in seen.names

@@ -3,7 +3,7 @@
 import pytest
 
 from racnn.config import load_config, parse_config
-from racnn.evaluation.diagnostics import collapse_warning, imbalance_warning, verdict
+from racnn.evaluation.diagnostics import collapse_warnings, diagnose, imbalance_warning
 
 BOUNDS = [(0.2, 0.95), (0.3, 0.8)]
 RECIPE = load_config(None)
@@ -21,7 +21,7 @@ def statistics(at_bound, tl_mean):
 
 def test_regions_away_from_their_bounds_give_no_warning():
     assert (
-        collapse_warning(
+        collapse_warnings(
             {"region_1": statistics(0.5, 0.9), "region_2": statistics(0.0, 0.3)}, [(0.2, 0.95)] * 2
         )
         == []
@@ -31,7 +31,7 @@ def test_regions_away_from_their_bounds_give_no_warning():
 @pytest.mark.parametrize(("tl_mean", "told"), [(0.94, "grown to its upper"), (0.21, "shrunk to its lower")])
 def test_a_region_at_a_bound_on_most_photos_is_warned_of(tl_mean, told):
     regions = {"region_1": statistics(0.0, 0.5), "region_2": statistics(0.75, tl_mean)}
-    (line,) = collapse_warning(regions, [(0.3, 0.8), (0.2, 0.95)])
+    (line,) = collapse_warnings(regions, [(0.3, 0.8), (0.2, 0.95)])
     assert line.startswith(f"region_2 has {told} bound on 75 % of the photos")
     assert "0.2 to 0.95" in line
 
@@ -67,11 +67,11 @@ def report(top1, log_prob, sides=(0.6, 0.5), at_bound=(0.0, 0.0)):
 
 
 def test_a_run_in_which_every_look_pays_is_not_remarked_on():
-    assert verdict(report((0.80, 0.86, 0.88, 0.90), (-0.8, -0.6, -0.5, -0.4)), RECIPE) == []
+    assert diagnose(report((0.80, 0.86, 0.88, 0.90), (-0.8, -0.6, -0.5, -0.4)), RECIPE) == []
 
 
 def test_equal_accuracy_with_a_surer_finer_scale_pays():
-    assert verdict(report((0.80, 0.80, 0.80, 0.80), (-0.8, -0.6, -0.5, -0.9)), RECIPE) == []
+    assert diagnose(report((0.80, 0.80, 0.80, 0.80), (-0.8, -0.6, -0.5, -0.9)), RECIPE) == []
 
 
 @pytest.mark.parametrize(
@@ -82,13 +82,13 @@ def test_a_region_that_is_the_same_on_every_photo_is_told_of(spread, told):
     found["regions"]["region_2"] |= {
         key: 0.02 if key == spread else 0.0 for key in ("tx_std", "ty_std", "tl_std")
     }
-    lines = verdict(found, RECIPE)
+    lines = diagnose(found, RECIPE)
     assert [line.startswith("region_2 is the same on every photo") for line in lines] == [True] * told
     assert all("schedule." in line and ".lr)" in line for line in lines)
 
 
 def test_a_finer_scale_that_does_not_pay_is_named_with_the_numbers_and_what_to_try():
-    (line,) = verdict(report((0.80, 0.86, 0.82, 0.90), (-0.8, -0.6, -0.7, -0.4)), RECIPE)
+    (line,) = diagnose(report((0.80, 0.86, 0.82, 0.90), (-0.8, -0.6, -0.7, -0.4)), RECIPE)
     assert line.startswith("scale_3 is not better than scale_2 on the 50 validation photos")
     assert "82.0 against 86.0 %, 2 photos" in line
     assert "-0.700 against -0.600" in line
@@ -106,7 +106,7 @@ def test_a_finer_scale_that_does_not_pay_is_named_with_the_numbers_and_what_to_t
     ],
 )
 def test_the_advice_fits_the_schedule(config, advice):
-    (line,) = verdict(report((0.80, 0.78, 0.88, 0.90), (-0.6, -0.7, -0.5, -0.4), sides=(0.5, 0.5)), config)
+    (line,) = diagnose(report((0.80, 0.78, 0.88, 0.90), (-0.6, -0.7, -0.5, -0.4), sides=(0.5, 0.5)), config)
     assert advice in line
     assert ".level" not in line
 
@@ -124,43 +124,43 @@ def test_a_region_that_cuts_too_much_off_is_told_of_what_can_be_lowered(teacher,
     taught = {"kind": "apn_init", "scales": [1], "epochs": 1, "lr": 0.1} | teacher
     config = parse_config({"schedule": [first, taught, second]}, origin="test")
     sides = (0.5, 0.5)
-    (line,) = verdict(report((0.80, 0.78, 0.88, 0.90), (-0.6, -0.7, -0.5, -0.4), sides=sides), config)
+    (line,) = diagnose(report((0.80, 0.78, 0.88, 0.90), (-0.6, -0.7, -0.5, -0.4), sides=sides), config)
     assert advice in line
     assert "from scale 1 (init_from: 1)" in line
 
 
 def test_a_scale_that_starts_from_the_coarser_one_is_not_told_to():
     config = load_config(None, ["schedule.3.target=component"])  # the recipe has init_from already
-    (line,) = verdict(report((0.80, 0.86, 0.82, 0.90), (-0.8, -0.6, -0.7, -0.4)), config)
+    (line,) = diagnose(report((0.80, 0.86, 0.82, 0.90), (-0.8, -0.6, -0.7, -0.4)), config)
     assert "train scale_3 longer;" in line
     assert "init_from" not in line
 
 
 def test_nothing_can_be_better_than_all_right():
-    assert verdict(report((1.0, 1.0, 1.0, 1.0), (-0.01, -0.02, -0.03, -0.01)), RECIPE) == []
+    assert diagnose(report((1.0, 1.0, 1.0, 1.0), (-0.01, -0.02, -0.03, -0.01)), RECIPE) == []
 
 
 def test_equal_accuracy_with_a_less_sure_finer_scale_does_not_pay():
-    (line,) = verdict(report((0.80, 0.80, 0.88, 0.90), (-0.6, -0.7, -0.5, -0.4)), RECIPE)
+    (line,) = diagnose(report((0.80, 0.80, 0.88, 0.90), (-0.6, -0.7, -0.5, -0.4)), RECIPE)
     assert line.startswith("scale_2 is not better than scale_1")
     assert "photo;" not in line  # no photo decides: the log-probability does
 
 
 def test_a_region_that_keeps_the_whole_view_is_told_how_to_zoom():
-    (line,) = verdict(report((0.80, 0.78, 0.88, 0.90), (-0.6, -0.7, -0.5, -0.4), sides=(0.9, 0.5)), RECIPE)
+    (line,) = diagnose(report((0.80, 0.78, 0.88, 0.90), (-0.6, -0.7, -0.5, -0.4), sides=(0.9, 0.5)), RECIPE)
     assert "region_1 keeps nearly the whole view (mean side 0.90)" in line
     assert "raise schedule.1.trim or schedule.1.level" in line
 
 
 def test_a_look_with_fewer_pixels_than_the_one_before_is_told_how_to_get_more():
     top1, log_prob = (0.80, 0.78, 0.88, 0.90), (-0.6, -0.7, -0.5, -0.4)
-    (line,) = verdict(report(top1, log_prob, sides=(0.7, 0.5)), RECIPE)  # views of 448/224/224 px
+    (line,) = diagnose(report(top1, log_prob, sides=(0.7, 0.5)), RECIPE)  # views of 448/224/224 px
     assert (
         "region_1 (mean side 0.70) is 314 px wide in the view of scale_1, and scale_2 shows it with 224"
         in line
     )
     assert "model.view_sizes[1]" in line
-    (line,) = verdict(report(top1, log_prob, sides=(0.5, 0.5)), RECIPE)
+    (line,) = diagnose(report(top1, log_prob, sides=(0.5, 0.5)), RECIPE)
     assert "no closer look" not in line
 
 
@@ -168,7 +168,7 @@ def test_a_wide_third_look_is_told_of_its_pixels_too():
     """The recipe's region 2 is a square, which nothing in its phase makes smaller."""
     sides = (0.5, 0.8)
     small_last = load_config(None, ["model.view_sizes=[448, 224, 160]"])
-    (line,) = verdict(report((0.8, 0.86, 0.82, 0.9), (-0.8, -0.6, -0.7, -0.4), sides=sides), small_last)
+    (line,) = diagnose(report((0.8, 0.86, 0.82, 0.9), (-0.8, -0.6, -0.7, -0.4), sides=sides), small_last)
     assert (
         "region_2 (mean side 0.80) is 179 px wide in the view of scale_2, and scale_3 shows it with 160"
         in line
@@ -177,13 +177,13 @@ def test_a_wide_third_look_is_told_of_its_pixels_too():
 
 
 def test_a_fused_answer_below_the_best_scale_is_told():
-    (line,) = verdict(report((0.80, 0.86, 0.90, 0.88), (-0.8, -0.6, -0.5, -0.4)), RECIPE)
+    (line,) = diagnose(report((0.80, 0.86, 0.90, 0.88), (-0.8, -0.6, -0.5, -0.4)), RECIPE)
     assert line.startswith("fused is not better than scale_3")
     assert "1 photo;" in line
 
 
 def test_collapse_is_part_of_the_verdict():
-    lines = verdict(
+    lines = diagnose(
         report((0.80, 0.86, 0.90, 0.92), (-0.8, -0.6, -0.5, -0.4), sides=(0.6, 0.31), at_bound=(0.0, 0.9)),
         RECIPE,
     )
@@ -193,7 +193,7 @@ def test_collapse_is_part_of_the_verdict():
 
 def test_a_collapsed_look_that_does_not_pay_has_one_piece_of_advice():
     top1, log_prob = (0.80, 0.78, 0.88, 0.90), (-0.6, -0.7, -0.5, -0.4)
-    collapsed, useless = verdict(report(top1, log_prob, sides=(0.94, 0.5), at_bound=(0.9, 0.0)), RECIPE)
+    collapsed, useless = diagnose(report(top1, log_prob, sides=(0.94, 0.5), at_bound=(0.9, 0.0)), RECIPE)
     assert "region_1 has grown" in collapsed
     assert useless.endswith("region_1 has collapsed, see above")
 
@@ -205,4 +205,4 @@ def test_one_scale_alone_has_no_verdict():
         "log_prob": {"scale_1": -2.0},
         "regions": {},
     }
-    assert verdict(one, RECIPE) == []
+    assert diagnose(one, RECIPE) == []

@@ -135,18 +135,18 @@ class TestJitter:
 
     def test_jitter_without_noise_is_clamp(self) -> None:
         region = torch.randn(200, 3, dtype=torch.float64)
-        shaken = regions.jitter(region, torch.zeros_like(region), low=0.2, high=0.8)
-        assert torch.equal(shaken[:, 2], regions.clamp(region, 0.2, 0.8)[:, 2])
-        torch.testing.assert_close(shaken, regions.clamp(region, 0.2, 0.8))
+        jittered = regions.jitter(region, torch.zeros_like(region), low=0.2, high=0.8)
+        assert torch.equal(jittered[:, 2], regions.clamp(region, 0.2, 0.8)[:, 2])
+        torch.testing.assert_close(jittered, regions.clamp(region, 0.2, 0.8))
 
     @pytest.mark.parametrize("strength", [0.5, 1.0])
     def test_jitter_moves_by_a_tenth_of_the_half_side_and_a_fifth_in_its_logarithm(
         self, strength: float
     ) -> None:
         start = torch.tensor([[0.1, -0.2, 0.4]], dtype=torch.float64).expand(400, 3)
-        shaken = regions.jitter(start, strength * _noise(400))
+        jittered = regions.jitter(start, strength * _noise(400))
         moves = torch.cat(
-            [(shaken[:, :2] - start[:, :2]) / (0.1 * 0.4), (shaken[:, 2:] / 0.4).log() / 0.2], dim=1
+            [(jittered[:, :2] - start[:, :2]) / (0.1 * 0.4), (jittered[:, 2:] / 0.4).log() / 0.2], dim=1
         )
         torch.testing.assert_close(moves, strength * _noise(400))
 

@@ -8,8 +8,8 @@ import torch
 
 from racnn.config import PhaseConfig
 from racnn.data import eval_loader
-from racnn.engine.lessons import find_common_part
 from racnn.engine.predictor import data_of, load_trained
+from racnn.engine.pseudo_boxes import find_common_part
 from racnn.errors import ConfigError
 from racnn.evaluation.metrics import localisation
 from racnn.ops.heatmap import component_region

@@ -20,7 +20,7 @@ def measure(*, backbone: str, batch: int, side: int, rounds: int, device: torch.
     """Return for each phase the time of a step, as a share of that of all classifiers together, and what it is spent on."""
     config = default_config(backbone, side)
     data = photos(batch, side, device)
-    data["lesson"] = torch.tensor([[-0.5, -0.6, 0.7, 0.4]], device=device).expand(batch, 4)
+    data["pseudo_box"] = torch.tensor([[-0.5, -0.6, 0.7, 0.4]], device=device).expand(batch, 4)
     steps = {phase.name[3:]: engine_step(config, phase, data, device) for phase in phases_of(config)}
     dearest = max(steps, key=lambda name: (name.startswith("classification"), len(name)))
     times = take_turns(steps, rounds, wait=waiter(device))

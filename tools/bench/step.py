@@ -23,7 +23,7 @@ from racnn.engine.loop import EpochState, train_one_epoch
 from racnn.engine.phases import Phase
 from racnn.engine.steps import STEPS, build_optimizer, train_only
 from racnn.models import RACNN
-from racnn.models.racnn.losses import sureness
+from racnn.models.racnn.losses import true_class_prob
 
 Batch = dict[str, Tensor]
 Step = Callable[[], None]
@@ -113,7 +113,10 @@ def with_noise(batch: Batch, phase: Phase) -> Batch:
 
 def plain_ranking(model: RACNN, batch: Batch, phase: Phase) -> Tensor:
     """Return the ranking loss (equation 9) with a derivative in both of its probabilities, as copies have it."""
-    sure = [sureness(logits, batch["label"], phase.config.compare) for logits in model(batch["image"]).logits]
+    sure = [
+        true_class_prob(logits, batch["label"], phase.config.compare)
+        for logits in model(batch["image"]).logits
+    ]
     pairs = [F.relu(sure[s - 1] - sure[s] + phase.config.margin).mean() for s in phase.scales]
     return torch.stack(pairs).sum()
 

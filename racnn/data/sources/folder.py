@@ -170,15 +170,15 @@ def _refuse_what_looks_like_splits(root: Path, folders: Sequence[Path], with_cla
         DataError: A folder of class folders is called like a split; folders without classes are called like a training and
             another split; or class folders hold splits.
     """
-    strange = [
+    suspects = [
         path for path in with_classes if looks_like_split(path.name) and split_of(path.name) != "train"
     ]
     named = {split: path for path in folders if (split := split_of(path.name))}
     if "train" in named and len(named) > 1 and len(named) == len(folders):
-        strange.append(named["train"])
-    if strange:
+        suspects.append(named["train"])
+    if suspects:
         raise DataError(
-            f"{strange[0]}: looks like a split, not a class; expected {root}/train (and val, test) of class folders, or class "
+            f"{suspects[0]}: looks like a split, not a class; expected {root}/train (and val, test) of class folders, or class "
             "folders alone"
         )
     for path in with_classes:

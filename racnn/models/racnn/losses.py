@@ -66,12 +66,12 @@ def ranking_losses(
     Returns:
         ``ranking_s`` per pair and their sum ``loss``.
     """
-    sure = [sureness(scale_logits, labels, compare) for scale_logits in logits]
+    sure = [true_class_prob(scale_logits, labels, compare) for scale_logits in logits]
     losses = {f"ranking_{s}": F.relu(sure[s - 1].detach() - sure[s] + margin).mean() for s in regions}
     return losses | {"loss": torch.stack(list(losses.values())).sum()}
 
 
-def sureness(logits: Tensor, labels: Tensor, compare: str = "prob") -> Tensor:
+def true_class_prob(logits: Tensor, labels: Tensor, compare: str = "prob") -> Tensor:
     """Return the softmax probability of the true class, or its logarithm, [B] from logits [B, C]."""
     log_prob = logits.float().log_softmax(dim=1).gather(1, labels[:, None])[:, 0]
     return log_prob if compare == "log_prob" else log_prob.exp()

@@ -150,7 +150,7 @@ class RACNN(nn.Module):
         *,
         scales: int | None = None,
         propose: bool = False,
-        shake: Tensor | None = None,
+        noise: Tensor | None = None,
         move_samples: bool = True,
     ) -> RACNNOutput:
         """Look, zoom and look again.
@@ -163,7 +163,7 @@ class RACNN(nn.Module):
                 finer scales more detail to zoom into.
             scales: Run only so many scales.
             propose: Let the last of them propose a region too, though nothing looks at it; not for the finest scale.
-            shake: [B, num_regions, 3], see :func:`racnn.ops.regions.jitter`: shake the regions before they are cut, as
+            noise: [B, num_regions, 3], see :func:`racnn.ops.regions.jitter`: jitter the regions before they are cut, as
                 training of the finer scales wants.
             move_samples: Derivatives in a region follow its sample points, see :func:`racnn.ops.crop.zoom`.
         """
@@ -172,7 +172,7 @@ class RACNN(nn.Module):
         source = self.normalise(images)
         output = self.look(source)
         for _ in range(last - 1):
-            self.look_closer(source, output, shake=shake, move_samples=move_samples)
+            self.look_closer(source, output, noise=noise, move_samples=move_samples)
         if propose:
             self.propose(output)
         return output
@@ -184,19 +184,19 @@ class RACNN(nn.Module):
         self._see(output, self._cut(source, place, self.view_sizes[0], masked=False))
         return output
 
-    def propose(self, output: RACNNOutput, *, shake: Tensor | None = None) -> None:
+    def propose(self, output: RACNNOutput, *, noise: Tensor | None = None) -> None:
         """Propose a region from the last view: ``output`` gains a region and its place.
 
         Args:
             output: With fewer scales than the network has.
-            shake: As in :meth:`forward`.
+            noise: As in :meth:`forward`.
         """
         scale = len(output.regions)
         assert scale == len(output.logits) - 1, "the last region was not looked at"
         region = self.apns[scale](output.features[scale].detach())
-        if shake is not None:
+        if noise is not None:
             low, high = self.bounds[scale]
-            region = jitter(region, shake[:, scale], low=low, high=high)
+            region = jitter(region, noise[:, scale], low=low, high=high)
         output.regions.append(region)
         output.places.append(compose(output.places[scale].detach(), region))
 
@@ -205,7 +205,7 @@ class RACNN(nn.Module):
         source: Tensor,
         output: RACNNOutput,
         *,
-        shake: Tensor | None = None,
+        noise: Tensor | None = None,
         move_samples: bool = True,
     ) -> None:
         """Propose a region, cut it from the source and look at it: ``output`` gains a scale.
@@ -213,10 +213,10 @@ class RACNN(nn.Module):
         Args:
             source: [B, 3, H, W], normalised; what ``output`` was made from.
             output: With fewer scales than the network has.
-            shake: As in :meth:`forward`.
+            noise: As in :meth:`forward`.
             move_samples: As in :meth:`forward`.
         """
-        self.propose(output, shake=shake)
+        self.propose(output, noise=noise)
         region, place = output.regions[-1], output.places[-1]
         self._see(
             output, self._zoom_in(source, output.views[-1], region, place, len(output.views), move_samples)

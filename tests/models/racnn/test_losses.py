@@ -91,11 +91,11 @@ class TestRanking:
 
     def test_gradient_makes_the_finer_scale_surer_and_leaves_the_coarser(self) -> None:
         coarse, fine = (_logits(s).requires_grad_() for s in range(2))
-        before = losses.sureness(fine, LABELS).detach()
+        before = losses.true_class_prob(fine, LABELS).detach()
         losses.ranking_losses([coarse, fine], LABELS, [1], margin=2.0)["loss"].backward()
         assert coarse.grad is None
         assert fine.grad is not None
-        after = losses.sureness(fine.detach() - 0.1 * fine.grad, LABELS)
+        after = losses.true_class_prob(fine.detach() - 0.1 * fine.grad, LABELS)
         assert (after > before).all()
 
     def test_middle_scale_is_a_reference_for_the_pair_after_it(self) -> None:
@@ -116,7 +116,7 @@ class TestRanking:
         expected = [
             math.exp(row[k]) / sum(map(math.exp, row)) for row, k in zip(logits.tolist(), LABELS, strict=True)
         ]
-        assert losses.sureness(logits, LABELS).tolist() == pytest.approx(expected, rel=1e-5)
+        assert losses.true_class_prob(logits, LABELS).tolist() == pytest.approx(expected, rel=1e-5)
 
 
 class TestResponseMap:

@@ -208,13 +208,13 @@ class TestViews:
         still, again = model(images), model(images)
         assert torch.equal(still.regions[0], again.regions[0])
         noise = torch.rand(8, 2, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
-        shaken = model(images, shake=noise)
-        assert not torch.allclose(shaken.regions[0], still.regions[0], atol=1e-3)
-        assert 0.5 <= shaken.regions[0][:, 2].min() <= shaken.regions[0][:, 2].max() <= 0.55
-        assert ((shaken.regions[0] - still.regions[0])[:, :2].abs() <= 0.1 * 0.55 + 0.05).all()
+        jittered = model(images, noise=noise)
+        assert not torch.allclose(jittered.regions[0], still.regions[0], atol=1e-3)
+        assert 0.5 <= jittered.regions[0][:, 2].min() <= jittered.regions[0][:, 2].max() <= 0.55
+        assert ((jittered.regions[0] - still.regions[0])[:, :2].abs() <= 0.1 * 0.55 + 0.05).all()
         for s in range(2):
-            assert torch.equal(shaken.places[s + 1], compose(shaken.places[s], shaken.regions[s]))
-        second = model(images, shake=noise * torch.tensor([[[0.0], [1.0]]]))  # each region has its own
+            assert torch.equal(jittered.places[s + 1], compose(jittered.places[s], jittered.regions[s]))
+        second = model(images, noise=noise * torch.tensor([[[0.0], [1.0]]]))  # each region has its own
         assert torch.equal(second.regions[0], still.regions[0])
         assert not torch.allclose(second.regions[1], still.regions[1], atol=1e-3)
 

@@ -1,12 +1,12 @@
-"""A lesson is what the scale's response shows of the whole photo, wherever the photo's random changes move it."""
+"""A pseudo_box is what the scale's response shows of the whole photo, wherever the photo's random changes move it."""
 
 import pytest
 import torch
 
 from racnn.config import AugmentConfig, DataConfig, PhaseConfig
 from racnn.data import build_data, eval_loader, train_loader
-from racnn.engine.distributed import World
-from racnn.engine.lessons import find_common_part, read_boxes, read_places, taught_region
+from racnn.engine.distributed import ProcessGroup
+from racnn.engine.pseudo_boxes import find_common_part, read_boxes, read_places, target_region
 from racnn.models import RACNN
 from racnn.models.racnn.losses import response_map
 from racnn.ops.ddt import common_part, descriptor_sums
@@ -108,13 +108,13 @@ class TestFindCommonPart:
         first, second = ([batches()[number] for number in share] for share in shares)
         seen: list = []
 
-        class First(World):
-            def interleave(self, rows):
+        class First(ProcessGroup):
+            def gather(self, rows):
                 seen.extend(rows)
                 return rows
 
-        class Second(World):
-            def interleave(self, rows):
+        class Second(ProcessGroup):
+            def gather(self, rows):
                 return [*seen, *rows]
 
         find_common_part(model, first, 1, config, device=CPU, world=First())
@@ -138,22 +138,22 @@ class TestReadPlaces:
 class TestTaughtRegion:
     def test_component_is_the_bounding_square(self):
         box = torch.tensor([[-0.6, -0.2, 0.2, 0.3]])
-        torch.testing.assert_close(taught_region(box, WHOLE, "component"), torch.tensor([[-0.2, 0.05, 0.4]]))
+        torch.testing.assert_close(target_region(box, WHOLE, "component"), torch.tensor([[-0.2, 0.05, 0.4]]))
 
     def test_only_what_the_view_shows_counts(self):
         box = torch.tensor([[-1.8, -0.5, 0.2, 0.5]])
-        torch.testing.assert_close(taught_region(box, WHOLE, "component"), torch.tensor([[-0.4, 0.0, 0.6]]))
+        torch.testing.assert_close(target_region(box, WHOLE, "component"), torch.tensor([[-0.4, 0.0, 0.6]]))
 
     def test_is_given_in_the_frame_of_the_view(self):
         place, inner = torch.tensor([[0.2, -0.1, 0.5]]), torch.tensor([[-0.3, 0.2, 0.4]])
         x, y, half = compose(place, inner)[0]
         box = torch.stack([x - half, y - half, x + half, y + half])[None]
-        torch.testing.assert_close(taught_region(box, place, "component"), inner)
+        torch.testing.assert_close(target_region(box, place, "component"), inner)
         torch.testing.assert_close(relative(place, compose(place, inner)), inner)
 
     def test_peak_is_half_the_view_around_the_point_moved_inside(self):
         point = torch.tensor([[0.1, 0.9, 0.1, 0.9]])
-        torch.testing.assert_close(taught_region(point, WHOLE, "peak"), torch.tensor([[0.1, 0.5, 0.5]]))
+        torch.testing.assert_close(target_region(point, WHOLE, "peak"), torch.tensor([[0.1, 0.5, 0.5]]))
 
 
 @pytest.fixture(scope="module")
@@ -174,14 +174,14 @@ class TestLessonsFollowThePhotos:
         found, config = data
         train = found.splits["train"]
         plain = [row for batch in eval_loader(train, config) for row in batch["box"]]
-        train.lessons = torch.stack(
+        train.pseudo_boxes = torch.stack(
             plain
         ).numpy()  # teach the true boxes: they must arrive where the boxes do
         moved = 0
         for batch in train_loader(found, config, seed=0, epoch=3):
-            torch.testing.assert_close(batch["lesson"], batch["box"], atol=2e-5, rtol=0)
+            torch.testing.assert_close(batch["pseudo_box"], batch["box"], atol=2e-5, rtol=0)
             moved += int(
-                (batch["lesson"] - torch.stack(plain)[batch["index"]]).abs().amax(dim=1).gt(0.05).sum()
+                (batch["pseudo_box"] - torch.stack(plain)[batch["index"]]).abs().amax(dim=1).gt(0.05).sum()
             )
             assert batch["parts"].shape[1] == len(found.part_names)
         assert moved > len(train) // 2
@@ -189,10 +189,10 @@ class TestLessonsFollowThePhotos:
     def test_half_of_them_show_the_whole_photo(self, data):
         found, config = data
         train = found.splits["train"]
-        train.lessons = torch.tensor([-0.5, -0.25, 0.5, 0.25]).repeat(len(train), 1).numpy()
+        train.pseudo_boxes = torch.tensor([-0.5, -0.25, 0.5, 0.25]).repeat(len(train), 1).numpy()
         loaders = [train_loader(found, config, seed=0, epoch=epoch) for epoch in range(5)]
-        lessons = torch.cat([batch["lesson"] for loader in loaders for batch in loader])
-        sides = (lessons[:, 2:] - lessons[:, :2]) / torch.tensor([1.0, 0.5])
+        pseudo_boxes = torch.cat([batch["pseudo_box"] for loader in loaders for batch in loader])
+        sides = (pseudo_boxes[:, 2:] - pseudo_boxes[:, :2]) / torch.tensor([1.0, 0.5])
         whole, cropped = (sides - 1.0).abs().lt(1e-3).all(dim=1), (sides - 1 / 0.75).abs().lt(0.02).all(dim=1)
         assert (whole | cropped).all()
         assert 0.3 < whole.float().mean() < 0.7
@@ -200,7 +200,7 @@ class TestLessonsFollowThePhotos:
     def test_and_only_while_there_are_any(self, data):
         found, config = data
         train = found.splits["train"]
-        train.lessons = torch.zeros(len(train), 4).numpy()
-        assert "lesson" in next(iter(eval_loader(train, config)))
-        train.lessons = None
-        assert "lesson" not in next(iter(train_loader(found, config, seed=0, epoch=0)))
+        train.pseudo_boxes = torch.zeros(len(train), 4).numpy()
+        assert "pseudo_box" in next(iter(eval_loader(train, config)))
+        train.pseudo_boxes = None
+        assert "pseudo_box" not in next(iter(train_loader(found, config, seed=0, epoch=0)))
