@@ -273,8 +273,7 @@ def refuse_other_photos(content: Content, data: Data, contents: Mapping[str, str
     ):  # but for photos that cannot be read any more and are left out
         compared.add("val")
     for split, now in fingerprint(data).items():
-        then = before.get(split, now)
-        if split in compared and any(then.get(key) != value for key, value in now.items()):
+        if split in compared and before.get(split, now) != now:
             raise DataError(
                 f"--resume: photos of the split '{split}' have other classes than when the run began; restore them, or begin a new run"
             )
