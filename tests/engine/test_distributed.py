@@ -284,7 +284,7 @@ def test_three_processes_that_go_on_add_up_in_the_order_of_those_that_did_not_st
 
 
 def test_a_single_process_needs_no_group():
-    assert ALONE.first
+    assert ALONE.is_main_process
     assert ALONE.gather([1, 2]) == [1, 2]
     assert ALONE.from_main_process(lambda: 3) == 3
     assert torch.equal(ALONE.total(torch.ones(2)), torch.ones(2))
