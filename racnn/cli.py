@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from racnn.config import Config
-    from racnn.engine.predictor import Trained
+    from racnn.engine.predictor import Predictor
 
 app = typer.Typer(
     help="RA-CNN: fine-grained recognition that looks at the whole photo, zooms to where it matters, and looks again.",
@@ -216,7 +216,7 @@ def evaluate(
         raise ConfigError(f"--split: expected test, val or train, or all, got '{split}'")
     from racnn.data.listing import describe_passed
     from racnn.engine.early_exit import early_exit_file, format_early_exit
-    from racnn.engine.predictor import evaluate_trained
+    from racnn.engine.evaluator import evaluate_trained
     from racnn.evaluation.report import format_report
 
     choice = early_exit_file(checkpoint)
@@ -325,7 +325,7 @@ def demo(
     refuse_foreign([out / "evaluation.json"], flag="--out")
     _refuse_pictures(out / "pictures", names)
     best, validation = _fit(loaded, device, resume=resume, overwrite=overwrite)
-    from racnn.engine.predictor import evaluate_trained
+    from racnn.engine.evaluator import evaluate_trained
     from racnn.evaluation.report import format_report
 
     trained = _restore(best, device)
@@ -384,25 +384,23 @@ def _refuse_pictures(out: Path, names: Iterable[str], photo_folders: Iterable[Pa
 
 
 def _draw(
-    trained: Trained, photos: Iterable[tuple[Path, str, np.ndarray]], out: Path
+    predictor: Predictor, photos: Iterable[tuple[Path, str, np.ndarray]], out: Path
 ) -> list[dict[str, Any]]:
     """Write one picture a photo, under the name given, and regions.json."""
-    from racnn.engine.predictor import look
-
     rows = []
     for path, name, photo in photos:
-        picture, row = look(trained, photo)
-        write_file(out / name, partial(picture.save, format="PNG"), flag="--out", checked=True)
-        rows.append({"photo": str(path), "picture": name, **row})
+        found = predictor.predict(photo)
+        write_file(out / name, partial(found.show().save, format="PNG"), flag="--out", checked=True)
+        rows.append({"photo": str(path), "picture": name, **found.to_dict()})
     _write_json(out / REGIONS, rows, flag="--out")
     return rows
 
 
-def _restore(checkpoint: Path, device: str) -> Trained:
+def _restore(checkpoint: Path, device: str) -> Predictor:
     from racnn.engine.device import pick_device
-    from racnn.engine.predictor import load_trained
+    from racnn.engine.predictor import load
 
-    return load_trained(checkpoint, pick_device(device))
+    return load(checkpoint, pick_device(device))
 
 
 def _config_file(name: str) -> Path:

@@ -16,7 +16,7 @@ import typer
 from racnn.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from racnn.engine.predictor import Trained
+    from racnn.engine.predictor import Predictor
 
 Row = dict[str, Any]
 
@@ -46,11 +46,11 @@ def predict(
     from racnn.data.listing import describe_passed, iter_photos
     from racnn.engine.device import pick_device
     from racnn.engine.early_exit import load_early_exit
-    from racnn.engine.predictor import load_trained, network_digest, predict_photos
+    from racnn.engine.predictor import load, network_digest
 
-    trained = load_trained(checkpoint, pick_device(device))
+    trained = load(checkpoint, pick_device(device))
     early = load_early_exit(checkpoint, network_digest(trained)) if early_exit else None
-    rows = predict_photos(trained, photos, batch_size=batch_size, workers=workers, early=early, top=top)
+    rows = trained.stream(photos, batch_size=batch_size, workers=workers, early=early, top=top)
     show = _json_line if as_json else _csv_writer(trained) if as_csv else _text_line
     damaged = total = 0
     for row in _announced(rows):
@@ -86,7 +86,7 @@ def _json_line(row: Row) -> None:
     print(json.dumps(row))
 
 
-def _csv_writer(trained: Trained) -> Callable[[Row], None]:
+def _csv_writer(trained: Predictor) -> Callable[[Row], None]:
     """Print the head of a table and return what prints a row of it; a box is four numbers in one field."""
     regions = [f"region_{number}" for number in range(1, trained.scales)]
     writer = csv.writer(sys.stdout, lineterminator="\n")

@@ -17,7 +17,7 @@ from PIL import Image
 
 from racnn.config import dump_config
 from racnn.engine.checkpoint import FORMAT, load_checkpoint
-from racnn.engine.predictor import load_trained
+from racnn.engine.predictor import load
 from racnn.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -86,7 +86,7 @@ def test_inspect_tells_what_a_checkpoint_is(finished, racnn):
     result = racnn("inspect", best, "--json")
     assert result.code == 0
     found, stored = json.loads(result.out), load_checkpoint(best)
-    model = load_trained(best).model
+    model = load(best).model
     assert found["parameters"] == {
         part: sum(p.numel() for p in getattr(model, part).parameters())
         for part in ("backbones", "classifiers", "apns", "fusion")
@@ -172,7 +172,7 @@ def test_a_file_is_exported_over_only_when_asked(finished, racnn, tmp_path):
     assert racnn(*again).code == 2
     (tmp_path / ".racnn-written").unlink()  # as an earlier version exported it
     assert racnn(*again, "--overwrite").code == 0
-    assert load_trained(out).scales == 3
+    assert load(out).scales == 3
 
 
 @pytest.mark.parametrize("name", ["birds.pt", "birds", "folder.safetensors"])
@@ -253,9 +253,7 @@ def test_where_the_last_checkpoint_is_damaged_the_way_to_the_one_before_is_told(
     assert shlex.split(command) == ["mv", str(previous), str(last)]
     subprocess.run(command, shell=True, check=True)
     assert resume(racnn, run_copy, finished).code == 0
-    assert torch.equal(
-        load_trained(last).model.fusion.weight, load_trained(finished.folder / "last.pt").model.fusion.weight
-    )
+    assert torch.equal(load(last).model.fusion.weight, load(finished.folder / "last.pt").model.fusion.weight)
 
 
 def test_a_last_checkpoint_that_is_gone_is_treated_alike(run_copy, racnn, finished):

@@ -14,7 +14,7 @@ from racnn.engine import run
 from racnn.engine.checkpoint import load_checkpoint
 from racnn.engine.digest import digest, disallowed
 from racnn.engine.folder import open_folder
-from racnn.engine.predictor import load_trained
+from racnn.engine.predictor import load
 from racnn.engine.trainer import fit
 from racnn.errors import DamagedError, TrainingError, UserError
 from racnn.models.racnn import model as network
@@ -63,7 +63,7 @@ def stopped(small_apn, tmp_path_factory):
 
 def take_up(folder, config, told):
     """Read the last.pt of a folder as evaluation does and as a run that is resumed; return which of them refused it."""
-    if is_refused(partial(load_trained, folder / "last.pt"), told):
+    if is_refused(partial(load, folder / "last.pt"), told):
         return {"evaluate", "resume"}  # which begins in the same way
     refused = is_refused(partial(open_folder, folder, config, resume=True, overwrite=False), told)
     return {"resume"} if refused else set()
@@ -248,7 +248,7 @@ def test_a_packed_checkpoint_is_refused(stopped, tmp_path):
         for name in plain.namelist():
             packed.writestr(name, bytes(10**7) if name.endswith("data/0") else plain.read(name))
     with pytest.raises(DamagedError, match=r"packed\.pt: cannot be read"):
-        load_trained(tmp_path / "packed.pt")
+        load(tmp_path / "packed.pt")
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from racnn.engine.predictor import Trained
+    from racnn.engine.predictor import Predictor
 
 COORDINATES = ("tx", "ty", "tl")
 PROPOSED = "as it is proposed"
@@ -57,12 +57,13 @@ def main(
 
     from racnn.data import eval_loader
     from racnn.engine.device import pick_device
-    from racnn.engine.predictor import data_of, load_trained
+    from racnn.engine.evaluator import data_of
+    from racnn.engine.predictor import load
 
     distances = parse_steps(steps)
     if split not in ("val", "train"):
         raise ConfigError(f"--split {split}: expected val or train; the test photos choose nothing")
-    trained = load_trained(checkpoint, pick_device(device))
+    trained = load(checkpoint, pick_device(device))
     if region >= trained.scales:
         raise ConfigError(f"--region {region}: {checkpoint} has {trained.scales} trained scale(s)")
     found = data_of(trained, root=data)
@@ -111,7 +112,7 @@ def parse_steps(text: str) -> list[float]:
     return steps
 
 
-def elsewhere(trained: Trained, batches: object, number: int) -> dict[str, tuple[Tensor, Tensor]]:
+def elsewhere(trained: Predictor, batches: object, number: int) -> dict[str, tuple[Tensor, Tensor]]:
     """Return log p [N] of scale ``number + 1``, and whether it is right [N], by where its region is put."""
     import torch
 
@@ -148,7 +149,7 @@ def elsewhere(trained: Trained, batches: object, number: int) -> dict[str, tuple
 
 
 def measure(
-    trained: Trained, batches: object, number: int, steps: Sequence[float]
+    trained: Predictor, batches: object, number: int, steps: Sequence[float]
 ) -> tuple[Tensor, list[Tensor]]:
     """Return the derivative [N, 3] and the slope at each step [N, 3] of log p of scale ``number + 1``.
 

@@ -290,9 +290,10 @@ def measure(folder: Path, split: str, root: Path | None, device: torch.device) -
 
     Of ``last.pt``: ``best.pt`` is an earlier stage's where the last one made things worse, which a study must show.
     """
-    from racnn.engine.predictor import evaluate_trained, load_trained
+    from racnn.engine.evaluator import evaluate_trained
+    from racnn.engine.predictor import load
 
-    report = evaluate_trained(load_trained(folder / "last.pt", device), split=split, root=root)
+    report = evaluate_trained(load(folder / "last.pt", device), split=split, root=root)
     figures = {f"top1_{key}": value for key, value in report["top1"].items()}
     figures |= {f"log_prob_{key}": value for key, value in report["log_prob"].items()}
     for region, values in report["localisation"].items():

@@ -22,7 +22,7 @@ from racnn.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from racnn.engine.predictor import Trained
+    from racnn.engine.predictor import Predictor
     from racnn.ops.ddt import CommonPart
 
 RESPONSES = ("sum", "cam", "ddt")
@@ -48,7 +48,8 @@ def main(
     from racnn.config import PhaseConfig
     from racnn.data import eval_loader
     from racnn.engine.device import pick_device
-    from racnn.engine.predictor import data_of, load_trained
+    from racnn.engine.evaluator import data_of
+    from racnn.engine.predictor import load
     from racnn.engine.pseudo_boxes import find_common_part
     from racnn.ops.heatmap import component_region
     from racnn.ops.regions import clamp
@@ -56,7 +57,7 @@ def main(
     heights, shares = _parse("--levels", levels, below=1.0), _parse("--trims", trims, below=0.25)
     if split not in ("val", "train"):
         raise ConfigError(f"--split {split}: expected val or train; the test photos choose nothing")
-    trained = load_trained(checkpoint, pick_device(device))
+    trained = load(checkpoint, pick_device(device))
     if scale > trained.scales:
         raise ConfigError(f"--scale {scale}: {checkpoint} has {trained.scales} trained scale(s)")
     found = data_of(trained, root=data)
@@ -90,7 +91,7 @@ def _parse(option: str, text: str, *, below: float) -> list[float]:
 
 
 def _responses(
-    trained: Trained,
+    trained: Predictor,
     batches: object,
     scale: int,
     enlarge: float,

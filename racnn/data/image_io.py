@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from racnn.data.listing import NEEDS_HEIF, RAW, RAW_SUFFIXES, is_heif, photo_formats
 from racnn.errors import DataError
@@ -81,6 +81,20 @@ def read_reduced(
         raise DataError(f"{path}: no such photo") from None
     except Exception as error:  # decoders of damaged files raise nearly anything
         raise DataError(f"{path}: cannot be read as a photo: {_reason(error, path)}") from None
+
+
+def as_rgb(photo: Image.Image) -> np.ndarray:
+    """Return an open picture like :func:`read_photo`: upright, RGB, uint8 [h, w, 3].
+
+    Raises:
+        DataError: It cannot be read, or holds numbers whose range is not known.
+    """
+    try:
+        numbers = _numbers(photo)
+        upright = ImageOps.exif_transpose(photo)
+        return np.array(_to_rgb(upright, numbers))
+    except Exception as error:
+        raise DataError(f"cannot be read as a photo: {error or type(error).__name__}") from None
 
 
 def photo_size(path: Path) -> tuple[int, int]:

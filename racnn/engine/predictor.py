@@ -1,52 +1,87 @@
-"""Use a trained network: take it from a checkpoint, measure it on a split, look at one photo."""
+"""Use a trained network: photos in, answers out."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL.Image import Image
+from PIL import Image
 from torch import Tensor
 
 from racnn.config import Config
-from racnn.data import Data, PhotoDataset, build_data, eval_loader
-from racnn.data.build import build_to_measure
-from racnn.data.contents import describe_copies, find_copies, read_contents
 from racnn.data.folder_stream import photo_batches
-from racnn.data.sources.catalog import Record
-from racnn.data.sources.manifest import list_names
-from racnn.data.statistics import refuse_misplaced_boxes
+from racnn.data.image_io import as_rgb, read_photo
+from racnn.data.listing import find_photos
 from racnn.data.transforms import SourceTransform
 from racnn.engine.device import prepare
 from racnn.engine.digest import digest
-from racnn.engine.early_exit import (
-    EarlyExit,
-    Outcome,
-    answers_by_depth,
-    calibrate,
-    look_until_sure,
-    outcome,
-    scale_costs,
-)
-from racnn.engine.loop import Predictions, predict, report
+from racnn.engine.early_exit import EarlyExit, full_answer, look_until_sure
 from racnn.engine.parts import Parts
-from racnn.engine.provenance import DIGEST_LENGTH
 from racnn.engine.published import is_published, write_published
 from racnn.engine.stored import open_checkpoint
-from racnn.errors import ConfigError, DataError
-from racnn.evaluation import draw as viz
+from racnn.errors import DataError
+from racnn.evaluation import draw
 from racnn.models import RACNN, build_model
 from racnn.ops.regions import to_boxes_xyxy
 from racnn.written import refuse_foreign
 
+Answer = list[tuple[str, float]]  # names with probabilities, the most probable first
+Photo = str | Path | np.ndarray | Image.Image
+
 
 @dataclass
-class Trained:
+class Prediction:
+    """What a network made of one photo.
+
+    Attributes:
+        photo: uint8 [h, w, 3], upright.
+        path: Of the photo, where it was a file.
+        top: The answer of all looks together: names with probabilities, the most probable first.
+        boxes_xyxy: Where each finer look looked, in the photo's pixels.
+        views: What each look saw, [3, side, side] in [0, 1].
+        looks: The answer of each look by itself: ``scale_1``, ..., and ``fused`` where there is one.
+    """
+
+    photo: np.ndarray
+    path: Path | None
+    top: Answer
+    boxes_xyxy: list[list[float]]
+    views: list[Tensor] = field(repr=False)
+    looks: dict[str, Answer] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """The most probable class."""
+        return self.top[0][0]
+
+    @property
+    def probability(self) -> float:
+        """Of that class."""
+        return self.top[0][1]
+
+    def show(self) -> Image.Image:
+        """Return a picture: the photo with its boxes, the views, and what each look made of them."""
+        scales = [answer for name, answer in self.looks.items() if name != "fused"]
+        return draw.panel(self.photo, self.boxes_xyxy, self.views, scales, self.looks.get("fused"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the answer in plain types, as ``racnn predict --json`` and ``regions.json`` have it."""
+        fused = self.looks.get("fused")
+        return {
+            **({} if self.path is None else {"photo": str(self.path)}),
+            **answer_dict(self.top, self.boxes_xyxy),
+            "top3": {name: _plain(answer) for name, answer in self.looks.items() if name != "fused"},
+            "fused": None if fused is None else _plain(fused),
+        }
+
+
+@dataclass
+class Predictor:
     """A network from a checkpoint and what is needed to use it.
 
     Attributes:
@@ -71,12 +106,119 @@ class Trained:
     scales: int
     fused: bool
 
+    def predict(self, photos: Any, *, top: int = 3, batch_size: int = 16) -> Any:
+        """Say what is on photos.
 
-def load_trained(path: Path | str, device: torch.device | str = "cpu") -> Trained:
+        Args:
+            photos: A photo, as a path, a PIL image or a uint8 array [h, w, 3] or [h, w]; or a folder, or a list of photos
+                and folders.
+            top: How many answers.
+            batch_size: Photos at a time.
+
+        Returns:
+            A :class:`Prediction`; of a folder or list one for each photo, in order.
+
+        Raises:
+            DataError: A photo cannot be read or is no such array, or a folder holds none.
+        """
+        if isinstance(photos, list | tuple):
+            loaded = [pair for photo in photos for pair in _load(photo)]
+        elif isinstance(photos, str | Path) and Path(photos).is_dir():
+            loaded = _load(photos)
+        else:
+            return self._look(_load(photos), top)[0]
+        starts = range(0, len(loaded), batch_size)
+        return [found for start in starts for found in self._look(loaded[start : start + batch_size], top)]
+
+    @torch.no_grad()
+    def _look(self, photos: Sequence[tuple[Path | None, np.ndarray]], top: int) -> list[Prediction]:
+        """Run the recursion on some photos."""
+        config, model = self.config.data, self.model
+        transform = SourceTransform(config.source_size, config.resize)
+        sizes = [(photo.shape[0], photo.shape[1]) for _, photo in photos]
+        sources = [transform.source(photo, size) for (_, photo), size in zip(photos, sizes, strict=True)]
+        output = model(torch.stack(sources).to(next(model.parameters()).device), scales=self.scales)
+        fused = output.fused if self.fused else None
+        answers = full_answer(output.logits, fused)
+        looks = {f"scale_{number}": logits for number, logits in enumerate(output.logits, start=1)}
+        looks |= {} if fused is None else {"fused": fused}
+        boxes = output.boxes_xyxy((config.source_size, config.source_size))
+        views = [model.to_pixels(view).cpu() for view in output.views]
+        return [
+            Prediction(
+                photo=photo,
+                path=path,
+                top=_best(answers[i], self.class_names, top),
+                boxes_xyxy=[transform.to_photo(box[i].tolist(), sizes[i]) for box in boxes],
+                views=[view[i] for view in views],
+                looks={name: _best(logits[i], self.class_names) for name, logits in looks.items()},
+            )
+            for i, (path, photo) in enumerate(photos)
+        ]
+
+    def stream(
+        self,
+        places: Iterable[Path],
+        *,
+        batch_size: int,
+        workers: int = 0,
+        early: EarlyExit | None = None,
+        top: int = 3,
+    ) -> Iterator[dict[str, Any]]:
+        """Say what is on photos, one after another; memory does not grow with their number.
+
+        Args:
+            places: Photos, and folders of photos.
+            batch_size: Photos at a time.
+            workers: Processes that read photos ahead.
+            early: When a photo needs no further look; None: all scales look at every photo.
+            top: How many answers.
+
+        Yields:
+            A row a photo, in order: ``photo``; ``top``, answers of ``name`` and ``probability``; ``scales``, how many
+            looked; ``boxes_xyxy``, where the finer ones did, in the photo's pixels. Of a photo that cannot be read
+            ``photo`` and ``error``.
+
+        Raises:
+            DataError: A path does not exist, or a folder holds no photos.
+        """
+        side = self.config.data.source_size
+        batches, transform = photo_batches(places, self.config.data, batch_size=batch_size, workers=workers)
+        device = next(self.model.parameters()).device
+        parts = Parts()
+
+        def answers(part: dict[str, Tensor]) -> list[tuple[list[int], Tensor, list[Tensor]]]:
+            images = part["image"].to(device, non_blocking=True)
+            stopped = look_until_sure(self.model, images, early, scales=self.scales, fused=self.fused)
+            return [
+                (part["position"][index.cpu()].tolist(), answer.cpu(), [place.cpu() for place in places])
+                for index, answer, places in stopped
+            ]
+
+        for batch in batches:
+            rows: list[dict[str, Any]] = [{"photo": str(path)} for path in batch.paths]
+            for position, error in batch.errors.items():
+                rows[position]["error"] = error
+            readable = [position for position in range(len(rows)) if position not in batch.errors]
+            given = {"image": batch.images, "position": torch.tensor(readable)}
+            found = parts.run(answers, given) if readable else []
+            for positions, answer, composed in itertools.chain(*found):
+                boxes = [to_boxes_xyxy(place, (side, side)) for place in composed[1:]]
+                for i, position in enumerate(positions):
+                    size = batch.sizes[position]
+                    assert size is not None
+                    rows[position] |= answer_dict(
+                        _best(answer[i], self.class_names, top),
+                        [transform.to_photo(box[i].tolist(), size) for box in boxes],
+                    )
+            yield from rows
+
+
+def load(path: Path | str, device: torch.device | str = "cpu") -> Predictor:
     """Build the network that a checkpoint describes and fill it.
 
     Args:
-        path: Of ``best.pt`` or ``last.pt``, or of a .safetensors file that was exported from one.
+        path: ``best.pt`` or ``last.pt`` of a run, or a .safetensors file that was exported from one.
         device: Where to put the network.
 
     Raises:
@@ -88,7 +230,7 @@ def load_trained(path: Path | str, device: torch.device | str = "cpu") -> Traine
     model = build_model(config.model, num_classes=len(content.class_names), weights=False)
     model.load_state_dict(content.model)
     prepare(model, config, device, training=False)
-    return Trained(
+    return Predictor(
         model=model.eval(),
         config=config,
         class_names=content.class_names,
@@ -109,7 +251,7 @@ def export_trained(path: Path, out: Path) -> None:
         out: Where to; an earlier export there is replaced.
 
     Raises:
-        CheckpointError: As :func:`load_trained` does.
+        CheckpointError: As :func:`load` does.
         ConfigError: Something stands at ``out`` that is no export.
     """
     refuse_foreign([out], flag="--out", ours=is_published)
@@ -119,276 +261,35 @@ def export_trained(path: Path, out: Path) -> None:
     open_checkpoint(out)  # what is handed on can be read
 
 
-def data_of(trained: Trained, *, root: Path | None = None, skip_damaged: bool = False) -> Data:
-    """Return the dataset that a network was trained on, split as its run had it.
-
-    Args:
-        trained: From :func:`load_trained`.
-        root: The dataset's folder, where it is no longer the one of the run.
-        skip_damaged: Read every photo beforehand and leave out the damaged ones, however many.
-
-    Raises:
-        DataError: The dataset is missing, or has other classes than the network.
-    """
-    config = trained.config
-    changes: dict[str, Any] = {} if root is None else {"root": root}
-    if skip_damaged:
-        changes |= {"on_error": "skip", "most_skipped": 1.0}
-    data_config = config.data.model_copy(update=changes)
-    return build_data(
-        data_config, seed=config.run.seed, val_names=trained.val_names, class_names=trained.class_names
-    )
-
-
-def evaluate_trained(
-    trained: Trained,
-    *,
-    split: str | None = None,
-    root: Path | None = None,
-    skip_damaged: bool = False,
-    early_exit: bool = False,
-) -> dict[str, Any]:
-    """Return the report on photos with labels: a split of what the network was trained on, or others.
-
-    Args:
-        trained: From :func:`load_trained`.
-        split: 'test', 'val', 'train' or 'all'; of the run's own photos 'val' is exactly what the run held out. None is the test
-            photos of the run, and all of other photos.
-        root: The run's dataset where it is no longer where it was, or other photos: a list or folder that
-            :func:`racnn.data.build.build_to_measure` reads, with some of the network's classes.
-        skip_damaged: Leave out photos that cannot be read; their number is ``num_skipped`` of the report.
-        early_exit: Also choose on the validation photos when a photo needs no further look, and report as
-            ``early_exit`` the choice, its curve on the validation photos, and what it makes of the split.
-
-    Returns:
-        The report of :func:`racnn.evaluation.report.evaluation_report`. Of files that can be compared ``num_trained_on`` says how many
-        of the photos were trained on, by their contents; of other photos ``passed_over`` counts the files beside them that
-        are none, by kind, and ``warnings`` are lines about copies among them.
-
-    Raises:
-        ConfigError: ``early_exit`` with one trained scale, or on other photos; a split that other photos do not bring.
-        DataError: The photos are missing, one is damaged or of a class that the network does not know, or the run's test
-            photos were trained on.
-    """
-    own = root is None or is_data_of_run(trained, root)
-    if own:
-        data = data_of(trained, root=root, skip_damaged=skip_damaged)
-        split = split or "test"
-        _refuse_leaked(trained, data, split)
-    else:
-        if early_exit:
-            raise ConfigError(
-                f"--early-exit: chooses on the run's validation photos, which are not in {root}"
-            )
-        assert root is not None
-        changes = {"on_error": "skip", "most_skipped": 1.0} if skip_damaged else {}
-        config = trained.config.data.model_copy(update=changes)
-        data = build_to_measure(config, root, class_names=trained.class_names)
-        split = split or "all"
-        if split not in data.splits:
-            raise ConfigError(f"--split {split}: {root} brings no such photos, only {', '.join(data.splits)}")
-    refuse_misplaced_boxes(data)
-    calibrated = calibrate_early_exit(trained, data) if early_exit else None
-    measured_on = _split_of(data, split)
-    predictions = _predict(trained, measured_on)
-    measured = report(predictions, data=data, split=split, bounds=trained.model.bounds)
-    if trained.train_digests:
-        measured["num_trained_on"] = _num_known(measured_on, set(trained.train_digests))
-    if not own:
-        splits = {name: photos.records for name, photos in data.splits.items() if name != "all"}
-        measured["warnings"] = describe_copies(find_copies(splits), data.class_names)
-        measured["passed_over"] = dict(data.passed_over)
-    if calibrated is not None:
-        early, curve = calibrated
-        answers = answers_by_depth(predictions.logits, predictions.fused, early.pools)
-        achieved = outcome(answers, predictions.labels, early.threshold, early.costs)
-        measured["early_exit"] = {
-            "choice": asdict(early),
-            "val_curve": [asdict(each) for each in curve],
-            **asdict(achieved),
-        }
-    return measured
-
-
-def is_data_of_run(trained: Trained, root: Path) -> bool:
-    """Return whether a folder or list is the data set of the run: whether it holds most of the run's photos under their names.
-
-    Where the checkpoint knows what its validation photos held, most of these must hold the same.
-    """
-    root, kind = root.expanduser(), trained.config.data.dataset
-    used = [*trained.train_names, *trained.val_names]
-    if kind == "synthetic" or root.is_file() != (kind == "manifest"):
-        return False
-    if kind == "manifest":
-        listed = {name for name in list_names(root)}
-        there = {name: root.parent / name for name in used if name in listed}
-    else:
-        inner = root / "CUB_200_2011"
-        base = inner if kind == "cub200" and inner.is_dir() else root
-        there = {name: base / name for name in used if (base / name).is_file()}
-    if len(there) * 2 <= len(used):
-        return False
-    then = dict(zip(trained.val_names, trained.val_digests, strict=False))
-    compared = [name for name in then if name in there and there[name].is_file()]
-    found = read_contents([there[name] for name in compared])
-    same = [then[name] == file.sha256[:DIGEST_LENGTH] for name, file in zip(compared, found, strict=True)]
-    return not same or sum(same) * 2 > len(same)
-
-
-def _refuse_leaked(trained: Trained, data: Data, split: str) -> None:
-    known = {*trained.train_names, *trained.val_names}
-    leaked = sorted(known & {record.name for record in data.splits["test"].records})
-    if split == "test" and leaked:
-        raise DataError(
-            f"data.root: {len(leaked)} test photos were used in training, for example '{leaked[0]}': photos were "
-            "added or removed since, which draws another test split; restore them, or keep a test/ folder"
-        )
-
-
-def _split_of(data: Data, split: str) -> PhotoDataset:
-    """Return the photos of a split; 'all' joins the splits of a run."""
-    if split in data.splits:
-        return data.splits[split]
-    assert split == "all", split
-    test = data.splits["test"]
-    records = [record for photos in data.splits.values() for record in photos.records]
-    return PhotoDataset(test.catalog, records, test.config)
-
-
-def _num_known(photos: PhotoDataset, known: Collection[str]) -> int:
-    """Return how many photos hold the same as one of those known."""
-    return sum(found in known for found in _digests(photos.records))
-
-
-def _digests(records: Sequence[Record]) -> list[str]:
-    files = read_contents([record.path for record in records if record.path is not None])
-    return [file.sha256[:DIGEST_LENGTH] for file in files]
-
-
-def calibrate_early_exit(trained: Trained, data: Data) -> tuple[EarlyExit, list[Outcome]]:
-    """Choose on the validation photos when a photo needs no further look, see :mod:`racnn.engine.early_exit`.
-
-    Raises:
-        ConfigError: Fewer than two scales are trained.
-    """
-    if trained.scales < 2:
-        raise ConfigError("--early-exit: the network has one trained scale, after which it always stops")
-    size = trained.config.data.source_size
-    costs = scale_costs(trained.model, source_size=size, scales=trained.scales)
-    return calibrate(_predict(trained, data.splits["val"]), costs, network=network_digest(trained))
-
-
-def network_digest(trained: Trained) -> str:
+def network_digest(trained: Predictor) -> str:
     """Return what identifies the weights of a network."""
     return digest(trained.model.state_dict())
 
 
-def _predict(trained: Trained, photos: PhotoDataset) -> Predictions:
-    return predict(
-        trained.model,
-        eval_loader(photos, trained.config.data),
-        device=next(trained.model.parameters()).device,
-        scales=trained.scales,
-        fused=trained.fused,
-    )
+def answer_dict(top: Answer, boxes_xyxy: list[list[float]]) -> dict[str, Any]:
+    """Return an answer in plain types: ``top``, ``scales`` (how many looked) and ``boxes_xyxy``."""
+    boxes = [[round(value, 2) for value in box] for box in boxes_xyxy]
+    return {"top": _plain(top), "scales": len(boxes) + 1, "boxes_xyxy": boxes}
 
 
-def predict_photos(
-    trained: Trained,
-    places: Iterable[Path],
-    *,
-    batch_size: int,
-    workers: int = 0,
-    early: EarlyExit | None = None,
-    top: int = 3,
-) -> Iterator[dict[str, Any]]:
-    """Say what is on photos, one after another; memory does not grow with their number.
-
-    Args:
-        trained: From :func:`load_trained`.
-        places: Photos, and folders of photos.
-        batch_size: Photos at a time.
-        workers: Processes that read photos ahead.
-        early: When a photo needs no further look; None: all scales look at every photo.
-        top: How many answers.
-
-    Yields:
-        A row a photo, in order: ``photo``; ``top``, answers of ``name`` and ``probability``; ``scales``, how many looked;
-        ``boxes_xyxy``, where the finer ones did, in the photo's pixels. Of a photo that cannot be read ``photo`` and
-        ``error``.
-
-    Raises:
-        DataError: A path does not exist, or a folder holds no photos.
-    """
-    config = trained.config.data
-    batches, transform = photo_batches(places, config, batch_size=batch_size, workers=workers)
-    device = next(trained.model.parameters()).device
-    parts = Parts()
-
-    def answers(part: dict[str, Tensor]) -> list[tuple[list[int], Tensor, list[Tensor]]]:
-        images = part["image"].to(device, non_blocking=True)
-        stopped = look_until_sure(trained.model, images, early, scales=trained.scales, fused=trained.fused)
-        return [
-            (part["position"][index.cpu()].tolist(), answer.cpu(), [place.cpu() for place in places])
-            for index, answer, places in stopped
-        ]
-
-    for batch in batches:
-        rows: list[dict[str, Any]] = [{"photo": str(path)} for path in batch.paths]
-        for position, error in batch.errors.items():
-            rows[position]["error"] = error
-        readable = [position for position in range(len(rows)) if position not in batch.errors]
-        if not readable:
-            yield from rows
-            continue
-        given = {"image": batch.images, "position": torch.tensor(readable)}
-        for positions, answer, composed in itertools.chain(*parts.run(answers, given)):
-            boxes = [to_boxes_xyxy(place, (config.source_size, config.source_size)) for place in composed[1:]]
-            for i, position in enumerate(positions):
-                size = batch.sizes[position]
-                assert size is not None
-                rows[position] |= {
-                    "top": _plain(_best(answer[i], trained.class_names, top)),
-                    "scales": len(composed),
-                    "boxes_xyxy": [_rounded(transform.to_photo(box[i].tolist(), size)) for box in boxes],
-                }
-        yield from rows
-
-
-@torch.no_grad()
-def look(trained: Trained, photo: np.ndarray) -> tuple[Image, dict[str, Any]]:
-    """Run the recursion on one photo and draw it.
-
-    Args:
-        trained: From :func:`load_trained`.
-        photo: uint8 [H, W, 3], any size.
-
-    Returns:
-        The picture, and a plain dictionary: ``boxes_xyxy`` in the photo's own pixels, one box a region; ``top3``
-        per scale and ``fused``, lists of names with probabilities.
-    """
-    model, config = trained.model, trained.config.data
-    transform = SourceTransform(config.source_size, config.resize)
-    size = (photo.shape[0], photo.shape[1])
-    images = transform.source(photo, size)[None].to(next(model.parameters()).device)
-    output = model(images, scales=trained.scales)
-    source_size = (config.source_size, config.source_size)
-    boxes = [transform.to_photo(box[0].tolist(), size) for box in output.boxes_xyxy(source_size)]
-    views = [model.to_pixels(view)[0].cpu() for view in output.views]
-    per_scale = [_best(logits[0], trained.class_names) for logits in output.logits]
-    fused = (
-        _best(output.fused[0], trained.class_names) if trained.fused and output.fused is not None else None
-    )
-    row = {
-        "boxes_xyxy": [_rounded(box) for box in boxes],
-        "top3": {f"scale_{s}": _plain(top) for s, top in enumerate(per_scale, start=1)},
-        "fused": _plain(fused) if fused else None,
-    }
-    return viz.panel(photo, boxes, views, per_scale, fused), row
-
-
-def _rounded(box: Sequence[float]) -> list[float]:
-    return [round(value, 2) for value in box]
+def _load(photo: Photo) -> list[tuple[Path | None, np.ndarray]]:
+    """Return the photos that one thing given to :meth:`Predictor.predict` stands for, as pixels."""
+    if isinstance(photo, str | Path):
+        return [(path, read_photo(path)) for path in find_photos([Path(photo)])]
+    if isinstance(photo, Image.Image):
+        return [(None, as_rgb(photo))]
+    if isinstance(photo, np.ndarray):
+        grey = photo.ndim == 2
+        if (
+            photo.dtype != np.uint8
+            or not (grey or (photo.ndim == 3 and photo.shape[2] == 3))
+            or not photo.size
+        ):
+            raise DataError(
+                f"expected a photo as a uint8 array [h, w, 3] or [h, w], got {photo.dtype} {list(photo.shape)}"
+            )
+        return [(None, np.repeat(photo[..., None], 3, axis=2) if grey else photo)]
+    raise DataError(f"expected a path, a PIL image or an array, got {type(photo).__name__}")
 
 
 def _best(logits: Tensor, names: list[str], num: int = 3) -> list[tuple[str, float]]:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from racnn.engine.checkpoint import FORMAT, load_checkpoint
-from racnn.engine.predictor import evaluate_trained, load_trained
+from racnn.engine.evaluator import evaluate_trained
+from racnn.engine.predictor import load
 from racnn.engine.stored import open_checkpoint
 from racnn.engine.trainer import fit
 
@@ -44,7 +45,7 @@ def test_a_fixture_says_what_it_said(name, unpacked):
 
 @pytest.mark.parametrize("name", [path.stem for path in PACKED])
 def test_a_fixture_is_evaluated(name, unpacked):
-    report = evaluate_trained(load_trained(unpacked / name), split="test")
+    report = evaluate_trained(load(unpacked / name), split="test")
     assert report["num_images"] == 16
     assert set(report["top1"]) == {"scale_1", "scale_2", "scale_1+2", "mean", "fused"}
 

@@ -10,7 +10,8 @@ from safetensors import safe_open
 from racnn.config import dump_config, parse_config
 from racnn.engine.checkpoint import FORMAT, load_checkpoint
 from racnn.engine.digest import digest
-from racnn.engine.predictor import evaluate_trained, export_trained, load_trained
+from racnn.engine.evaluator import evaluate_trained
+from racnn.engine.predictor import export_trained, load
 from racnn.engine.published import write_published
 from racnn.errors import CheckpointError, DamagedError
 
@@ -48,7 +49,7 @@ def test_plain_safetensors_reads_weights_names_and_configuration(exported, finis
 
 
 def test_an_exported_network_is_the_one_it_was_exported_from(exported, finished):
-    left, right = load_trained(exported), load_trained(finished.folder / "best.pt")
+    left, right = load(exported), load(finished.folder / "best.pt")
     assert digest(left.model.state_dict()) == digest(right.model.state_dict())
     for name in ("config", "class_names", "train_names", "val_names", "scales", "fused"):
         assert getattr(left, name) == getattr(right, name)
@@ -59,7 +60,7 @@ def test_of_a_run_that_goes_on_only_the_network_is_exported(finished, tmp_path):
     export_trained(finished.folder / "last.pt", tmp_path / "last.safetensors")
     content = load_checkpoint(tmp_path / "last.safetensors")
     assert not {"progress", "optimizer"} & content.keys()
-    assert load_trained(tmp_path / "last.safetensors").scales == 3
+    assert load(tmp_path / "last.safetensors").scales == 3
 
 
 def test_an_exported_file_can_be_exported_again(exported, tmp_path):
@@ -84,14 +85,14 @@ def test_a_flipped_byte_of_the_weights_is_detected(exported, tmp_path):
     data[len(data) // 2] ^= 16
     (tmp_path / "x.safetensors").write_bytes(data)
     with pytest.raises(DamagedError, match="does not match its digest"):
-        load_trained(tmp_path / "x.safetensors")
+        load(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"racnn.format": "1"}])
 def test_weights_of_another_program_are_refused(metadata, tmp_path):
     safetensors.torch.save_file({"a": torch.zeros(3)}, tmp_path / "x.safetensors", metadata)
     with pytest.raises(CheckpointError, match=r"x\.safetensors: not a racnn checkpoint"):
-        load_trained(tmp_path / "x.safetensors")
+        load(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("value", ["", "{", "[" * 100_000, "1e", "\x00"])

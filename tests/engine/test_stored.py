@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from racnn.engine.checkpoint import load_checkpoint, save_checkpoint
-from racnn.engine.predictor import load_trained
+from racnn.engine.predictor import load
 from racnn.engine.resume import check_resumable
 from racnn.engine.stored import check_content, open_checkpoint
 from racnn.engine.trainer import fit
@@ -108,7 +108,7 @@ def cut(key, count):
 )
 def test_a_part_that_is_wrong_is_named(change, said, content, tmp_path):
     assert said in refusal(content, change, tmp_path)
-    assert said in refusal(content, change, tmp_path, check=load_trained)
+    assert said in refusal(content, change, tmp_path, check=load)
 
 
 @pytest.mark.parametrize(

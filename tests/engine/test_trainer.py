@@ -21,11 +21,12 @@ from racnn.data import build_data, eval_loader
 from racnn.engine import trainer
 from racnn.engine.checkpoint import digest, load_checkpoint
 from racnn.engine.distributed import ProcessGroup
+from racnn.engine.evaluator import data_of
 from racnn.engine.files import temporary_of
 from racnn.engine.folder import refuse_other_photos
 from racnn.engine.logger import Logger
 from racnn.engine.loop import predict
-from racnn.engine.predictor import data_of, load_trained
+from racnn.engine.predictor import load
 from racnn.engine.provenance import fingerprint
 from racnn.engine.run import Run
 from racnn.engine.steps import STEPS
@@ -445,7 +446,7 @@ def test_fusion_starts_from_what_the_validation_photos_say(finished, tmp_path, m
     )
     fit(config, device=CPU)
     ((logits, labels),) = asked
-    trained = load_trained(tmp_path / "run" / "last.pt", CPU)
+    trained = load(tmp_path / "run" / "last.pt", CPU)
     batches = eval_loader(data_of(trained).splits["val"], config.data)
     expected = predict(trained.model, batches, device=CPU)
     assert torch.equal(labels, expected.labels)

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from racnn.compat import import_torchvision
-from racnn.engine.predictor import export_trained, load_trained
+from racnn.engine.predictor import export_trained, load
 from racnn.errors import ConfigError, WeightsError
 from racnn.models.backbone import BACKBONES, Backbone, build_backbone, tiny
 from racnn.models.weights import load_trunk, read_weights
@@ -278,7 +278,7 @@ class TestWeightFiles:
         self, finished: FinishedRun, tmp_path: Path, exported: bool
     ) -> None:
         path = finished.folder / "best.pt"
-        trained = load_trained(path).model.backbones
+        trained = load(path).model.backbones
         if exported:
             path = tmp_path / "mine.safetensors"
             export_trained(finished.folder / "best.pt", path)

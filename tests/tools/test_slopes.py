@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from racnn.data import eval_loader
-from racnn.engine.predictor import data_of, load_trained
+from racnn.engine.evaluator import data_of
+from racnn.engine.predictor import load
 from racnn.errors import ConfigError
 from racnn.ops.regions import bounding_region, clamp
 
@@ -42,7 +43,7 @@ def test_a_move_that_the_image_cuts_short_counts_as_far_as_it_went(tool):
 
 
 def test_the_derivative_of_a_network_is_the_slope_of_small_steps(tool, finished):
-    trained = load_trained(finished.folder / "best.pt")
+    trained = load(finished.folder / "best.pt")
     data = data_of(trained)
     batches = eval_loader(data.splits["val"], trained.config.data)
     exact, (small,) = tool.measure(trained, batches, 1, [1e-3])
@@ -53,7 +54,7 @@ def test_the_derivative_of_a_network_is_the_slope_of_small_steps(tool, finished)
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_place_is_worth_what_the_scale_says_of_it(tool, finished, number):
-    trained = load_trained(finished.folder / "best.pt")
+    trained = load(finished.folder / "best.pt")
     model, photos = trained.model, data_of(trained).splits["val"].without_augmentation()
     said = tool.elsewhere(trained, eval_loader(photos, trained.config.data), number)
     places = ["as it is proposed", "in the middle", *["around the true box"] * (number == 1), *tool.MOVES]
@@ -73,7 +74,7 @@ def test_a_place_is_worth_what_the_scale_says_of_it(tool, finished, number):
 
 
 def test_the_true_box_is_left_out_where_a_photo_has_none(tool, finished):
-    trained = load_trained(finished.folder / "best.pt")
+    trained = load(finished.folder / "best.pt")
     batches = list(eval_loader(data_of(trained).splits["val"], trained.config.data))
     batches[-1]["box"][-1] = float("nan")
     said = tool.elsewhere(trained, batches, 1)
@@ -82,7 +83,7 @@ def test_the_true_box_is_left_out_where_a_photo_has_none(tool, finished):
 
 
 def test_the_regions_are_where_their_names_say(tool, finished, monkeypatch):
-    trained = load_trained(finished.folder / "best.pt")
+    trained = load(finished.folder / "best.pt")
     photos = data_of(trained).splits["val"].without_augmentation()
     given, logits = [], torch.zeros(len(photos), len(trained.class_names))
     monkeypatch.setattr(

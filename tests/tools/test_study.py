@@ -13,7 +13,8 @@ import yaml
 from racnn.config import load_config
 from racnn.engine import trainer
 from racnn.engine.checkpoint import digest, load_checkpoint
-from racnn.engine.predictor import evaluate_trained, load_trained
+from racnn.engine.evaluator import evaluate_trained
+from racnn.engine.predictor import load
 from racnn.errors import ConfigError, DataError
 
 TOOL = Path(__file__).parents[2] / "tools" / "study.py"
@@ -126,7 +127,7 @@ def test_a_last_stage_that_does_harm_is_measured_as_it_is(tool, tiny, tmp_path):
         before / "last.pt", folder / "best.pt"
     )  # as the trainer leaves it where nothing was better
     sides = [
-        evaluate_trained(load_trained(place / "last.pt"), split="val")["regions"]["region_1"]["tl_mean"]
+        evaluate_trained(load(place / "last.pt"), split="val")["regions"]["region_1"]["tl_mean"]
         for place in (before, folder)
     ]
     assert sides[0] != sides[1]

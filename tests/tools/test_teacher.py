@@ -8,7 +8,8 @@ import torch
 
 from racnn.config import PhaseConfig
 from racnn.data import eval_loader
-from racnn.engine.predictor import data_of, load_trained
+from racnn.engine.evaluator import data_of
+from racnn.engine.predictor import load
 from racnn.engine.pseudo_boxes import find_common_part
 from racnn.errors import ConfigError
 from racnn.evaluation.metrics import localisation
@@ -35,7 +36,7 @@ def table(teacher, capsys, checkpoint, **options):
 
 @pytest.mark.parametrize(("scale", "enlarge", "trim"), [(1, 1.0, 0.0), (2, 1.0, 0.1), (2, 1.5, 0.0)])
 def test_a_row_is_what_the_boxes_measure(scale, enlarge, trim, teacher, finished, capsys):
-    trained = load_trained(finished.folder / "best.pt", torch.device("cpu"))
+    trained = load(finished.folder / "best.pt", torch.device("cpu"))
     split = data_of(trained).splits["val"]
     (batch,) = list(eval_loader(split, trained.config.data))
     with torch.no_grad():

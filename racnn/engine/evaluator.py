@@ -1,0 +1,189 @@
+"""Measure a trained network on photos with labels: a split of its data set, or any others."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from racnn.data import Data, PhotoDataset, build_data, eval_loader
+from racnn.data.build import build_to_measure
+from racnn.data.contents import describe_copies, find_copies, read_contents
+from racnn.data.sources.catalog import Record
+from racnn.data.sources.manifest import list_names
+from racnn.data.statistics import refuse_misplaced_boxes
+from racnn.engine.early_exit import EarlyExit, Outcome, answers_by_depth, calibrate, outcome, scale_costs
+from racnn.engine.loop import Predictions, predict, report
+from racnn.engine.predictor import Predictor, network_digest
+from racnn.engine.provenance import DIGEST_LENGTH
+from racnn.errors import ConfigError, DataError
+
+
+def data_of(trained: Predictor, *, root: Path | None = None, skip_damaged: bool = False) -> Data:
+    """Return the dataset that a network was trained on, split as its run had it.
+
+    Args:
+        trained: The network.
+        root: The dataset's folder, where it is no longer the one of the run.
+        skip_damaged: Read every photo beforehand and leave out the damaged ones, however many.
+
+    Raises:
+        DataError: The dataset is missing, or has other classes than the network.
+    """
+    config = trained.config
+    changes: dict[str, Any] = {} if root is None else {"root": root}
+    if skip_damaged:
+        changes |= {"on_error": "skip", "most_skipped": 1.0}
+    data_config = config.data.model_copy(update=changes)
+    return build_data(
+        data_config, seed=config.run.seed, val_names=trained.val_names, class_names=trained.class_names
+    )
+
+
+def evaluate_trained(
+    trained: Predictor,
+    *,
+    split: str | None = None,
+    root: Path | None = None,
+    skip_damaged: bool = False,
+    early_exit: bool = False,
+) -> dict[str, Any]:
+    """Return the report on photos with labels: a split of what the network was trained on, or others.
+
+    Args:
+        trained: The network.
+        split: 'test', 'val', 'train' or 'all'; of the run's own photos 'val' is exactly what the run held out. None is the test
+            photos of the run, and all of other photos.
+        root: The run's dataset where it is no longer where it was, or other photos: a list or folder that
+            :func:`racnn.data.build.build_to_measure` reads, with some of the network's classes.
+        skip_damaged: Leave out photos that cannot be read; their number is ``num_skipped`` of the report.
+        early_exit: Also choose on the validation photos when a photo needs no further look, and report as
+            ``early_exit`` the choice, its curve on the validation photos, and what it makes of the split.
+
+    Returns:
+        The report of :func:`racnn.evaluation.report.evaluation_report`. Of files that can be compared ``num_trained_on`` says how many
+        of the photos were trained on, by their contents; of other photos ``passed_over`` counts the files beside them that
+        are none, by kind, and ``warnings`` are lines about copies among them.
+
+    Raises:
+        ConfigError: ``early_exit`` with one trained scale, or on other photos; a split that other photos do not bring.
+        DataError: The photos are missing, one is damaged or of a class that the network does not know, or the run's test
+            photos were trained on.
+    """
+    own = root is None or is_data_of_run(trained, root)
+    if own:
+        data = data_of(trained, root=root, skip_damaged=skip_damaged)
+        split = split or "test"
+        _refuse_leaked(trained, data, split)
+    else:
+        if early_exit:
+            raise ConfigError(
+                f"--early-exit: chooses on the run's validation photos, which are not in {root}"
+            )
+        assert root is not None
+        changes = {"on_error": "skip", "most_skipped": 1.0} if skip_damaged else {}
+        config = trained.config.data.model_copy(update=changes)
+        data = build_to_measure(config, root, class_names=trained.class_names)
+        split = split or "all"
+        if split not in data.splits:
+            raise ConfigError(f"--split {split}: {root} brings no such photos, only {', '.join(data.splits)}")
+    refuse_misplaced_boxes(data)
+    calibrated = calibrate_early_exit(trained, data) if early_exit else None
+    measured_on = _split_of(data, split)
+    predictions = _predict(trained, measured_on)
+    measured = report(predictions, data=data, split=split, bounds=trained.model.bounds)
+    if trained.train_digests:
+        measured["num_trained_on"] = _num_known(measured_on, set(trained.train_digests))
+    if not own:
+        splits = {name: photos.records for name, photos in data.splits.items() if name != "all"}
+        measured["warnings"] = describe_copies(find_copies(splits), data.class_names)
+        measured["passed_over"] = dict(data.passed_over)
+    if calibrated is not None:
+        early, curve = calibrated
+        answers = answers_by_depth(predictions.logits, predictions.fused, early.pools)
+        achieved = outcome(answers, predictions.labels, early.threshold, early.costs)
+        measured["early_exit"] = {
+            "choice": asdict(early),
+            "val_curve": [asdict(each) for each in curve],
+            **asdict(achieved),
+        }
+    return measured
+
+
+def is_data_of_run(trained: Predictor, root: Path) -> bool:
+    """Return whether a folder or list is the data set of the run: whether it holds most of the run's photos under their names.
+
+    Where the checkpoint knows what its validation photos held, most of these must hold the same.
+    """
+    root, kind = root.expanduser(), trained.config.data.dataset
+    used = [*trained.train_names, *trained.val_names]
+    if kind == "synthetic" or root.is_file() != (kind == "manifest"):
+        return False
+    if kind == "manifest":
+        listed = {name for name in list_names(root)}
+        there = {name: root.parent / name for name in used if name in listed}
+    else:
+        inner = root / "CUB_200_2011"
+        base = inner if kind == "cub200" and inner.is_dir() else root
+        there = {name: base / name for name in used if (base / name).is_file()}
+    if len(there) * 2 <= len(used):
+        return False
+    then = dict(zip(trained.val_names, trained.val_digests, strict=False))
+    compared = [name for name in then if name in there and there[name].is_file()]
+    found = read_contents([there[name] for name in compared])
+    same = [then[name] == file.sha256[:DIGEST_LENGTH] for name, file in zip(compared, found, strict=True)]
+    return not same or sum(same) * 2 > len(same)
+
+
+def _refuse_leaked(trained: Predictor, data: Data, split: str) -> None:
+    known = {*trained.train_names, *trained.val_names}
+    leaked = sorted(known & {record.name for record in data.splits["test"].records})
+    if split == "test" and leaked:
+        raise DataError(
+            f"data.root: {len(leaked)} test photos were used in training, for example '{leaked[0]}': photos were "
+            "added or removed since, which draws another test split; restore them, or keep a test/ folder"
+        )
+
+
+def _split_of(data: Data, split: str) -> PhotoDataset:
+    """Return the photos of a split; 'all' joins the splits of a run."""
+    if split in data.splits:
+        return data.splits[split]
+    assert split == "all", split
+    test = data.splits["test"]
+    records = [record for photos in data.splits.values() for record in photos.records]
+    return PhotoDataset(test.catalog, records, test.config)
+
+
+def _num_known(photos: PhotoDataset, known: Collection[str]) -> int:
+    """Return how many photos hold the same as one of those known."""
+    return sum(found in known for found in _digests(photos.records))
+
+
+def _digests(records: Sequence[Record]) -> list[str]:
+    files = read_contents([record.path for record in records if record.path is not None])
+    return [file.sha256[:DIGEST_LENGTH] for file in files]
+
+
+def calibrate_early_exit(trained: Predictor, data: Data) -> tuple[EarlyExit, list[Outcome]]:
+    """Choose on the validation photos when a photo needs no further look, see :mod:`racnn.engine.early_exit`.
+
+    Raises:
+        ConfigError: Fewer than two scales are trained.
+    """
+    if trained.scales < 2:
+        raise ConfigError("--early-exit: the network has one trained scale, after which it always stops")
+    size = trained.config.data.source_size
+    costs = scale_costs(trained.model, source_size=size, scales=trained.scales)
+    return calibrate(_predict(trained, data.splits["val"]), costs, network=network_digest(trained))
+
+
+def _predict(trained: Predictor, photos: PhotoDataset) -> Predictions:
+    return predict(
+        trained.model,
+        eval_loader(photos, trained.config.data),
+        device=next(trained.model.parameters()).device,
+        scales=trained.scales,
+        fused=trained.fused,
+    )
