@@ -257,10 +257,9 @@ def test_sigterm_ends_with_143(tiny_file, racnn, tmp_path, monkeypatch):
 
 
 def test_a_loss_that_is_not_finite_ends_with_1(tiny_file, racnn, tmp_path, monkeypatch):
-    from racnn.engine.steps import STEPS
 
-    spoilt = lambda model, *_: {"loss": model.classifiers[0].weight.sum() * float("nan")}  # noqa: E731
-    monkeypatch.setitem(STEPS, "classification", spoilt)
+    spoilt = lambda phase, model, *_: {"loss": model.classifiers[0].weight.sum() * float("nan")}  # noqa: E731
+    monkeypatch.setattr("racnn.models.racnn.phases.Classification.losses", spoilt)
     result = racnn("train", "--config", tiny_file(tmp_path / "c.yaml", out=tmp_path / "run"))
     assert result.code == 1
     assert "01-classification_1" in result.err

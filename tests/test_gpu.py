@@ -6,14 +6,14 @@ import pytest
 import torch
 from every_step import PHASES
 
-from racnn.config import PhaseConfig, load_config
+from racnn.config import load_config
 from racnn.engine.checkpoint import load_checkpoint, save_checkpoint
 from racnn.engine.device import determinism, prepare
 from racnn.engine.loop import EpochState, NonFiniteError, Step, to_device, train_one_epoch
-from racnn.engine.phases import Phase
 from racnn.engine.steps import build_optimizer, train_only
 from racnn.engine.trainer import fit
 from racnn.models import RACNN
+from racnn.models.racnn.phases import make_phase
 from racnn.ops.crop import zoom
 from racnn.ops.heatmap import largest_component
 
@@ -53,7 +53,7 @@ def batch(phase):
         "index": torch.arange(num),
         "share": torch.full((num,), 1.0 / num, dtype=torch.float64),
         "pseudo_box": torch.tensor([-0.6, -0.2, 0.3, 0.4]).repeat(num, 1),
-        "noise": torch.rand(num, phase.noise_per_photo(), generator=generator),
+        "noise": torch.rand(num, phase.num_noise(), generator=generator),
     }
     return {key: value.pin_memory() for key, value in made.items()}
 
@@ -61,9 +61,7 @@ def batch(phase):
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize(("kind", "scales", "changes"), PHASES)
 def test_a_step_never_waits_for_the_device(kind, scales, changes, optimizer):
-    phase = Phase(
-        0, PhaseConfig(kind=kind, scales=scales, optimizer=optimizer, lr=1e-3, epochs=1, **changes), scales
-    )
+    phase = make_phase(kind=kind, scales=scales, optimizer=optimizer, lr=1e-3, epochs=1, **changes)
     model = RACNN(num_classes=3, backbone="tiny", view_sizes=(64, 64, 64))
     prepare(model, load_config(None, ["run.precision=bf16", "model.weights=null"]), CUDA)
     train_only(model, phase)
@@ -85,7 +83,7 @@ def test_a_step_never_waits_for_the_device(kind, scales, changes, optimizer):
 
 
 def test_a_step_that_is_not_finite_changes_nothing():
-    phase = Phase(0, PhaseConfig(kind="classification", scales=(1,), lr=1e-3, epochs=1), (1,))
+    phase = make_phase(kind="classification", scales=(1,), lr=1e-3, epochs=1)
     model = RACNN(num_classes=3, backbone="tiny", view_sizes=(64, 64)).to(CUDA)
     train_only(model, phase)
     good = batch(phase)

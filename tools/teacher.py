@@ -45,12 +45,12 @@ def main(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Print one row for each kind of response map, level and trim."""
-    from racnn.config import PhaseConfig
     from racnn.data import eval_loader
     from racnn.engine.device import pick_device
     from racnn.engine.evaluator import data_of
     from racnn.engine.predictor import load
-    from racnn.engine.pseudo_boxes import find_common_part
+    from racnn.models.racnn.phases import make_phase
+    from racnn.models.racnn.pseudo_boxes import find_common_part
     from racnn.ops.heatmap import component_region
     from racnn.ops.regions import clamp
 
@@ -67,7 +67,7 @@ def main(
         trained.model,
         loaders["train"],
         scale,
-        PhaseConfig(kind="apn_init", epochs=1, lr=1.0, response="ddt", enlarge=enlarge),
+        make_phase(kind="apn_init", epochs=1, lr=1.0, response="ddt", enlarge=enlarge),
         device=next(trained.model.parameters()).device,
     )
     places, maps, boxes, points = _responses(

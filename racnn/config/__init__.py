@@ -1,15 +1,13 @@
 """The configuration: what can be set (``schema``), named schedules (``schedules``), and how it is read (``reading``)."""
 
 from racnn.config.reading import dump_config, load_config, parse_config, read_yaml
-from racnn.config.schedules import SCHEDULES, paper_schedule, recipe_schedule
-from racnn.config.schema import (
+from racnn.config.schema import AlternationConfig, Config
+from racnn.models.racnn.schedules import SCHEDULES, paper_schedule, recipe_schedule
+from racnn.sections import (
     DEFAULT_BOUNDS,
-    AlternationConfig,
     AugmentConfig,
-    Config,
     DataConfig,
     ModelConfig,
-    PhaseConfig,
     parse_ranges,
 )
 
@@ -21,7 +19,6 @@ __all__ = [
     "Config",
     "DataConfig",
     "ModelConfig",
-    "PhaseConfig",
     "dump_config",
     "load_config",
     "paper_schedule",

@@ -5,40 +5,31 @@ A user is told of them. A stored configuration may hold them, so that what one v
 
 from __future__ import annotations
 
-from racnn.config.schema import Config, PhaseConfig
+from racnn.config.schema import Config
+from racnn.models.phase import Phase
 
 
 def idle_requests(config: Config) -> list[str]:
     """Return one line for each key that was set, and each phase, that would do nothing, with its dotted path."""
     lines = []
-    every = set(range(1, config.model.num_scales + 1))
-    trained: set[int] = set()
+    num_scales = config.model.num_scales
+    trained_scales: set[int] = set()
     for path, phase in config.phases_by_key().items():
-        if phase.kind == "classification":
-            trained |= set(phase.scales) or every
-        if phase.kind == "fusion" and trained != every:
-            missing = ", ".join(map(str, sorted(every - trained)))
+        run = phase.resolved(num_scales)
+        if run.last_trained_scale():
+            trained_scales |= set(run.scales)
+        missing = sorted(set(range(1, num_scales + 1)) - trained_scales)
+        if phase.trains_fusion and missing:
+            named = ", ".join(map(str, missing))
             lines.append(
-                f"{path}: fusion joins all scales, and no classification phase before it trains {missing}"
+                f"{path}: fusion joins all scales, and no classification phase before it trains {named}"
             )
-        reasons = phase.idle_keys() | _idle_on_scale_1(phase, config.model.num_scales)
+        reasons = phase.idle_keys(num_scales)
         lines += [f"{path}: '{key}' belongs to {why}" for key, why in reasons.items() if _was_set(phase, key)]
     if config.data.held_out_fraction and not any(phase.photos == "held_out" for phase in config.phases()):
         lines.append("data.held_out_fraction: no phase of the schedule has photos held_out to use them")
     return lines
 
 
-def _idle_on_scale_1(phase: PhaseConfig, num_scales: int) -> dict[str, str]:
-    scales = phase.scales or tuple(range(1, num_scales + 1))
-    if phase.kind != "classification" or len(scales) > 1:
-        return {}
-    idle = {}
-    if scales == (1,):
-        idle["jitter"] = "the finer scales and does nothing at scale 1, which sees the whole photo"
-    if scales == (phase.init_from,):
-        idle["init_from"] = f"other scales: scale {phase.init_from} would start from itself"
-    return idle
-
-
-def _was_set(phase: PhaseConfig, key: str) -> bool:
-    return bool(getattr(phase, key) != PhaseConfig.model_fields[key].default)
+def _was_set(phase: Phase, key: str) -> bool:
+    return bool(getattr(phase, key) != type(phase).model_fields[key].default)

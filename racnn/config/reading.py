@@ -16,9 +16,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from racnn.config.idle import idle_requests
-from racnn.config.schedules import SCHEDULES
-from racnn.config.schema import MOST_SCALES, AlternationConfig, Config, ModelConfig, PhaseConfig
+from racnn.config.schema import AlternationConfig, Config
 from racnn.errors import ConfigError, did_you_mean
+from racnn.models.phase import Phase
+from racnn.models.racnn.phases import PHASES, kind_of
+from racnn.models.racnn.schedules import SCHEDULES
+from racnn.sections import MOST_SCALES, ModelConfig
 
 # What PyYAML raises: its own errors, and whatever a date such as 2001-99-99, a tag or too deep a nesting makes Python say.
 NOT_YAML = (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
@@ -67,6 +70,8 @@ def parse_config(
     misread = [] if stored else list(_misread(values, Config))
     if misread:
         raise _mistakes(origin, misread, given or {})
+    if stored:
+        values = _without_keys_of_other_kinds(values)
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
@@ -76,6 +81,22 @@ def parse_config(
     if not stored and (lines := idle_requests(config)):
         raise _mistakes(origin, lines, given or {})
     return config
+
+
+def _without_keys_of_other_kinds(node: Any) -> Any:
+    """Return a stored configuration without what an earlier version let stand in a phase of another kind."""
+    if isinstance(node, list | tuple):
+        return [_without_keys_of_other_kinds(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    if isinstance(node.get("kind"), str) and node["kind"] in PHASES:
+        others = {key for phase in PHASES.values() for key in phase.model_fields}
+        others -= PHASES[node["kind"]].model_fields.keys()
+        return {key: value for key, value in node.items() if key not in others}
+    parts = ("schedule", "alternate")
+    return {
+        key: _without_keys_of_other_kinds(value) if key in parts else value for key, value in node.items()
+    }
 
 
 def _misread(values: Any, section: type[BaseModel], where: tuple[str, ...] = ()) -> Iterator[str]:
@@ -88,7 +109,7 @@ def _misread(values: Any, section: type[BaseModel], where: tuple[str, ...] = ())
             yield from _misread(value, inner, keys)
         elif key in ("schedule", "alternate") and isinstance(value, list):
             for position, entry in enumerate(value if len(where) <= 2 else ()):
-                yield from _misread(entry, PhaseConfig, (*keys, str(position)))
+                yield from _misread(entry, PHASES[kind_of(entry)], (*keys, str(position)))
         elif isinstance(value, bool) and {int, float} & set(_plain(types)) and bool not in types:
             yield f"{'.'.join(keys)}: expected a number, got {str(value).lower()}"
         elif isinstance(value, str) and not value and {str, Path} & set(types):
@@ -203,17 +224,20 @@ def _types_of(keys: Sequence[str]) -> tuple[Any, ...]:
     """Return the types that the value of a key may have, the members of a union apart; () for no single key."""
     section: type[BaseModel] | None = Config
     annotation: Any = None
-    for depth, key in enumerate(keys):
-        if keys[0] == "schedule" and depth and (key.isdigit() or key == "alternate"):
-            section, annotation = (
-                PhaseConfig,
-                None,
-            )  # an alternation's one key of its own, rounds, is a number
-            continue
+    if (
+        keys[0] == "schedule" and len(keys) > 1
+    ):  # a key that several kinds of phase have is of one type in all
+        fields = [phase.model_fields[keys[-1]] for phase in PHASES.values() if keys[-1] in phase.model_fields]
+        return _members(fields[0].annotation) if fields and keys[-2].isdigit() else ()
+    for key in keys:
         if section is None or key not in section.model_fields:
             return ()
         annotation = section.model_fields[key].annotation
         section = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    return _members(annotation)
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 
@@ -268,23 +292,28 @@ def _expand_schedule(values: dict[str, Any]) -> None:
 
 def _explain(item: Any) -> str:
     """Turn one pydantic error into a line with the dotted path and the nearest valid name."""
-    parts = [str(part) for part in _without_tag(item["loc"])]
+    parts = [str(part) for part in _without_tags(item["loc"])]
     path = ".".join(parts) or "configuration"
     if item["type"] == "extra_forbidden":
+        owners = [kind for kind, phase in PHASES.items() if parts[-1] in phase.model_fields]
+        here = next((part for part in reversed(item["loc"]) if part in PHASES), None)
+        if parts[0] == "schedule" and owners and here:
+            return (
+                f"{'.'.join(parts[:-1])}: '{parts[-1]}' belongs to {' and '.join(owners)} phases and does nothing in a "
+                f"{here} phase"
+            )
         hint = did_you_mean(parts[-1], _known_keys(item["loc"]))
         if len(parts) == 1:
             hint = did_you_mean(parts[0], _places_of(parts[0])) or hint
-        if (
-            "alternation" in item["loc"]
-            and "phase" not in item["loc"]
-            and parts[-1] in PhaseConfig.model_fields
-        ):
+        if "alternation" in item["loc"] and "phase" not in item["loc"] and parts[-1] in Phase.model_fields:
             hint = f"; this entry alternates: {'.'.join(parts[:-1])}.alternate.0.{parts[-1]} and so on, and rounds"
         return f"{path}: unknown key{hint}"
     message = item["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     if item["type"] == "tuple_type":
         message = "expected a list, in square brackets"
+    if item["type"] == "literal_error" and parts[0] == "schedule" and parts[-1] == "kind":
+        message = f"input should be {', '.join(repr(kind) for kind in PHASES)}"
     shown = (
         ""
         if item["type"] == "missing" or isinstance(item["input"], dict | list)
@@ -309,9 +338,18 @@ def _is_aftermath(item: Any, items: Sequence[Any]) -> bool:
     return item["type"] == "too_short" and any(o is not item and o["loc"][: len(loc)] == loc for o in items)
 
 
-def _without_tag(loc: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return a location in the words of the file: without the tag that tells phases from alternations."""
-    return loc[:2] + loc[3:] if loc[0:1] == ("schedule",) and len(loc) > 2 else loc
+def _without_tags(loc: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return a location in the words of the file: without the tags that tell entries of a schedule from one another."""
+    if loc[:1] != ("schedule",):
+        return loc
+    tags = ("phase", "alternation", *PHASES)
+    kept: list[Any] = []
+    tagged = False  # a number is followed by the tags of what stands there
+    for part in loc:
+        tagged = isinstance(part, int) or (tagged and part in tags)
+        if isinstance(part, int) or not tagged:
+            kept.append(part)
+    return tuple(kept)
 
 
 def _places_of(key: str) -> list[str]:
@@ -329,12 +367,12 @@ def _known_keys(loc: tuple[Any, ...]) -> list[str]:
     """Return the keys that are valid beside the last one of a pydantic location."""
     section: type[BaseModel] = Config
     for part in loc[:-1]:
-        if part in ("phase", "alternation"):
-            section = PhaseConfig if part == "phase" else AlternationConfig
+        if part in PHASES:
+            section = PHASES[part]
+        elif part == "alternation":
+            section = AlternationConfig
         elif isinstance(part, str) and part in section.model_fields:
             annotation = section.model_fields[part].annotation
-            if part == "alternate":
-                section = PhaseConfig
-            elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
                 section = annotation
     return list(section.model_fields)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from racnn.config import DataConfig
 from racnn.data.dataset import PhotoDataset
 from racnn.data.sources.cars import cars
 from racnn.data.sources.catalog import (
@@ -30,6 +29,7 @@ from racnn.data.sources.manifest import manifest, manifest_to_measure
 from racnn.data.sources.synthetic import synthetic_catalog
 from racnn.data.statistics import find_damaged
 from racnn.errors import ConfigError, DataError, did_you_mean
+from racnn.sections import DataConfig
 
 DATASETS: dict[str, Callable[[DataConfig], Catalog]] = {
     "cub200": cub200,

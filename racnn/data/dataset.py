@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from racnn.config import DataConfig
 from racnn.data.cache import PhotoCache, open_cache
 from racnn.data.image_io import read_reduced
 from racnn.data.sources.catalog import Catalog, Record, read_record
 from racnn.data.transforms import SourceTransform, channels_first
 from racnn.errors import ConfigError, DataError
+from racnn.sections import DataConfig
 
 
 class Key(NamedTuple):
@@ -45,7 +45,7 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
 
     Attributes:
         pseudo_boxes: None, or a box a photo, [N, 4] xyxy in the frame of the source without random changes, see
-            :mod:`racnn.engine.pseudo_boxes`. They follow the random changes. Half of the samples then show the whole photo: after a
+            :mod:`racnn.models.racnn.pseudo_boxes`. They follow the random changes. Half of the samples then show the whole photo: after a
             random crop everything is larger than it will be in use, and an APN that is not yet sure of a size proposes the mean.
         num_noise: How many random numbers a sample brings along for the training step.
     """

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from racnn.config import DataConfig
 from racnn.data.image_io import read_reduced
 from racnn.data.listing import check_places, iter_photos
 from racnn.data.loader import start_worker
 from racnn.data.transforms import SourceTransform
 from racnn.errors import DataError
+from racnn.sections import DataConfig
 
 
 @dataclass

@@ -12,9 +12,9 @@ import cv2
 import torch
 from torch.utils.data import DataLoader
 
-from racnn.config import DataConfig
 from racnn.data.build import Data
 from racnn.data.dataset import Key, PhotoDataset, mix_seed
+from racnn.sections import DataConfig
 
 
 def train_loader(

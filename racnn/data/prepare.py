@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from racnn.config import DataConfig
 from racnn.data import DATASETS
 from racnn.data.download import Archive, check_archive, fetch, place, sweep, unpack
 from racnn.data.sources.catalog import Catalog
 from racnn.errors import DataError, did_you_mean
+from racnn.sections import DataConfig
 from racnn.written import refuse_blocked
 
 DOGS_PAGE = "https://vision.stanford.edu/aditya86/ImageNetDogs"

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from racnn.config import DataConfig
 from racnn.data.image_io import photo_size, read_photo
 from racnn.data.listing import describe_passed
 from racnn.data.names import lookalike_warnings
 from racnn.data.sources.catalog import MOST_NAMED, Box, Catalog, Record
 from racnn.errors import DataError
+from racnn.sections import DataConfig
 
 if TYPE_CHECKING:
     from racnn.data.build import Data

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from racnn.config import AugmentConfig
+from racnn.sections import AugmentConfig
 
 Box = tuple[float, float, float, float]
 

@@ -61,7 +61,7 @@ def _position(stored: Stored) -> str | None:
     if phase is None:
         return "end of the schedule"
     more = f", and {progress.batch} batches of the next, which is not yet measured" if progress.batch else ""
-    return f"in phase {phase.name}, {progress.epoch} of {phase.config.epochs} epochs done{more}"
+    return f"in phase {phase.name}, {progress.epoch} of {phase.epochs} epochs done{more}"
 
 
 def format_description(found: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 Convention
     Depth d is the number of scales that a photo was run through. Its answer before the last depth is a pool of the
-    scales' logits, weighted on validation photos (:mod:`racnn.engine.pool`) so that its probabilities are calibrated;
+    scales' logits, weighted on validation photos (:mod:`racnn.models.racnn.calibration`) so that its probabilities are calibrated;
     at the last depth it is the answer of the full recursion. A photo stops at the first depth whose highest
     probability reaches the threshold. Costs are shares of the full recursion's multiplications.
 """
@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from racnn.engine.loop import Predictions
-from racnn.engine.pool import pool_weights
 from racnn.errors import ConfigError
 from racnn.models import RACNN
+from racnn.models.racnn.calibration import pool_weights
 
 CURVE_POINTS = 11
 MOST_CANDIDATES = 2000

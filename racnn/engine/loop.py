@@ -15,14 +15,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from racnn.data import Data, mix_seed
 from racnn.engine.distributed import ALONE, ProcessGroup
-from racnn.engine.parts import Parts
-from racnn.engine.phases import Phase
 from racnn.engine.schedule import learning_rate
 from racnn.engine.signals import Interrupt
-from racnn.engine.steps import STEPS, Batch
 from racnn.errors import ConfigError, TrainingError
 from racnn.evaluation.report import evaluation_report
 from racnn.models import RACNN
+from racnn.models.parts import Parts
+from racnn.models.phase import Batch, Phase
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -117,7 +116,7 @@ def train_one_epoch(
     for batch in batches:
         num = len(batch["label"])
         for group in optimizer.param_groups:
-            group["lr"] = group["base_lr"] * learning_rate(state.done / state.length, phase.config.warmup)
+            group["lr"] = group["base_lr"] * learning_rate(state.done / state.length, phase.warmup)
         losses = None
         while losses is None:
             torch.manual_seed(mix_seed(state.seed, state.step) >> 1)  # fits a signed 64-bit number
@@ -126,7 +125,7 @@ def train_one_epoch(
             losses = _add_gradients(step, batch, state.device, parts, state.world)
             if losses is None:
                 state.micro_batch = _halved(min(state.micro_batch or num, num), phase, state.messages)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, phase.config.clip_grad or float("inf"))
+        norm = torch.nn.utils.clip_grad_norm_(parameters, phase.clip_grad or float("inf"))
         asked_to_stop = bool(state.interrupt and state.interrupt.signal)
         told = torch.full_like(norm, float(asked_to_stop), dtype=torch.float32).reshape(1)
         sums = state.world.total(torch.cat([torch.stack(list(losses.values())), told]))
@@ -150,10 +149,7 @@ class Step(nn.Module):
         self.class_weights = class_weights
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        losses: dict[str, Tensor] = STEPS[self.phase.config.kind](
-            self.model, batch, self.phase, self.class_weights
-        )
-        return losses
+        return self.phase.losses(self.model, batch, self.class_weights)
 
 
 def _joined_step(step: Step, device: torch.device, world: ProcessGroup) -> nn.Module:

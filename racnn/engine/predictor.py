@@ -21,12 +21,12 @@ from racnn.data.transforms import SourceTransform
 from racnn.engine.device import prepare
 from racnn.engine.digest import digest
 from racnn.engine.early_exit import EarlyExit, full_answer, look_until_sure
-from racnn.engine.parts import Parts
 from racnn.engine.published import is_published, write_published
 from racnn.engine.stored import open_checkpoint
 from racnn.errors import DataError
 from racnn.evaluation import draw
 from racnn.models import RACNN, build_model
+from racnn.models.parts import Parts
 from racnn.ops.regions import to_boxes_xyxy
 from racnn.written import refuse_foreign
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from racnn.engine.phases import Phase, upcoming
+from racnn.engine.phases import upcoming
 from racnn.engine.progress import Progress
-from racnn.engine.schedule import item_names
 from racnn.engine.steps import build_optimizer
 from racnn.engine.stored import Stored
 from racnn.errors import CheckpointError
+from racnn.models.phase import Phase
 
 # What the optimizers keep of each parameter; `step` is one number, the others have the parameter's shape.
 KEPT = {"sgd": {"momentum_buffer"}, "adamw": {"step", "exp_avg", "exp_avg_sq"}}
@@ -36,7 +36,7 @@ def check_resumable(stored: Stored) -> Progress:
         faults += _faults_of_progress(progress, phase, stored)
         if optimizer is not None:
             own = build_optimizer(stored.network, phase)
-            faults += _faults_of_optimizer(optimizer, own, KEPT[phase.config.optimizer])
+            faults += _faults_of_optimizer(optimizer, own, KEPT[phase.optimizer])
     if faults:
         raise CheckpointError(f"{stored.path}: " + "; ".join(faults))
     return progress
@@ -60,17 +60,16 @@ def _faults_of_weights(progress: Progress, stored: Stored) -> Iterator[str]:
 
 
 def _faults_of_progress(progress: Progress, phase: Phase, stored: Stored) -> Iterator[str]:
-    config = phase.config
-    if progress.epoch > config.epochs:
-        yield f"progress.epoch is {progress.epoch}, but phase {phase.name} has {config.epochs} epochs"
-    scales = max(progress.trained_scales, phase.scales_to_run(stored.config.model.num_scales))
-    names = set(item_names(phase, scales))
+    if progress.epoch > phase.epochs:
+        yield f"progress.epoch is {progress.epoch}, but phase {phase.name} has {phase.epochs} epochs"
+    scales = max(progress.trained_scales, phase.num_scales_run(stored.config.model.num_scales))
+    names = set(phase.score_names(scales))
     if progress.best is not None and progress.best.keys() != names:
         yield f"progress.best has {sorted(progress.best)}, but phase {phase.name} is judged by {sorted(names)}"
-    if config.kind == "fusion" and progress.start is not None and not progress.fusion_trained:
+    if phase.trains_fusion and progress.start is not None and not progress.fusion_trained:
         yield f"progress.fusion_trained is False in the middle of phase {phase.name}"
     begun = progress.epoch > 0 or progress.best is not None
-    if config.keep != "last" and begun and (progress.best is None or progress.best_weights is None):
+    if phase.keep != "last" and begun and (progress.best is None or progress.best_weights is None):
         yield f"progress.best_weights is missing, which phase {phase.name} keeps"
 
 

@@ -106,9 +106,8 @@ class Run:
             found = digests(self._files)  # of the first process alone
             world.main_process_first(lambda: refuse_other_photos(content, self.data, found))
             self._take_up(content)
-        taught = [phase for phase in config.phases() if phase.kind == "apn_init"]
-        every = range(1, config.model.num_scales)
-        enlargements = [(s, phase.enlarge) for phase in taught for s in phase.scales or every]
+        phases = [phase.resolved(config.model.num_scales) for phase in config.phases()]
+        enlargements = [pair for phase in phases for pair in phase.enlargements()]
         world.main_process_first(lambda: self.model.check_views(enlargements))
         prepare(self.model, config, device)
         self.validation = Validation(

@@ -11,11 +11,12 @@ import gc
 import itertools
 import json
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from racnn.config import Config
 from racnn.data import train_loader
@@ -24,18 +25,17 @@ from racnn.engine.distributed import join, leave, own_device
 from racnn.engine.files import write_text
 from racnn.engine.folder import DUMP
 from racnn.engine.loop import EpochState, NonFiniteError, StepMetrics, predict, train_one_epoch
-from racnn.engine.phases import Phase, upcoming
-from racnn.engine.pool import pool_weights
+from racnn.engine.phases import upcoming
 from racnn.engine.progress import Progress
-from racnn.engine.pseudo_boxes import attach_pseudo_boxes, detach_pseudo_boxes
 from racnn.engine.resume import restore_optimizer
 from racnn.engine.run import Run
-from racnn.engine.schedule import better, phase_items, shown_items
+from racnn.engine.schedule import better, shown_items
 from racnn.engine.signals import Stop
 from racnn.engine.steps import build_optimizer, train_only
 from racnn.engine.validation import flat, summary
 from racnn.errors import TrainingError
 from racnn.evaluation.diagnostics import collapse_warnings
+from racnn.models.phase import Phase
 
 NORM_BATCHES = 8  # of training photos, from which the mean length of the descriptors is taken
 
@@ -101,47 +101,36 @@ class Trainer:
 
     def _run_phase(self, phase: Phase) -> bool:
         """Run one phase, or the rest of it, and return whether it changed the network."""
-        run, progress, config = self.run, self.run.progress, phase.config
+        run, progress = self.run, self.run.progress
         self._micro_batch = run.config.run.micro_batch  # phases need more or less memory
-        attach_pseudo_boxes(run, phase)
+        context = _Context(run, phase, lambda: self._loader(phase, 0))
+        phase.prepare(context)
         if progress.start is None:
-            self._begin(phase)
+            self._begin(phase, context)
         optimizer = build_optimizer(run.model, phase)
         if run.optimizer_state is not None:
             restore_optimizer(optimizer, run.optimizer_state)
             run.optimizer_state = None
         batches = len(self._loader(phase, 0))
-        run.logger.start_bar(phase.name, config.epochs * batches, progress.epoch * batches + progress.batch)
-        while progress.epoch < config.epochs and not (config.patience and progress.stale >= config.patience):
+        run.logger.start_bar(phase.name, phase.epochs * batches, progress.epoch * batches + progress.batch)
+        while progress.epoch < phase.epochs and not (phase.patience and progress.stale >= phase.patience):
             self._run_epoch(phase, optimizer, batches)
             self._finish_epoch(phase, optimizer)
         run.logger.close_bar()
-        detach_pseudo_boxes(run)
+        context.detach()
         return self._end(phase)
 
-    def _begin(self, phase: Phase) -> None:
+    def _begin(self, phase: Phase, context: _Context) -> None:
         """Do what a phase does once, before its first step."""
-        run, progress, config = self.run, self.run.progress, phase.config
-        if config.init_from is not None:
-            for scale in phase.scales:
-                if scale != config.init_from:
-                    run.model.copy_scale(config.init_from, scale)
-        if config.kind == "fusion":
-            some = itertools.islice(self._loader(phase, 0), NORM_BATCHES)  # shuffled: photos of all classes
-            norms = predict(run.model, some, device=run.device, world=run.world).norms
-            predictions = run.validation.predict(run.model.num_scales, fused=False)
-            weights = pool_weights(predictions.logits, predictions.labels)
-            run.model.start_fusion_from_classifiers(norms, weights)
-            shown = ", ".join(f"{weight:.2f}" for weight in weights)
-            run.logger.log(f"{phase.name}: the scales count {shown} at its start")
-            progress.fusion_trained = True
-        if config.kind == "classification":
-            progress.trained_scales = max(progress.trained_scales, *phase.scales)
+        run, progress = self.run, self.run.progress
+        phase.begin(context)
+        progress.fusion_trained |= phase.trains_fusion
+        progress.trained_scales = max(progress.trained_scales, phase.last_trained_scale())
         progress.start = {}
-        if config.keep == "if_better":
+        if phase.keep == "if_better":
             progress.start = self._validate(phase)
             progress.best = progress.start
-            progress.best_weights = self._weights(phase)
+            progress.best_weights = trained_weights(run.model, phase)
 
     def _run_epoch(self, phase: Phase, optimizer: torch.optim.Optimizer, batches: int) -> None:
         run, progress = self.run, self.run.progress
@@ -150,7 +139,7 @@ class Trainer:
             seed=run.config.run.seed,
             step=progress.step,
             done=progress.epoch * batches + progress.batch,
-            length=phase.config.epochs * batches,
+            length=phase.epochs * batches,
             class_weights=run.class_weights,
             micro_batch=self._micro_batch,
             world=run.world,
@@ -205,7 +194,7 @@ class Trainer:
     def _dump(self, phase: Phase, error: NonFiniteError) -> Path:
         """Write down the batch whose loss or gradient was not finite."""
         run = self.run
-        records = run.data.splits[phase.config.photos].records
+        records = run.data.splits[phase.photos].records
         index = run.world.gather(error.index)
         content = {
             "phase": phase.name,
@@ -221,28 +210,28 @@ class Trainer:
 
     def _finish_epoch(self, phase: Phase, optimizer: torch.optim.Optimizer) -> None:
         """Save, validate, and remember the best. What follows the save is done again if the run is taken up from it."""
-        run, progress, config = self.run, self.run.progress, phase.config
+        run, progress = self.run, self.run.progress
         run.save_last(optimizer)
         run.stop_if_told()
         progress.epoch += 1
         progress.total_epoch += 1
         progress.batch = 0
         items = self._validate(phase)
-        if progress.best is None or better(items, progress.best, no_item_may_fall=config.kind == "ranking"):
+        if progress.best is None or better(items, progress.best, no_item_may_fall=phase.no_score_may_fall):
             progress.best, progress.best_epoch, progress.stale = items, progress.epoch, 0
-            if config.keep != "last":
-                progress.best_weights = self._weights(phase)
+            if phase.keep != "last":
+                progress.best_weights = trained_weights(run.model, phase)
         else:
             progress.stale += 1
 
     def _end(self, phase: Phase) -> bool:
         """Put the weights to keep in place and return whether they differ from those before the phase."""
         run, progress = self.run, self.run.progress
-        kept_last = phase.config.keep == "last"
+        kept_last = phase.keep == "last"
         if not kept_last:
             assert progress.best_weights is not None
             run.model.load_state_dict(progress.best_weights, strict=False)
-        changed = phase.config.keep != "if_better" or progress.best_epoch > 0
+        changed = phase.keep != "if_better" or progress.best_epoch > 0
         run.logger.log(f"{phase.name}: {_outcome_of(phase, progress)}")
         run.save_best(phase.name)
         return changed
@@ -250,12 +239,11 @@ class Trainer:
     def _validate(self, phase: Phase) -> dict[str, float]:
         """Measure the network on the validation photos and return the items that this phase is judged by."""
         run, progress, validation = self.run, self.run.progress, self.run.validation
-        scales = max(progress.trained_scales, phase.scales_to_run(run.model.num_scales))
-        taught = phase.config.kind == "apn_init"
-        propose = taught and scales == max(phase.scales)  # by the last scale that is trained
+        scales = max(progress.trained_scales, phase.num_scales_run(run.model.num_scales))
+        propose = phase.proposes and scales == max(phase.scales)  # by the last scale that is trained
         predictions = validation.predict(scales, fused=progress.fusion_trained, propose=propose)
         result = validation.report(predictions)
-        items = phase_items(phase, result, validation.apn_loss(predictions, phase) if taught else None)
+        items = phase.scores(result, phase.validation_loss(run.model, predictions))
         figures = flat(result) | {f"judged_{k}": v for k, v in items.items()}
         run.logger.scalars("val", figures, step=progress.step, phase=phase.name)
         run.logger.log(f"{phase.name} epoch {progress.epoch}: {summary(result)}")
@@ -274,30 +262,102 @@ class Trainer:
             seed=run.config.run.seed,
             epoch=run.progress.total_epoch,
             start_batch=start_batch,
-            photos=phase.config.photos,
-            num_noise=phase.noise_per_photo(),
+            photos=phase.photos,
+            num_noise=phase.num_noise(),
             rank=run.world.rank,
             num_ranks=run.world.size,
         )
 
-    def _weights(self, phase: Phase) -> dict[str, Tensor]:
-        """Return a copy of the weights that a phase can change."""
-        prefixes = {
-            "classification": ("backbones.", "classifiers."),
-            "apn_init": ("apns.",),
-            "ranking": ("apns.",),
-            "fusion": ("fusion.",),
-        }[phase.config.kind]
-        state = self.run.model.state_dict()
-        return {key: value.detach().cpu().clone() for key, value in state.items() if key.startswith(prefixes)}
+
+class _Context:
+    """What a phase may use before its first step, see :class:`racnn.models.phase.PhaseContext`.
+
+    Args:
+        run: The run.
+        phase: The phase.
+        batches: Returns the phase's training batches, shuffled.
+    """
+
+    def __init__(self, run: Run, phase: Phase, batches: Callable[[], Any]) -> None:
+        self.run = run
+        self.phase = phase
+        self.batches = batches
+        self.model = run.model
+
+    def read(self, what: str, split: str, call: Callable[..., Any], **settings: Any) -> Any:
+        """Return what a call finds in the photos of a split, showing how far it is.
+
+        Raises:
+            Stop: The run was told to stop.
+        """
+        run = self.run
+
+        def after_batch() -> None:
+            run.logger.tick()
+            if run.world.size == 1:  # several stop together, after the last batch
+                self._stop_if_told()
+
+        batches = run.validation.batches(split)
+        run.logger.start_bar(f"{self.phase.name}: {what}, {split}", len(batches), 0)
+        found = call(
+            run.model,
+            batches,
+            self.phase.scales[0],
+            self.phase,
+            device=run.device,
+            gather=run.world.gather,
+            after_batch=after_batch,
+            **settings,
+        )
+        run.logger.close_bar()
+        self._stop_if_told()
+        return found
+
+    def _stop_if_told(self) -> None:
+        """Stop with a checkpoint to go on from, if the run was told to."""
+        if self.run.stopped():
+            if not (self.run.folder / "last.pt").exists():
+                self.run.save_last(None)
+            self.run.stop()
+
+    def attach(self, split: str, boxes: Tensor) -> None:
+        """Let the photos of a split bring along a pseudo box each."""
+        self.run.data.splits[split].pseudo_boxes = boxes.numpy()
+
+    def detach(self) -> None:
+        """Let no photo bring one along."""
+        for photos in self.run.data.splits.values():
+            photos.pseudo_boxes = None
+
+    def descriptor_norms(self) -> list[float]:
+        """Return the mean length of each scale's descriptors, from some training photos of all classes."""
+        some = itertools.islice(self.batches(), NORM_BATCHES)  # shuffled
+        return predict(self.model, some, device=self.run.device, world=self.run.world).norms
+
+    def answers(self) -> tuple[list[Tensor], Tensor]:
+        """Return the logits of every scale on the validation photos, and the labels."""
+        predictions = self.run.validation.predict(self.model.num_scales, fused=False)
+        return predictions.logits, predictions.labels
+
+    def log(self, text: str) -> None:
+        """Print a line."""
+        self.run.logger.log(text)
+
+
+def trained_weights(model: nn.Module, phase: Phase) -> dict[str, Tensor]:
+    """Return a copy of the weights, and of batch norm's statistics, that a phase can change."""
+    trunks, heads = phase.trained(model)
+    own = {id(v) for module in (*trunks, *heads) for v in module.state_dict(keep_vars=True).values()}
+    state = model.state_dict(keep_vars=True)
+    return {key: value.detach().cpu().clone() for key, value in state.items() if id(value) in own}
 
 
 def _outcome_of(phase: Phase, progress: Progress) -> str:
     """Return which epoch of a finished phase was kept, and by which figures."""
-    if phase.config.keep == "last":
+    if phase.keep == "last":
         return "kept the last epoch"
     before = f" ({shown_items(progress.start)} before)" if progress.start else ""
-    if phase.config.keep == "if_better" and not progress.best_epoch:
+    if phase.keep == "if_better" and not progress.best_epoch:
         return f"no epoch was better, nothing changed{before}"
     assert progress.best is not None
     return f"kept epoch {progress.best_epoch}: {shown_items(progress.best)}{before}"

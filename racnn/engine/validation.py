@@ -14,10 +14,7 @@ from racnn.config import Config
 from racnn.data import Data, eval_loader
 from racnn.engine.distributed import ProcessGroup
 from racnn.engine.loop import Predictions, predict, report
-from racnn.engine.phases import Phase
-from racnn.engine.pseudo_boxes import target_region
 from racnn.evaluation import draw as viz
-from racnn.models.racnn import losses
 from racnn.models.racnn.model import RACNN
 from racnn.ops.crop import zoom
 from racnn.ops.regions import to_boxes_xyxy
@@ -65,14 +62,6 @@ class Validation:
     def report(self, predictions: Predictions) -> dict[str, Any]:
         """Return the measures of predictions on the validation photos, see :func:`racnn.engine.loop.report`."""
         return report(predictions, data=self.data, split="val", bounds=self.model.bounds)
-
-    def apn_loss(self, predictions: Predictions, phase: Phase) -> float:
-        """Return an ``apn_init`` phase's loss, the mean over photos."""
-        (scale,) = phase.scales
-        assert predictions.pseudo_boxes is not None
-        taught = target_region(predictions.pseudo_boxes, predictions.places[scale - 1], phase.config.target)
-        region, bounds = predictions.regions[scale - 1], self.model.bounds[scale - 1]
-        return losses.apn_init_losses(region, taught, scale, bounds=bounds)["loss"].item()
 
     def picture(self, predictions: Predictions) -> np.ndarray | None:
         """Return the first photos with their regions and views, or None where none are to be drawn."""

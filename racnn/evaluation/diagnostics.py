@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from racnn.config import Config, PhaseConfig
+from racnn.config import Config
+from racnn.models.phase import Phase
 
 SAME = 0.01  # standard deviation over photos, of a region's centre and side in its view, that says nothing of the photo
 COLLAPSE_SHARE = 0.5  # of the regions at a bound, from which a warning is given
@@ -66,7 +67,7 @@ def _advice(number: int, regions: Mapping[str, Mapping[str, float]], config: Con
     if regions[region]["at_bound"] > COLLAPSE_SHARE:
         return f"{region} has collapsed, see above"
     key, phase = list(taught.items())[-1]
-    square = phase.target == "peak"  # of fixed size
+    square = getattr(phase, "target", None) == "peak"  # of fixed size
     smaller = f", or raise {key}.trim or {key}.level (tools/teacher.py shows what each gives)"
     smaller = "" if square else smaller
     if side > WIDE:
@@ -84,8 +85,8 @@ def _advice(number: int, regions: Mapping[str, Mapping[str, float]], config: Con
     see = f"see with `racnn visualize` whether {region} holds what tells the classes apart"
     if square:
         return f"{see}; where a square of fixed size does not fit, --set {key}.target=component reads its size too"
-    trained = [p for p in config.phases() if p.kind == "classification" and number + 1 in p.scales]
-    start = "" if any(p.init_from for p in trained) else f", from scale {number} (init_from: {number})"
+    started = [p for p in config.phases() if number + 1 in p.scales and getattr(p, "init_from", None)]
+    start = "" if started else f", from scale {number} (init_from: {number})"
     larger = [f"lower {key}.{name}" for name in ("trim", "level") if getattr(phase, name) > 0]
     return (
         f"{see}. If it does, train scale_{number + 1} longer{start}; if it cuts that off, "
@@ -124,13 +125,10 @@ def _sameness_warning(regions: Mapping[str, Mapping[str, float]], config: Config
     return lines
 
 
-def _taught(number: int, config: Config) -> dict[str, PhaseConfig]:
+def _taught(number: int, config: Config) -> dict[str, Phase]:
     """Return the phases that teach a region where to look, by key."""
-    return {
-        key: phase
-        for key, phase in config.phases_by_key().items()
-        if phase.kind == "apn_init" and number in (phase.scales or (number,))
-    }
+    phases = {key: p.resolved(config.model.num_scales) for key, p in config.phases_by_key().items()}
+    return {key: phase for key, phase in phases.items() if number in phase.taught_regions()}
 
 
 def imbalance_warning(counts: Sequence[int], class_names: Sequence[str], balance: str) -> str | None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from racnn.config import ModelConfig
 from racnn.models.backbone import BACKBONES, Backbone, build_backbone
 from racnn.models.racnn.model import RACNN, RACNNOutput
+from racnn.sections import ModelConfig
 
 __all__ = ["BACKBONES", "RACNN", "Backbone", "RACNNOutput", "build_backbone", "build_model"]
 

@@ -3,13 +3,12 @@
 import pytest
 import torch
 
-from racnn.config import PhaseConfig
 from racnn.engine.loop import EpochState, NonFiniteError, predict, train_one_epoch
-from racnn.engine.phases import Phase
-from racnn.engine.pseudo_boxes import read_boxes
-from racnn.engine.steps import STEPS, build_optimizer, train_only
+from racnn.engine.steps import build_optimizer, train_only
 from racnn.errors import TrainingError
 from racnn.models import RACNN
+from racnn.models.racnn.phases import Classification, make_phase
+from racnn.models.racnn.pseudo_boxes import read_boxes
 
 CPU = torch.device("cpu")
 NUM = 5
@@ -31,8 +30,7 @@ def make():
 
 
 def phase_of(kind, scales, **changes):
-    config = PhaseConfig(kind=kind, scales=scales, epochs=1, lr=0.01, **changes)
-    return Phase(0, config, tuple(scales))
+    return make_phase(kind=kind, scales=scales, epochs=1, lr=0.01, **changes)
 
 
 def batch(phase):
@@ -43,7 +41,7 @@ def batch(phase):
         "index": torch.arange(NUM) + 10,
         "share": torch.full((NUM,), 1.0 / NUM, dtype=torch.float64),
         "pseudo_box": torch.tensor([-0.6, -0.2, 0.3, 0.4]).repeat(NUM, 1),
-        "noise": torch.rand(NUM, phase.noise_per_photo(), generator=generator),
+        "noise": torch.rand(NUM, phase.num_noise(), generator=generator),
     }
 
 
@@ -77,15 +75,15 @@ def test_a_batch_taken_in_parts_has_the_same_losses_and_gradients(kind, scales, 
 
 class TestOutOfMemory:
     def small_gpu(self, monkeypatch, room):
-        plain, sizes = STEPS["classification"], []
+        plain, sizes = Classification.losses, []
 
-        def step(model, batch, phase, class_weights=None):
+        def step(phase, model, batch, class_weights=None):
             sizes.append(len(batch["label"]))
             if sizes[-1] > room:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB")
-            return plain(model, batch, phase, class_weights)
+            return plain(phase, model, batch, class_weights)
 
-        monkeypatch.setitem(STEPS, "classification", step)
+        monkeypatch.setattr(Classification, "losses", step)
         return sizes
 
     def test_the_batch_is_halved_until_it_fits_with_the_same_gradient(self, monkeypatch):
@@ -148,9 +146,9 @@ class TestOutOfMemoryWithoutGradient:
 
     def test_pseudo_boxes_are_those_of_whole_batches(self, monkeypatch, batches):
         model, phase = make(), phase_of("apn_init", (1,))
-        whole = read_boxes(model, batches, 1, phase.config, device=CPU)
+        whole = read_boxes(model, batches, 1, phase, device=CPU)
         sizes = self.small_gpu(monkeypatch, model, room=3)
-        torch.testing.assert_close(whole, read_boxes(model, batches, 1, phase.config, device=CPU))
+        torch.testing.assert_close(whole, read_boxes(model, batches, 1, phase, device=CPU))
         assert sizes == [5, 3, 2, 3, 2]
 
     def test_a_single_photo_that_does_not_fit_is_told(self, monkeypatch, batches):

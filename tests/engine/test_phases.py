@@ -3,7 +3,7 @@
 import pytest
 
 from racnn.config import load_config, parse_config
-from racnn.engine.phases import Phase, upcoming, walk
+from racnn.engine.phases import upcoming, walk
 
 
 def phase(kind, **changes):
@@ -36,7 +36,7 @@ ALTERNATION = config_of(
 
 def kinds(phases):
     return "".join(
-        {"classification": "c", "apn_init": "a", "ranking": "r", "fusion": "f"}[p.config.kind] for p in phases
+        {"classification": "c", "apn_init": "a", "ranking": "r", "fusion": "f"}[p.kind] for p in phases
     )
 
 
@@ -102,7 +102,7 @@ def test_a_phase_with_scales_keeps_them(kind):
 )
 def test_a_step_runs_no_more_scales_than_it_needs(kind, scales, count):
     *_, resolved = run(config_of(phase("classification"), phase(kind, scales=scales), num_scales=4), [])
-    assert resolved.scales_to_run(4) == count
+    assert resolved.num_scales_run(4) == count
 
 
 @pytest.mark.parametrize("name", ["recipe", "paper"])
@@ -115,7 +115,7 @@ def test_names_are_unique_and_sort_in_the_order_of_running(name):
 def test_a_name_tells_position_kind_and_scales():
     (resolved,) = run(config_of(phase("ranking", scales=[1, 2])), [])
     assert resolved.name == "01-ranking_1_2"
-    assert Phase(11, resolved.config, (2,)).name == "12-ranking_2"
+    assert resolved.model_copy(update={"scales": (2,)}).resolved(3, 11).name == "12-ranking_2"
 
 
 @pytest.mark.parametrize(
@@ -134,4 +134,4 @@ def test_a_name_tells_position_kind_and_scales():
 )
 def test_a_photo_brings_as_much_noise_as_the_step_draws(kind, scales, changes, count):
     *_, resolved = run(config_of(phase("classification"), phase(kind, scales=scales, **changes)), [])
-    assert resolved.noise_per_photo() == count
+    assert resolved.num_noise() == count

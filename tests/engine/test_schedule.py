@@ -4,9 +4,8 @@ from itertools import pairwise
 
 import pytest
 
-from racnn.config import PhaseConfig
-from racnn.engine.phases import Phase
-from racnn.engine.schedule import better, learning_rate, phase_items
+from racnn.engine.schedule import better, learning_rate
+from racnn.models.racnn.phases import make_phase
 
 SHARES = [i / 1000 for i in range(1000)]
 
@@ -65,5 +64,5 @@ LOG_PROB = {"scale_1": -1.0, "scale_2": -2.0, "scale_3": -3.0, "mean": -1.5, "fu
     ],
 )
 def test_a_phase_is_judged_by_what_it_trains(kind, scales, items):
-    phase = Phase(0, PhaseConfig(kind=kind, epochs=1, lr=0.1), scales)
-    assert phase_items(phase, {"log_prob": LOG_PROB}, 0.25 if kind == "apn_init" else None) == items
+    phase = make_phase(kind=kind, scales=scales, epochs=1, lr=0.1)
+    assert phase.scores({"log_prob": LOG_PROB}, 0.25 if kind == "apn_init" else None) == items

@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from racnn.config import PhaseConfig
-from racnn.engine.phases import Phase
-from racnn.engine.steps import STEPS, build_optimizer, train_only
+from racnn.engine.steps import build_optimizer, train_only
 from racnn.models import RACNN
+from racnn.models.racnn.phases import make_phase
 
 NUM_CLASSES = 5
 
@@ -37,16 +36,15 @@ def batch(size=6, side=40):
 
 def phase_of(kind, scales=(), **changes):
     always = {"margin": 2.0} if kind == "ranking" else {}  # no pair is ranked so well that it teaches nothing
-    config = PhaseConfig(**{"kind": kind, "epochs": 1, "lr": 0.5, "scales": scales} | always | changes)
-    return Phase(0, config, tuple(scales))
+    return make_phase(**{"kind": kind, "epochs": 1, "lr": 0.5, "scales": scales} | always | changes)
 
 
 def step(model, phase):
     """Take one optimizer step of a phase and return the losses."""
     train_only(model, phase)
     optimizer = build_optimizer(model, phase)
-    noise = torch.rand(6, phase.noise_per_photo(), generator=torch.Generator().manual_seed(3))
-    losses = STEPS[phase.config.kind](model, batch() | {"noise": noise}, phase)
+    noise = torch.rand(6, phase.num_noise(), generator=torch.Generator().manual_seed(3))
+    losses = phase.losses(model, batch() | {"noise": noise})
     losses["loss"].backward()
     optimizer.step()
     return losses
@@ -95,14 +93,14 @@ def test_a_finer_scale_alone_learns_on_the_places_that_photos_bring_along(scale,
     run = []
     for number, backbone in enumerate(model.backbones, 1):
         backbone.register_forward_pre_hook(lambda *_, number=number: run.append(number))
-    recursion = STEPS["classification"](model, photos, phase)
+    recursion = phase.losses(model, photos)
     assert run == list(range(1, scale + 1))
     run.clear()
-    alone = STEPS["classification"](model, photos | {"pseudo_box": corners}, phase)
+    alone = phase.losses(model, photos | {"pseudo_box": corners})
     assert run == [scale]
     assert alone.keys() == recursion.keys() == {f"classification_{scale}", "loss"}
     torch.testing.assert_close(alone["loss"], recursion["loss"], rtol=1e-4, atol=0)
-    elsewhere = STEPS["classification"](model, photos | {"pseudo_box": pseudo_box}, phase)
+    elsewhere = phase.losses(model, photos | {"pseudo_box": pseudo_box})
     assert not torch.allclose(elsewhere["loss"], alone["loss"], rtol=1e-3)
 
 
@@ -114,7 +112,7 @@ def test_the_places_that_photos_bring_along_are_shaken(states):
         phase = phase_of("classification", (2,), jitter=jitter)
         train_only(model, phase)
         given = batch() | {"noise": torch.full((6, 3), noise)}
-        losses.append(float(STEPS["classification"](model, given, phase)["loss"].detach()))
+        losses.append(float(phase.losses(model, given)["loss"].detach()))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert losses[2] != pytest.approx(losses[1], rel=1e-3)
 
@@ -202,7 +200,7 @@ def test_regions_are_shaken_in_training_and_not_in_validation(states):
 
     def loss(seed):
         noise = torch.rand(6, 3, generator=torch.Generator().manual_seed(seed))
-        return STEPS["classification"](model, batch() | {"noise": noise}, phase)["loss"].item()
+        return phase.losses(model, batch() | {"noise": noise})["loss"].item()
 
     assert loss(0) == loss(0)
     assert loss(0) != loss(1)
@@ -220,5 +218,5 @@ def test_class_weights_change_the_loss_of_the_kinds_that_know_classes(kind, scal
     weights = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0])  # only photos of the first class count
     some = batch(size=5)
     first = {key: value[:1] for key, value in some.items()}
-    weighed = STEPS[kind](model, some, phase, weights)["loss"]
-    torch.testing.assert_close(len(some["label"]) * weighed, STEPS[kind](model, first, phase)["loss"])
+    weighed = phase.losses(model, some, weights)["loss"]
+    torch.testing.assert_close(len(some["label"]) * weighed, phase.losses(model, first)["loss"])

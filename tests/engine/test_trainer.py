@@ -29,10 +29,11 @@ from racnn.engine.loop import predict
 from racnn.engine.predictor import load
 from racnn.engine.provenance import fingerprint
 from racnn.engine.run import Run
-from racnn.engine.steps import STEPS
 from racnn.engine.trainer import Trainer, fit
 from racnn.engine.validation import Validation
 from racnn.errors import CheckpointError, ConfigError, DataError, TrainingError
+from racnn.models.racnn import phases
+from racnn.models.racnn.phases import Classification
 
 CPU = torch.device("cpu")
 RUN_FILES = {"last.pt", "previous.pt", "best.pt", "config.yaml", "run.json", "metrics.jsonl", "tensorboard"}
@@ -434,13 +435,13 @@ def test_photos_in_another_order_or_of_other_classes_are_refused(tiny, tmp_path)
 
 
 def test_fusion_starts_from_what_the_validation_photos_say(finished, tmp_path, monkeypatch):
-    asked, plain = [], trainer.pool_weights
+    asked, plain = [], phases.pool_weights
 
     def watched(logits, labels):
         asked.append((logits, labels))
         return plain(logits, labels)
 
-    monkeypatch.setattr(trainer, "pool_weights", watched)
+    monkeypatch.setattr(phases, "pool_weights", watched)
     config = finished.config.model_copy(
         update={"run": finished.config.run.model_copy(update={"out": str(tmp_path / "run")})}
     )
@@ -536,16 +537,16 @@ def test_the_seed_decides_the_weights(short, tmp_path):
     ids=["nan", "inf", "gradient"],
 )
 def test_a_number_that_is_not_finite_stops_before_the_step(short, tmp_path, monkeypatch, spoil, named):
-    plain, before = STEPS["classification"], []
+    plain, before = Classification.losses, []
 
-    def spoilt(model, batch, phase, class_weights):
-        losses = plain(model, batch, phase)
+    def spoilt(phase, model, batch, class_weights):
+        losses = plain(phase, model, batch)
         before.append({name: p.detach().clone() for name, p in model.named_parameters()})
         if len(before) == 3:
             losses["loss"] = spoil(losses["loss"], model.classifiers[0].weight)
         return losses
 
-    monkeypatch.setitem(STEPS, "classification", spoilt)
+    monkeypatch.setattr(Classification, "losses", spoilt)
     config = short(tmp_path / "run", data__synthetic__num_train=64, run__save_every=1)
     run = Run(config, device=CPU, resume=False, overwrite=False)
     with pytest.raises(TrainingError, match=rf"phase 01-classification_1: .*{named}"):
@@ -801,13 +802,13 @@ def test_deterministic_algorithms_do_all_phases_on_a_cpu_and_change_no_bit(tiny,
 def test_the_dump_of_a_first_step_that_is_not_finite_stays_and_is_in_no_one_s_way(
     short, tmp_path, monkeypatch
 ):
-    plain = STEPS["classification"]
+    plain = Classification.losses
 
     def spoilt(*args):
         return {name: value * float("nan") for name, value in plain(*args).items()}
 
     with monkeypatch.context() as patch:
-        patch.setitem(STEPS, "classification", spoilt)
+        patch.setattr(Classification, "losses", spoilt)
         with pytest.raises(TrainingError, match=r"nonfinite\.json"):
             fit(short(tmp_path / "run"), device=CPU)
     assert json.loads((tmp_path / "run" / "nonfinite.json").read_text())["step"] == 0

@@ -8,10 +8,9 @@ import torch
 from every_step import PHASES
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from racnn.config import PhaseConfig
-from racnn.engine.phases import Phase
-from racnn.engine.steps import STEPS, train_only
+from racnn.engine.steps import train_only
 from racnn.models import RACNN
+from racnn.models.racnn.phases import make_phase
 from racnn.ops import crop as zoom
 
 MOVED = {"lift_fresh", "_local_scalar_dense", "is_nonzero", "equal", "allclose"}  # to the device, or from it
@@ -67,7 +66,7 @@ def test_what_waits_is_recognised(call):
 def test_a_step_never_waits(kind, scales, changes, monkeypatch):
     monkeypatch.setattr(zoom, "_some_pixels", zoom._all_pixels)  # as on a GPU
     monkeypatch.setattr(zoom, "_gather", zoom._multiply)
-    phase = Phase(0, PhaseConfig(kind=kind, scales=scales, lr=1e-3, epochs=1, **changes), scales)
+    phase = make_phase(kind=kind, scales=scales, lr=1e-3, epochs=1, **changes)
     torch.manual_seed(0)
     model = RACNN(num_classes=3, backbone="tiny", view_sizes=(32, 32, 32))
     train_only(model, phase)
@@ -75,11 +74,11 @@ def test_a_step_never_waits(kind, scales, changes, monkeypatch):
         "image": torch.randint(0, 256, (4, 3, 48, 48), dtype=torch.uint8),
         "label": torch.arange(4) % 3,
         "pseudo_box": torch.tensor([-0.6, -0.2, 0.3, 0.4]).repeat(4, 1),
-        "noise": torch.rand(4, phase.noise_per_photo()),
+        "noise": torch.rand(4, phase.num_noise()),
     }
     if kind == "classification" and len(scales) > 1:
         del batch["pseudo_box"]
     with Operations() as seen:
-        STEPS[kind](model, batch, phase)["loss"].backward()
+        phase.losses(model, batch)["loss"].backward()
     assert "convolution" in seen.names
     assert not seen.names & WAITING

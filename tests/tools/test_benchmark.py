@@ -222,7 +222,7 @@ class TestStep:
         config = step.default_config("tiny", 32)
         batch, phase = step.photos(4, 32, CPU), step.phase_of(config, "ranking")
         model = step.plain(config, CPU)
-        expected = step.STEPS["ranking"](model, batch, phase)["loss"]
+        expected = phase.losses(model, batch)["loss"]
         torch.testing.assert_close(step.plain_ranking(model, batch, phase), expected)
 
     def test_the_phases_are_those_of_the_default_recipe_for_all_scales(self):
@@ -230,7 +230,7 @@ class TestStep:
         assert step.phase_of(config, "classification").scales == (1, 2, 3)
         ranking = step.phase_of(config, "ranking", gradient="exact")
         assert ranking.scales == (1, 2)
-        assert ranking.config.optimizer == "adamw"
+        assert ranking.optimizer == "adamw"
         assert (config.model.view_sizes, config.data.source_size) == ((32, 16, 16), 32)
 
     def test_only_what_is_no_convolution_or_linear_layer_counts_as_outside(self):

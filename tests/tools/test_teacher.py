@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from racnn.config import PhaseConfig
 from racnn.data import eval_loader
 from racnn.engine.evaluator import data_of
 from racnn.engine.predictor import load
-from racnn.engine.pseudo_boxes import find_common_part
 from racnn.errors import ConfigError
 from racnn.evaluation.metrics import localisation
+from racnn.models.racnn.phases import make_phase
+from racnn.models.racnn.pseudo_boxes import find_common_part
 from racnn.ops.heatmap import component_region
 from racnn.ops.regions import clamp, compose
 
@@ -54,7 +54,7 @@ def test_a_row_is_what_the_boxes_measure(scale, enlarge, trim, teacher, finished
     assert coverage == pytest.approx(100 * expected["coverage"], abs=0.06)
 
     train = eval_loader(data_of(trained).splits["train"], trained.config.data)
-    phase = PhaseConfig(kind="apn_init", epochs=1, lr=0.1, response="ddt", enlarge=enlarge)
+    phase = make_phase(kind="apn_init", epochs=1, lr=0.1, response="ddt", enlarge=enlarge)
     common = find_common_part(trained.model, train, scale, phase, device=torch.device("cpu"))
     region = clamp(component_region(common.response(inner), 0.5, trim), *trained.model.bounds[scale - 1])
     assert rows["ddt", 0.5, trim][0] == pytest.approx(region[:, 2].mean().item(), abs=6e-4)

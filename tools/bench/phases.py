@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 
@@ -13,7 +12,8 @@ from bench.figures import Figure, share_of_time, summary, take_turns
 from bench.networks import default_config, photos
 from bench.step import engine_step
 from racnn.config import Config
-from racnn.engine.phases import Phase, upcoming
+from racnn.engine.phases import upcoming
+from racnn.models.phase import Phase
 
 
 def measure(*, backbone: str, batch: int, side: int, rounds: int, device: torch.device) -> list[Figure]:
@@ -42,4 +42,4 @@ def phases_of(config: Config) -> Iterator[Phase]:
         done.append(True)
         if phase.name[3:] not in seen:
             seen.add(phase.name[3:])
-            yield replace(phase, config=phase.config.model_copy(update={"lr": 1e-8}))
+            yield phase.model_copy(update={"lr": 1e-8})

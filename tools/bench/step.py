@@ -20,10 +20,11 @@ from bench.memory import in_fresh_process, peak_added
 from bench.networks import default_config, ours, photos, plain
 from racnn.config import Config
 from racnn.engine.loop import EpochState, train_one_epoch
-from racnn.engine.phases import Phase
-from racnn.engine.steps import STEPS, build_optimizer, train_only
+from racnn.engine.steps import build_optimizer, train_only
 from racnn.models import RACNN
+from racnn.models.phase import Phase
 from racnn.models.racnn.losses import true_class_prob
+from racnn.models.racnn.phases import Ranking
 
 Batch = dict[str, Tensor]
 Step = Callable[[], None]
@@ -68,7 +69,8 @@ def phase_of(config: Config, kind: str, **changes: object) -> Phase:
     """Return the last phase of a kind in the default recipe, for all scales, at a rate that leaves the weights be."""
     found = [phase for phase in config.phases() if phase.kind == kind][-1]
     last = config.model.num_scales - (kind == "ranking")
-    return Phase(0, found.model_copy(update={"lr": 1e-8, **changes}), tuple(range(1, last + 1)))
+    scales = tuple(range(1, last + 1))
+    return found.model_copy(update={"lr": 1e-8, "scales": scales, **changes})
 
 
 def with_frozen_stages(config: Config) -> Config:
@@ -95,7 +97,7 @@ def plain_step(config: Config, phase: Phase, batch: Batch, device: torch.device)
     model = plain(config, device).train()
     batch = with_noise(batch, phase)
     optimizer = build_optimizer(model, phase)
-    loss = plain_ranking if phase.config.kind == "ranking" else _loss_of_the_engine
+    loss = plain_ranking if isinstance(phase, Ranking) else _loss_of_the_engine
 
     def step() -> None:
         model.zero_grad(set_to_none=True)
@@ -107,22 +109,20 @@ def plain_step(config: Config, phase: Phase, batch: Batch, device: torch.device)
 
 def with_noise(batch: Batch, phase: Phase) -> Batch:
     """Return the batch with the random numbers that a phase wants of the loader."""
-    numbers = torch.rand(len(batch["label"]), phase.noise_per_photo())
+    numbers = torch.rand(len(batch["label"]), phase.num_noise())
     return batch | {"noise": numbers.to(batch["label"].device)}
 
 
 def plain_ranking(model: RACNN, batch: Batch, phase: Phase) -> Tensor:
     """Return the ranking loss (equation 9) with a derivative in both of its probabilities, as copies have it."""
-    sure = [
-        true_class_prob(logits, batch["label"], phase.config.compare)
-        for logits in model(batch["image"]).logits
-    ]
-    pairs = [F.relu(sure[s - 1] - sure[s] + phase.config.margin).mean() for s in phase.scales]
+    assert isinstance(phase, Ranking)
+    sure = [true_class_prob(logits, batch["label"], phase.compare) for logits in model(batch["image"]).logits]
+    pairs = [F.relu(sure[s - 1] - sure[s] + phase.margin).mean() for s in phase.scales]
     return torch.stack(pairs).sum()
 
 
 def _loss_of_the_engine(model: RACNN, batch: Batch, phase: Phase) -> Tensor:
-    return STEPS[phase.config.kind](model, batch, phase)["loss"]
+    return phase.losses(model, batch)["loss"]
 
 
 def memory_share(backbone: str, batch: int, side: int, device: torch.device) -> float:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from racnn.config import DataConfig
 from racnn.data.sources.catalog import Box, Catalog, Record, check_photos_exist, chosen_classes, existing_root
 from racnn.data.sources.matfiles import read_mat, read_struct
 from racnn.errors import DataError
+from racnn.sections import DataConfig
 
 BOX = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
 TEST_LABELS = "cars_test_annos_withlabels.mat"

@@ -20,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from racnn.config import DataConfig, parse_ranges
 from racnn.data.image_io import read_photo
 from racnn.data.names import ClassIndex, class_name
 from racnn.errors import DataError, did_you_mean
+from racnn.sections import DataConfig, parse_ranges
 
 Box = tuple[float, float, float, float]
 Part = tuple[float, float, float]

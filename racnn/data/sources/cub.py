@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from racnn.config import DataConfig
 from racnn.data.sources.catalog import Box, Catalog, Part, Record, chosen_classes, existing_root
 from racnn.errors import DataError
+from racnn.sections import DataConfig
 
 CUB_HEAD = frozenset({"beak", "crown", "forehead", "left eye", "right eye", "nape", "throat"})
 

@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
-from racnn.config import DataConfig
 from racnn.data.sources.catalog import (
     Box,
     Catalog,
@@ -17,6 +16,7 @@ from racnn.data.sources.catalog import (
 )
 from racnn.data.sources.matfiles import read_mat
 from racnn.errors import DataError
+from racnn.sections import DataConfig
 
 
 def dogs(config: DataConfig) -> Catalog:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from racnn.config import DataConfig
 from racnn.data.listing import (
     LINKED,
     PHOTO_SUFFIXES,
@@ -21,6 +20,7 @@ from racnn.data.listing import (
 from racnn.data.names import class_name, looks_like_split, natural_key, split_of
 from racnn.data.sources.catalog import Catalog, Record, chosen_classes, existing_root, hold_out
 from racnn.errors import DataError, did_you_mean
+from racnn.sections import DataConfig
 from racnn.written import RECORD
 
 TEST_FRACTION = 0.2  # of a folder that has no test photos of its own

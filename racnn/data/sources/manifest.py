@@ -11,13 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from racnn.config import DataConfig
 from racnn.data.image_io import photo_size
 from racnn.data.names import class_name, natural_key, split_of
 from racnn.data.sources.catalog import Box, Catalog, Record, check_photos_exist, chosen_classes, hold_out
 from racnn.data.sources.folder import TEST_FRACTION
 from racnn.data.statistics import box_problem
 from racnn.errors import DataError, did_you_mean
+from racnn.sections import DataConfig
 
 CORNERS = ("x0", "y0", "x1", "y1")
 COLUMNS = ("path", "label", "split", "group", *CORNERS)  # of a CSV file

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from racnn.config import DataConfig
 from racnn.data.sources.catalog import Box, Catalog, Part, Record, chosen_classes
+from racnn.sections import DataConfig
 
 FIRST_DRAWN_TEST = 1_000_000
 

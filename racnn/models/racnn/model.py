@@ -24,13 +24,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from racnn.config import DEFAULT_BOUNDS
 from racnn.errors import ConfigError
 from racnn.models.backbone import Backbone, build_backbone
 from racnn.models.racnn.apn import CompactAPN, PaperAPN
 from racnn.ops.crop import zoom
 from racnn.ops.mask import frame_steepness
 from racnn.ops.regions import compose, jitter, to_boxes_xyxy, whole
+from racnn.sections import DEFAULT_BOUNDS
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The ranking phase's step, and four ways for its loss to reach a region.
+"""Four ways for the ranking loss to reach a region.
 
 ``exact``      the derivative through the frozen finer scale, the sample points and the mask.
 ``mask``       the same with the sample points held: the paper's equations 11 to 13, taken at their word.
@@ -15,35 +15,30 @@ The loss is the same in all of them; what differs is its gradient.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from racnn.engine.phases import Phase
-from racnn.models import RACNN, RACNNOutput
+from racnn.models.phase import Batch
 from racnn.models.racnn import losses
+from racnn.models.racnn.model import RACNN, RACNNOutput
 from racnn.ops.crop import zoom
 from racnn.ops.mask import frame_steepness
 from racnn.ops.regions import clamp
 
-Batch = dict[str, Tensor]
+if TYPE_CHECKING:
+    from racnn.models.racnn.phases import Ranking
 
 
-def ranking_step(
-    model: RACNN, batch: Batch, phase: Phase, class_weights: Tensor | None = None
-) -> dict[str, Tensor]:
-    """Return the ranking losses of the phase's regions, ``ranking_s``, and their sum ``loss``."""
-    return GRADIENTS[phase.config.gradient](model, batch, phase)
-
-
-def through_the_view(model: RACNN, batch: Batch, phase: Phase) -> dict[str, Tensor]:
+def through_the_view(model: RACNN, batch: Batch, phase: Ranking) -> dict[str, Tensor]:
     """``exact`` and ``mask``: the gradient runs through the frozen finer scale into the zoom and the APN."""
-    exact = phase.config.gradient == "exact"
+    exact = phase.gradient == "exact"
     output = model(batch["image"], scales=max(phase.scales) + 1, move_samples=exact)
     return _losses(output, batch, phase)
 
 
-def by_energy(model: RACNN, batch: Batch, phase: Phase) -> dict[str, Tensor]:
+def by_energy(model: RACNN, batch: Batch, phase: Ranking) -> dict[str, Tensor]:
     """``energy``: each region is drawn over the pixels of its view that the loss depends on most.
 
     The energy of a view sums to 1, in place of the constants in pixels of the published layer.
@@ -62,27 +57,27 @@ def by_energy(model: RACNN, batch: Batch, phase: Phase) -> dict[str, Tensor]:
     return _with_gradient(value, pulls, phase)
 
 
-def by_smoothing(model: RACNN, batch: Batch, phase: Phase) -> dict[str, Tensor]:
+def by_smoothing(model: RACNN, batch: Batch, phase: Ranking) -> dict[str, Tensor]:
     """``smoothed``: the hinge falls along the slope that pairs of drawn regions show."""
-    config, labels = phase.config, batch["label"]
+    labels = batch["label"]
     with torch.no_grad():
         source = model.normalise(batch["image"])
         output = model(batch["image"], scales=max(phase.scales) + 1)
         value = _losses(output, batch, phase)
-        sure = [losses.true_class_prob(logits, labels, config.compare) for logits in output.logits]
-    signs = torch.where(batch["noise"] < 0.5, -1.0, 1.0).unflatten(1, (len(phase.scales), config.pairs, 3))
+        sure = [losses.true_class_prob(logits, labels, phase.compare) for logits in output.logits]
+    signs = torch.where(batch["noise"] < 0.5, -1.0, 1.0).unflatten(1, (len(phase.scales), phase.pairs, 3))
     pulls = []
     for i, s in enumerate(phase.scales):
         region = model.apns[s - 1](output.features[s - 1])
 
         def score(other: Tensor, number: int = s) -> Tensor:
             logits = model.logits_at(source, output, other, number=number)
-            return losses.true_class_prob(logits, labels, config.compare)
+            return losses.true_class_prob(logits, labels, phase.compare)
 
         slope = antithetic_slope(
-            score, region.detach(), signs[:, i], spread=config.spread, bounds=model.bounds[s - 1]
+            score, region.detach(), signs[:, i], spread=phase.spread, bounds=model.bounds[s - 1]
         )
-        active = (sure[s - 1] - sure[s] + config.margin > 0).float()
+        active = (sure[s - 1] - sure[s] + phase.margin > 0).float()
         pulls.append(-(active * (slope * region).sum(dim=1)).mean())
     return _with_gradient(value, pulls, phase)
 
@@ -126,17 +121,17 @@ def antithetic_slope(
     return slope / signs.shape[1]
 
 
-def _losses(output: RACNNOutput, batch: Batch, phase: Phase) -> dict[str, Tensor]:
+def _losses(output: RACNNOutput, batch: Batch, phase: Ranking) -> dict[str, Tensor]:
     return losses.ranking_losses(
         output.logits,
         batch["label"],
         phase.scales,
-        margin=phase.config.margin,
-        compare=phase.config.compare,
+        margin=phase.margin,
+        compare=phase.compare,
     )
 
 
-def _with_gradient(value: dict[str, Tensor], pulls: list[Tensor], phase: Phase) -> dict[str, Tensor]:
+def _with_gradient(value: dict[str, Tensor], pulls: list[Tensor], phase: Ranking) -> dict[str, Tensor]:
     """Return losses of the given values whose gradients are those of the pulls."""
     named = {
         f"ranking_{s}": value[f"ranking_{s}"].detach() + pull - pull.detach()
@@ -154,7 +149,7 @@ def mask_over_view(region: Tensor, side: int, steepness: float) -> Tensor:
     return zoom(ones, region, (side, side), steepness=steepness, move_samples=False)
 
 
-GRADIENTS: dict[str, Callable[[RACNN, Batch, Phase], dict[str, Tensor]]] = {
+GRADIENTS: dict[str, Callable[[RACNN, Batch, Any], dict[str, Tensor]]] = {
     "exact": through_the_view,
     "mask": through_the_view,
     "energy": by_energy,

@@ -13,25 +13,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from racnn.config import PhaseConfig
-from racnn.engine.distributed import ALONE, ProcessGroup
-from racnn.engine.parts import Parts
-from racnn.models import RACNN
+from racnn.models.parts import Parts
 from racnn.models.racnn.losses import response_map
+from racnn.models.racnn.model import RACNN
 from racnn.ops.ddt import CommonPart, DescriptorSums, common_part, descriptor_sums
 from racnn.ops.heatmap import component_box, peak_point, peak_region
 from racnn.ops.regions import bounding_region
 
-if TYPE_CHECKING:
-    from racnn.engine.phases import Phase
-    from racnn.engine.run import Run
-
 T = TypeVar("T")
+Gather = Callable[[list[Any]], list[Any]]
 
 
 @torch.no_grad()
@@ -39,10 +34,10 @@ def find_common_part(
     model: RACNN,
     batches: Iterable[dict[str, Tensor]],
     scale: int,
-    config: PhaseConfig,
+    config: Any,
     *,
     device: torch.device,
-    world: ProcessGroup = ALONE,
+    gather: Gather = list,
     after_batch: Callable[[], None] = lambda: None,
 ) -> CommonPart:
     """Return what a scale's views of all training photos have in common, for ``response: ddt``.
@@ -65,7 +60,7 @@ def find_common_part(
     own: list[DescriptorSums] = []  # at most one: a process may have had no photos
     for parts in _in_parts(batches, add_up, config.enlarge, after_batch):
         own = [functools.reduce(DescriptorSums.plus, own + parts)]
-    everyones = world.gather([sums.cpu() for sums in own])
+    everyones = gather([sums.cpu() for sums in own])
     return common_part(functools.reduce(DescriptorSums.plus, everyones))
 
 
@@ -74,11 +69,11 @@ def read_boxes(
     model: RACNN,
     batches: Iterable[dict[str, Tensor]],
     scale: int,
-    config: PhaseConfig,
+    config: Any,
     *,
     common: CommonPart | None = None,
     device: torch.device,
-    world: ProcessGroup = ALONE,
+    gather: Gather = list,
     after_batch: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Return the box that a scale's response shows of each photo.
@@ -90,7 +85,7 @@ def read_boxes(
         config: The phase, which says how.
         common: From :func:`find_common_part`, needed for ``response: ddt``.
         device: Where the network is.
-        world: The processes that share the batches; all of them return the boxes of all photos.
+        gather: Joins the rows of all processes that share the batches; all of them return the boxes of all photos.
         after_batch: Called after each batch; it may raise to stop.
 
     Returns:
@@ -118,7 +113,7 @@ def read_boxes(
         return (place[:, :2].repeat(1, 2) + place[:, 2:] * box).float().cpu()
 
     boxes = [torch.cat(parts) for parts in _in_parts(batches, read, config.enlarge, after_batch)]
-    return torch.cat(world.gather(boxes))
+    return torch.cat(gather(boxes))
 
 
 @torch.no_grad()
@@ -126,10 +121,10 @@ def read_places(
     model: RACNN,
     batches: Iterable[dict[str, Tensor]],
     scale: int,
-    config: PhaseConfig,
+    config: Any,
     *,
     device: torch.device,
-    world: ProcessGroup = ALONE,
+    gather: Gather = list,
     after_batch: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Return where the coarser scales let a scale look at each photo.
@@ -150,7 +145,7 @@ def read_places(
         return torch.cat([place[:, :2] - place[:, 2:], place[:, :2] + place[:, 2:]], dim=1).float().cpu()
 
     boxes = [torch.cat(parts) for parts in _in_parts(batches, read, 1.0, after_batch)]
-    return torch.cat(world.gather(boxes))
+    return torch.cat(gather(boxes))
 
 
 def _in_parts(
@@ -184,67 +179,3 @@ def target_region(box: Tensor, place: Tensor, target: str) -> Tensor:
     if target == "peak":
         return peak_region(inside[:, :2])
     return bounding_region(inside.clamp(-1.0, 1.0))
-
-
-def attach_pseudo_boxes(run: Run, phase: Phase) -> None:
-    """Let the photos of a phase carry their pseudo_boxes, where it has any. A phase that is taken up again reads the same.
-
-    Raises:
-        Stop: The run was told to stop.
-    """
-    photos = phase.config.photos
-    if phase.looks_alone() and run.model.zoom_from == "source":
-        places = _read(run, phase, "where to look", photos, read_places)
-        run.data.splits[photos].pseudo_boxes = places.numpy()
-    if phase.config.kind != "apn_init":
-        return
-    common = None
-    if phase.config.response == "ddt":
-        if not run.model.backbone(phase.scales[0]).inner:
-            run.logger.log(
-                f"{phase.name}: no block before the last one of this backbone is known, so that response: ddt reads the last "
-                "map, which may tell the object less well; tools/teacher.py compares it with sum and cam"
-            )
-        common = _read(run, phase, "what photos have in common", photos, find_common_part)
-    for split in (photos, "val"):
-        boxes = _read(run, phase, "reading boxes", split, read_boxes, common=common)
-        run.data.splits[split].pseudo_boxes = boxes.numpy()
-
-
-def detach_pseudo_boxes(run: Run) -> None:
-    """Let no photo carry a pseudo_box."""
-    for photos in run.data.splits.values():
-        photos.pseudo_boxes = None
-
-
-def _read(run: Run, phase: Phase, what: str, split: str, reader: Callable[..., T], **settings: Any) -> T:
-    """Return what a reader finds in the photos of a split, showing how far it is."""
-
-    def after_batch() -> None:
-        run.logger.tick()
-        if run.world.size == 1:  # several stop together, after the last batch
-            _stop_if_told(run)
-
-    batches = run.validation.batches(split)
-    run.logger.start_bar(f"{phase.name}: {what}, {split}", len(batches), 0)
-    found = reader(
-        run.model,
-        batches,
-        phase.scales[0],
-        phase.config,
-        device=run.device,
-        world=run.world,
-        after_batch=after_batch,
-        **settings,
-    )
-    run.logger.close_bar()
-    _stop_if_told(run)
-    return found
-
-
-def _stop_if_told(run: Run) -> None:
-    """Stop with a checkpoint to go on from, if the run was told to."""
-    if run.stopped():
-        if not (run.folder / "last.pt").exists():
-            run.save_last(None)
-        run.stop()

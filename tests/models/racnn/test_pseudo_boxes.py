@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from racnn.config import AugmentConfig, DataConfig, PhaseConfig
+from racnn.config import AugmentConfig, DataConfig
 from racnn.data import build_data, eval_loader, train_loader
-from racnn.engine.distributed import ProcessGroup
-from racnn.engine.pseudo_boxes import find_common_part, read_boxes, read_places, target_region
 from racnn.models import RACNN
 from racnn.models.racnn.losses import response_map
+from racnn.models.racnn.phases import make_phase
+from racnn.models.racnn.pseudo_boxes import find_common_part, read_boxes, read_places, target_region
 from racnn.ops.ddt import common_part, descriptor_sums
 from racnn.ops.heatmap import component_box, peak_point
 from racnn.ops.regions import bounding_region, compose, relative
@@ -37,7 +37,7 @@ def batches(sizes=(3, 2)):
 
 
 def config_of(**changes):
-    return PhaseConfig(kind="apn_init", epochs=1, lr=0.1, **changes)
+    return make_phase(kind="apn_init", epochs=1, lr=0.1, **changes)
 
 
 class TestReadBoxes:
@@ -108,17 +108,12 @@ class TestFindCommonPart:
         first, second = ([batches()[number] for number in share] for share in shares)
         seen: list = []
 
-        class First(ProcessGroup):
-            def gather(self, rows):
-                seen.extend(rows)
-                return rows
+        def gather_first(rows):
+            seen.extend(rows)
+            return rows
 
-        class Second(ProcessGroup):
-            def gather(self, rows):
-                return [*seen, *rows]
-
-        find_common_part(model, first, 1, config, device=CPU, world=First())
-        found = find_common_part(model, second, 1, config, device=CPU, world=Second())
+        find_common_part(model, first, 1, config, device=CPU, gather=gather_first)
+        found = find_common_part(model, second, 1, config, device=CPU, gather=lambda rows: [*seen, *rows])
         expected = find_common_part(model, batches(), 1, config, device=CPU)
         torch.testing.assert_close(found.mean, expected.mean)
         torch.testing.assert_close(found.direction, expected.direction)
@@ -128,7 +123,7 @@ class TestReadPlaces:
     @pytest.mark.parametrize("scale", [2, 3])
     @torch.no_grad()
     def test_are_where_the_recursion_looks_at_the_whole_photo(self, scale, model):
-        config = PhaseConfig(kind="classification", epochs=1, lr=0.1)
+        config = make_phase(kind="classification", epochs=1, lr=0.1)
         boxes = read_places(model, batches(), scale, config, device=CPU)
         places = torch.cat([model(batch["image"]).places[scale - 1] for batch in batches()])
         torch.testing.assert_close(bounding_region(boxes), places)

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from racnn.config import PhaseConfig, load_config
-from racnn.engine import ranking
-from racnn.engine.phases import Phase
-from racnn.engine.ranking import GRADIENTS, antithetic_slope, mask_over_view, ranking_step
+from racnn.config import load_config
 from racnn.engine.steps import build_optimizer, train_only
 from racnn.errors import ConfigError
 from racnn.models import RACNN
+from racnn.models.racnn import ranking_gradients as ranking
 from racnn.models.racnn.losses import true_class_prob
+from racnn.models.racnn.phases import make_phase
+from racnn.models.racnn.ranking_gradients import GRADIENTS, antithetic_slope, mask_over_view
 from racnn.ops.mask import boxcar, pixel_centres
 
 WIDE = (0.0, 1.0)
@@ -34,7 +34,7 @@ def batch(size=6, side=40):
 def batch_of(phase, **options):
     """A batch with as much noise as the phase asks for."""
     some = batch(**options)
-    return some | {"noise": some["noise"][:, : phase.noise_per_photo()]}
+    return some | {"noise": some["noise"][:, : phase.num_noise()]}
 
 
 def signs_of(batch, pairs):
@@ -43,13 +43,13 @@ def signs_of(batch, pairs):
 
 def phase_of(scales=(1, 2), **changes):
     config = {"kind": "ranking", "epochs": 1, "lr": 0.5, "scales": scales, "margin": 2.0} | changes
-    return Phase(0, PhaseConfig(**config), tuple(scales))
+    return make_phase(**config)
 
 
 def gradients(model, phase):
     """Return the losses, and the gradient of each APN's last bias: the mean pull on its raw region."""
     train_only(model, phase)
-    losses = ranking_step(model, batch_of(phase), phase)
+    losses = phase.losses(model, batch_of(phase))
     losses["loss"].backward()
     pulls = [apn.out.bias.grad.clone() for apn in model.apns]
     for apn in model.apns:
@@ -83,8 +83,7 @@ def test_photos_that_are_ranked_well_pull_nothing(gradient):
 def ranked_well(gradient):
     """Return a phase whose margin no photo misses: a finer scale may be less sure by any amount."""
     phase = phase_of(gradient=gradient)
-    config = phase.config.model_copy(update={"margin": -5.0})
-    return Phase(0, config, phase.scales)
+    return phase.model_copy(update={"margin": -5.0})
 
 
 class TestSmoothed:
@@ -107,9 +106,9 @@ class TestSmoothed:
 
         monkeypatch.setattr(ranking, "antithetic_slope", slope_of_one)
         phase = phase_of((1,), gradient="smoothed", compare=compare, pairs=3, spread=0.2)
-        phase = Phase(0, phase.config.model_copy(update={"margin": margin}), (1,))
+        phase = phase.model_copy(update={"margin": margin})
         train_only(model, phase)
-        ranking_step(model, batch_of(phase), phase)["loss"].backward()
+        phase.losses(model, batch_of(phase))["loss"].backward()
         found = model.apns[0].out.bias.grad.clone()
         model.apns[0].zero_grad()
         region = model.apns[0](output.features[0])
@@ -176,8 +175,8 @@ class TestSmoothed:
         start = (model(batch()["image"]).regions[0] - goal).norm(dim=1).mean()
         for seed in range(80):
             optimizer.zero_grad()
-            noise = torch.rand(6, phase.noise_per_photo(), generator=torch.Generator().manual_seed(seed))
-            ranking_step(model, batch() | {"noise": noise}, phase)["loss"].backward()
+            noise = torch.rand(6, phase.num_noise(), generator=torch.Generator().manual_seed(seed))
+            phase.losses(model, batch() | {"noise": noise})["loss"].backward()
             optimizer.step()
         end = (model(batch()["image"]).regions[0] - goal).norm(dim=1).mean()
         assert end < 0.1 * start
@@ -187,7 +186,7 @@ class TestEnergy:
     def test_gradient_is_the_energy_under_a_mask_that_moves(self):
         model, phase = make(), phase_of((1,), gradient="energy")
         train_only(model, phase)
-        ranking_step(model, batch_of(phase), phase)["loss"].backward()
+        phase.losses(model, batch_of(phase))["loss"].backward()
         found = model.apns[0].out.bias.grad.clone()
         model.apns[0].zero_grad()
 

@@ -1,0 +1,194 @@
+"""What a phase of training is to the engine: one object that holds all that is special about it.
+
+The engine freezes the network but for what :meth:`Phase.trained` names, minimises the ``loss`` of :meth:`Phase.losses`,
+and compares epochs by :meth:`Phase.scores`. It asks nothing else, and never what kind of phase it has in hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
+
+from pydantic import Field, PrivateAttr, ValidationInfo, model_validator
+from torch import Tensor, nn
+
+from racnn.sections import Fraction, Section
+
+Batch = dict[str, Tensor]
+
+
+class PhaseContext(Protocol):
+    """What a phase may use before its first step."""
+
+    model: Any
+
+    def read(self, what: str, split: str, call: Callable[..., Any], **settings: Any) -> Any:
+        """Return what a call finds in the photos of a split, all processes together, and show how far it is."""
+
+    def attach(self, split: str, boxes: Tensor) -> None:
+        """Let the photos of a split bring along a pseudo box each, [N, 4] xyxy in the frame of the source."""
+
+    def descriptor_norms(self) -> list[float]:
+        """Return the mean length of each scale's descriptors, from some training photos."""
+
+    def answers(self) -> tuple[list[Tensor], Tensor]:
+        """Return the logits of every scale on the validation photos, and the labels."""
+
+    def log(self, text: str) -> None:
+        """Print a line."""
+
+
+class Phase(Section):
+    """One entry of a schedule: what is trained, by which loss, for how long, and which epoch is kept.
+
+    ``scales`` are counted from 1; empty: all that the kind can train. After :meth:`resolved` they are never empty but for a
+    kind that has none. ``keep`` 'last': the last epoch; 'best': the best on validation photos; 'if_better': the best, but
+    only if it is better than before the phase.
+    """
+
+    no_score_may_fall: ClassVar[bool] = False  # an epoch in which one does is not better
+    names_regions: ClassVar[bool] = False  # ``scales`` name regions, of which there is one fewer
+    proposes: ClassVar[bool] = False  # is judged by what the last scale that it runs proposes
+    trains_fusion: ClassVar[bool] = False
+
+    kind: str
+    scales: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (), description="empty: all that the kind can train"
+    )
+    epochs: int = Field(..., ge=1)
+    photos: Literal["train", "held_out"] = Field(
+        "train", description="held_out: those of data.held_out_fraction, which other phases do not see"
+    )
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(..., gt=0.0)
+    momentum: Fraction = 0.9
+    weight_decay: float = Field(1e-4, ge=0.0)
+    warmup: float = Field(0.05, ge=0.0, lt=1.0, description="share of the phase with rising learning rate")
+    clip_grad: float = Field(0.0, ge=0.0, description="largest gradient norm; 0: no clipping")
+    keep: Literal["last", "best", "if_better"] = Field(
+        "last", description="last epoch; best epoch on validation; best only if better than before the phase"
+    )
+    patience: int = Field(0, ge=0, description="stop after so many epochs without a better one; 0: never")
+    _position: int = PrivateAttr(0)
+
+    @model_validator(mode="after")
+    def _scales_fit_the_kind(self) -> Self:
+        if len(set(self.scales)) < len(self.scales):
+            raise ValueError(f"scales {list(self.scales)} names a scale twice")
+        return self
+
+    # --- what a kind of phase says of itself
+
+    def trained(self, model: Any) -> tuple[list[nn.Module], list[nn.Module]]:
+        """Return the modules to train: those at ``lr``, and heads at ``lr`` times :meth:`head_factor`; others are frozen."""
+        raise AssertionError(f"{type(self).__name__} does not say what it trains")
+
+    def losses(self, model: Any, batch: Batch, class_weights: Tensor | None = None) -> dict[str, Tensor]:
+        """Return named losses of a batch; ``loss`` is minimised.
+
+        Args:
+            model: The network.
+            batch: From :class:`racnn.data.dataset.PhotoDataset`.
+            class_weights: [C], or None; a loss that knows no classes leaves them alone.
+        """
+        raise AssertionError(f"{type(self).__name__} has no loss")
+
+    def score_names(self, num_scales: int) -> list[str]:
+        """Return the names of :meth:`scores`, where so many scales are looked at."""
+        raise AssertionError(f"{type(self).__name__} is judged by nothing")
+
+    def scores(self, report: Mapping[str, Any], loss: float | None = None) -> dict[str, float]:
+        """Return what epochs are compared by, from the report on the validation photos; larger is better.
+
+        It is the mean log-probability of the true class at the scales of :meth:`score_names`: steadier than top-1 on few
+        photos. The difference of two scales' probabilities, which the ranking loss looks at, also rises when the coarser
+        scale falls and is no criterion.
+
+        Args:
+            report: From :func:`racnn.evaluation.report.evaluation_report`.
+            loss: From :meth:`validation_loss`.
+        """
+        log_prob = report["log_prob"]
+        num_scales = sum(name.startswith("scale_") for name in log_prob)
+        return {name: log_prob[name] for name in self.score_names(num_scales)}
+
+    def prepare(self, context: PhaseContext) -> None:
+        """Find out, once before the phase and again when it is taken up, what its photos are to bring along."""
+
+    def begin(self, context: PhaseContext) -> None:
+        """Change the network once, before the first step."""
+
+    def validation_loss(self, model: Any, predictions: Any) -> float | None:
+        """Return a loss on the validation photos that :meth:`scores` needs, if it needs one."""
+        return None
+
+    def num_noise(self) -> int:
+        """Return how many uniform random numbers a photo :meth:`losses` finds in ``batch['noise']``."""
+        return 0
+
+    def num_scales_run(self, num_scales: int) -> int:
+        """Return how many scales a training step has to run."""
+        return max(self.scales)
+
+    def enlargements(self) -> list[tuple[int, float]]:
+        """Return scales whose views the phase enlarges, each with the factor."""
+        return []
+
+    def taught_regions(self) -> tuple[int, ...]:
+        """Return the regions that the phase teaches where to look."""
+        return ()
+
+    def last_trained_scale(self) -> int:
+        """Return the finest scale whose classifier the phase trains, 0 for none."""
+        return 0
+
+    def head_factor(self) -> float:
+        """Return how much faster heads learn than trunks."""
+        return 1.0
+
+    def idle_keys(self, num_scales: int) -> dict[str, str]:
+        """Return the keys that do nothing in this phase, each with what it belongs to."""
+        return {} if self.optimizer == "sgd" else {"momentum": f"sgd and does nothing with {self.optimizer}"}
+
+    def misfits(self, model: Any) -> list[str]:
+        """Return what of the phase does not fit the ``model`` section of the configuration, in words."""
+        limit = model.num_scales - self.names_regions
+        if limit == 0:
+            return [f"a {self.kind} phase needs at least two model.view_sizes"]
+        return [
+            f"a {self.kind} phase names scale {scale}, but model.view_sizes has {model.num_scales} scales"
+            for scale in self.named_scales()
+            if scale > limit
+        ]
+
+    def named_scales(self) -> tuple[int, ...]:
+        """Return every scale that the configuration names."""
+        return self.scales
+
+    # --- what the engine makes of it
+
+    def resolved(self, num_scales: int, position: int = 0) -> Self:
+        """Return the phase as it is run: its scales filled in, and how many phases were run before it."""
+        every = tuple(range(1, num_scales - self.names_regions + 1))
+        phase = self.model_copy(update={"scales": self.scales or self.default_scales(every)})
+        phase._position = position
+        return phase
+
+    def default_scales(self, every: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the scales that are meant where none are named."""
+        return every
+
+    @property
+    def position(self) -> int:
+        """How many phases were run before."""
+        return self._position
+
+    @property
+    def name(self) -> str:
+        """A short name for logs, such as ``03-classification_2``."""
+        return "_".join([f"{self._position + 1:02d}-{self.kind}", *map(str, self.scales)])
+
+
+def is_stored(info: ValidationInfo) -> bool:
+    """Return whether a value comes from a checkpoint, where what does nothing is no mistake."""
+    return bool((info.context or {}).get("stored"))

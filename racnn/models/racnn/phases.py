@@ -1,0 +1,310 @@
+"""The phases of training RA-CNN. Everything that is special about a kind of phase is in its class, and nowhere else.
+
+classification   backbones and classifiers, on views whose regions are detached        (equation 8, first sum)
+apn_init         an APN, towards the pseudo box that its frozen scale's map shows
+ranking          the APNs, so that the finer scale is surer of the true class          (equation 9)
+fusion           the layer over all descriptors                                        (equation 10)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Discriminator, Field, Tag, model_validator
+from torch import Tensor, nn
+
+from racnn.models.phase import Batch, Phase, PhaseContext
+from racnn.models.racnn import losses
+from racnn.models.racnn.calibration import pool_weights
+from racnn.models.racnn.model import RACNN
+from racnn.models.racnn.pseudo_boxes import find_common_part, read_boxes, read_places, target_region
+from racnn.models.racnn.ranking_gradients import GRADIENTS
+from racnn.ops.regions import bounding_region, jitter
+from racnn.sections import Fraction
+
+
+class Classification(Phase):
+    """Train backbones and classifiers; the finer scales on views whose regions are jittered, as a region is never perfect."""
+
+    kind: Literal["classification"]
+    head_lr_factor: float = Field(
+        10.0, gt=0.0, description="classifiers learn this much faster than the trunk"
+    )
+    init_from: int | None = Field(None, ge=1, description="start from this scale's backbone and classifier")
+    label_smoothing: float = Field(0.1, ge=0.0, lt=1.0)
+    jitter: float = Field(1.0, ge=0.0, description="strength of the random shifts of the regions; 0: none")
+
+    def trained(self, model: RACNN) -> tuple[list[nn.Module], list[nn.Module]]:
+        backbones = dict.fromkeys(model.backbone(scale) for scale in self.scales)
+        heads: list[nn.Module] = [model.classifiers[scale - 1] for scale in self.scales]
+        return [backbone.trainable() for backbone in backbones], heads
+
+    def losses(self, model: RACNN, batch: Batch, class_weights: Tensor | None = None) -> dict[str, Tensor]:
+        """Return the classification losses of the scales.
+
+        A batch with ``pseudo_box`` brings along where its photos' views of the only scale that is trained lie; the coarser
+        scales are then not run.
+        """
+        noise = None
+        if model.training and self.num_noise():
+            noise = self.jitter * (2.0 * batch["noise"] - 1.0).unflatten(1, (-1, 3))
+        if self.is_alone() and "pseudo_box" in batch:
+            (scale,) = self.scales
+            source = model.normalise(batch["image"])
+            place = bounding_region(batch["pseudo_box"])  # moved inside where a random crop cuts it off
+            if noise is not None:
+                place = jitter(place, noise[:, -1])
+            logits = {scale: model.look_at(source, place, scale=scale)}
+        else:
+            output = model(batch["image"], scales=max(self.scales), noise=noise)
+            logits = dict(enumerate(output.logits, 1))
+        return losses.classification_losses(
+            logits,
+            batch["label"],
+            self.scales,
+            label_smoothing=self.label_smoothing,
+            class_weights=class_weights,
+        )
+
+    def score_names(self, num_scales: int) -> list[str]:
+        return [f"scale_{scale}" for scale in self.scales]
+
+    def is_alone(self) -> bool:
+        """Return whether a finer scale learns alone, so that all that decides where it looks is frozen."""
+        return len(self.scales) == 1 and self.scales[0] > 1
+
+    def prepare(self, context: PhaseContext) -> None:
+        if self.is_alone() and context.model.zoom_from == "source":
+            context.attach(self.photos, context.read("where to look", self.photos, read_places))
+
+    def begin(self, context: PhaseContext) -> None:
+        for scale in self.scales if self.init_from is not None else ():
+            if scale != self.init_from:
+                context.model.copy_scale(self.init_from, scale)
+
+    def num_noise(self) -> int:
+        return 3 * (max(self.scales) - 1) if self.jitter > 0 else 0
+
+    def last_trained_scale(self) -> int:
+        return max(self.scales)
+
+    def head_factor(self) -> float:
+        return self.head_lr_factor
+
+    def idle_keys(self, num_scales: int) -> dict[str, str]:
+        idle = super().idle_keys(num_scales)
+        scales = self.scales or tuple(range(1, num_scales + 1))
+        if scales == (1,):
+            idle["jitter"] = "the finer scales and does nothing at scale 1, which sees the whole photo"
+        if scales == (self.init_from,):
+            idle["init_from"] = f"other scales: scale {self.init_from} would start from itself"
+        return idle
+
+    def misfits(self, model: Any) -> list[str]:
+        found = super().misfits(model)
+        if model.shared_backbone and self.scales and len(self.scales) < model.num_scales:
+            found.append(
+                "with model.shared_backbone a classification phase must train all scales, or those it leaves out would "
+                "drift; leave out 'scales', or use schedule=paper"
+            )
+        return found
+
+    def named_scales(self) -> tuple[int, ...]:
+        return (*self.scales, self.init_from or 1)
+
+
+class ApnInit(Phase):
+    """Regress an APN to the box that the map of its frozen scale shows."""
+
+    names_regions: ClassVar[bool] = True
+    proposes: ClassVar[bool] = True
+
+    kind: Literal["apn_init"]
+    target: Literal["component", "peak"] = "component"
+    response: Literal["sum", "cam", "ddt"] = Field(
+        "sum",
+        description="map to read the box from: all channels, the true class, or what the photos have in common",
+    )
+    enlarge: float = Field(
+        1.0, ge=1.0, le=4.0, description="read the map from a view so many times as large as the scale's own"
+    )
+    level: float = Field(
+        0.0, ge=0.0, lt=1.0, description="component: threshold, from the map's mean (0) to its peak (1)"
+    )
+    trim: float = Field(
+        0.0, ge=0.0, lt=0.25, description="component: share of the response that the box leaves out a side"
+    )
+
+    def trained(self, model: RACNN) -> tuple[list[nn.Module], list[nn.Module]]:
+        return [model.apns[scale - 1] for scale in self.scales], []
+
+    def losses(self, model: RACNN, batch: Batch, class_weights: Tensor | None = None) -> dict[str, Tensor]:
+        """Return the loss of the APN against the batch's ``pseudo_box``."""
+        (scale,) = self.scales
+        output = model(batch["image"], scales=scale, propose=True)
+        target = target_region(batch["pseudo_box"], output.places[scale - 1], self.target)
+        return losses.apn_init_losses(output.regions[-1], target, scale, bounds=model.bounds[scale - 1])
+
+    def enlargements(self) -> list[tuple[int, float]]:
+        return [(scale, self.enlarge) for scale in self.scales]
+
+    def taught_regions(self) -> tuple[int, ...]:
+        return self.scales
+
+    def score_names(self, num_scales: int) -> list[str]:
+        return ["loss"]
+
+    def scores(self, report: Mapping[str, Any], loss: float | None = None) -> dict[str, float]:
+        """Return minus the phase's own loss."""
+        assert loss is not None
+        return {"loss": -loss}
+
+    def validation_loss(self, model: RACNN, predictions: Any) -> float | None:
+        (scale,) = self.scales
+        assert predictions.pseudo_boxes is not None
+        target = target_region(predictions.pseudo_boxes, predictions.places[scale - 1], self.target)
+        region, bounds = predictions.regions[scale - 1], model.bounds[scale - 1]
+        return losses.apn_init_losses(region, target, scale, bounds=bounds)["loss"].item()
+
+    def prepare(self, context: PhaseContext) -> None:
+        common = None
+        if self.response == "ddt":
+            if not context.model.backbone(self.scales[0]).inner:
+                context.log(
+                    f"{self.name}: no block before the last one of this backbone is known, so that response: ddt reads the last "
+                    "map, which may tell the object less well; tools/teacher.py compares it with sum and cam"
+                )
+            common = context.read("what photos have in common", self.photos, find_common_part)
+        for split in (self.photos, "val"):
+            context.attach(split, context.read("reading boxes", split, read_boxes, common=common))
+
+    def idle_keys(self, num_scales: int) -> dict[str, str]:
+        idle = super().idle_keys(num_scales)
+        if self.target != "component":
+            idle |= dict.fromkeys(("level", "trim"), f"target component and does nothing with {self.target}")
+        return idle
+
+    def misfits(self, model: Any) -> list[str]:
+        found = super().misfits(model)
+        if not found and len(self.scales) != 1 and model.num_scales > 2:
+            found.append(
+                "an apn_init phase teaches one region, that of a trained scale; name it, such as scales: [1], instead of "
+                f"{list(self.scales)}"
+            )
+        return found
+
+
+class Ranking(Phase):
+    """Move the APNs so that each finer scale is surer of the true class than the coarser one."""
+
+    names_regions: ClassVar[bool] = True
+    no_score_may_fall: ClassVar[bool] = True
+
+    kind: Literal["ranking"]
+    margin: float = Field(0.05, ge=0.0)
+    compare: Literal["prob", "log_prob"] = Field("prob", description="of the true class; the paper: prob")
+    gradient: Literal["exact", "mask", "energy", "smoothed"] = Field(
+        "exact", description="how the loss reaches the region, see racnn/models/racnn/ranking_gradients.py"
+    )
+    pairs: int = Field(2, ge=1, description="smoothed: pairs of regions drawn around each proposal")
+    spread: Fraction = Field(
+        0.1, gt=0.0, description="smoothed: distance of a pair, as a share of the region's side"
+    )
+
+    def trained(self, model: RACNN) -> tuple[list[nn.Module], list[nn.Module]]:
+        return [model.apns[scale - 1] for scale in self.scales], []
+
+    def losses(self, model: RACNN, batch: Batch, class_weights: Tensor | None = None) -> dict[str, Tensor]:
+        """Return the ranking losses of the regions, ``ranking_s``, and their sum ``loss``."""
+        return GRADIENTS[self.gradient](model, batch, self)
+
+    def score_names(self, num_scales: int) -> list[str]:
+        """Return all finer scales: a region moves every finer view, not only the next one."""
+        return [f"scale_{scale}" for scale in range(min(self.scales) + 1, num_scales + 1)]
+
+    def num_noise(self) -> int:
+        return 3 * self.pairs * len(self.scales) if self.gradient == "smoothed" else 0
+
+    def num_scales_run(self, num_scales: int) -> int:
+        return max(self.scales) + 1
+
+    def idle_keys(self, num_scales: int) -> dict[str, str]:
+        idle = super().idle_keys(num_scales)
+        if self.gradient != "smoothed":
+            idle |= dict.fromkeys(
+                ("pairs", "spread"), f"gradient smoothed and does nothing with {self.gradient}"
+            )
+        return idle
+
+    def misfits(self, model: Any) -> list[str]:
+        found = super().misfits(model)
+        if self.gradient == "mask" and not model.mask:
+            found.append("a ranking phase with gradient mask needs model.mask")
+        return found
+
+
+class Fusion(Phase):
+    """Train the fusion layer on frozen descriptors. It starts as the weighted sum of the scales' answers."""
+
+    trains_fusion: ClassVar[bool] = True
+
+    kind: Literal["fusion"]
+
+    @model_validator(mode="after")
+    def _uses_all_scales(self) -> Self:
+        if self.scales:
+            raise ValueError("'scales' does nothing in a fusion phase, which always uses all")
+        return self
+
+    def trained(self, model: RACNN) -> tuple[list[nn.Module], list[nn.Module]]:
+        return [model.fusion], []
+
+    def losses(self, model: RACNN, batch: Batch, class_weights: Tensor | None = None) -> dict[str, Tensor]:
+        output = model(batch["image"])
+        assert output.fused is not None
+        return losses.fusion_losses(output.fused, batch["label"], class_weights=class_weights)
+
+    def score_names(self, num_scales: int) -> list[str]:
+        return ["fused"]
+
+    def begin(self, context: PhaseContext) -> None:
+        norms = context.descriptor_norms()
+        weights = pool_weights(*context.answers())
+        context.model.start_fusion_from_classifiers(norms, weights)
+        shown = ", ".join(f"{weight:.2f}" for weight in weights)
+        context.log(f"{self.name}: the scales count {shown} at its start")
+
+    def num_scales_run(self, num_scales: int) -> int:
+        return num_scales
+
+    def default_scales(self, every: tuple[int, ...]) -> tuple[int, ...]:
+        return ()
+
+
+PHASES: dict[str, type[Phase]] = {
+    "classification": Classification,
+    "apn_init": ApnInit,
+    "ranking": Ranking,
+    "fusion": Fusion,
+}
+
+
+def kind_of(entry: Any) -> str:
+    """Return which class of phase an entry of a schedule is, the first for a kind that there is not."""
+    kind = entry.get("kind") if isinstance(entry, dict) else getattr(entry, "kind", None)
+    return kind if isinstance(kind, str) and kind in PHASES else next(iter(PHASES))
+
+
+AnyPhase = Annotated[
+    Annotated[Classification, Tag("classification")]
+    | Annotated[ApnInit, Tag("apn_init")]
+    | Annotated[Ranking, Tag("ranking")]
+    | Annotated[Fusion, Tag("fusion")],
+    Discriminator(kind_of),
+]
+
+
+def make_phase(**values: Any) -> Phase:
+    """Return a phase with its scales as they are given."""
+    return PHASES[values["kind"]].model_validate(values)

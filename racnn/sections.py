@@ -1,0 +1,216 @@
+"""The sections of a configuration that say what data and network a run has: every key with its type, range and default.
+
+One knob has one owner and one default. What a phase of training can be told stands with the phases of a model family.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Side = Annotated[float, Field(gt=0.0, le=1.0)]
+Bounds = tuple[Side, Side]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch takes
+Pixels = Annotated[int, Field(ge=16, le=4096)]
+MOST_SCALES = 16
+MOST_IDS = 10**6  # in a range of class ids
+DEFAULT_BOUNDS: tuple[Bounds, ...] = ((0.2, 0.95), (0.3, 0.8))
+
+
+class Section(BaseModel):
+    """A part of a configuration: unknown keys are refused, values are checked and then fixed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+def _expanded(path: str) -> str:
+    """Return a path with the home folder that its ~ stands for."""
+    return str(Path(path).expanduser()) if path.startswith("~") else path
+
+
+class RunConfig(Section):
+    """What names and paces a run."""
+
+    out: str = "runs/default"
+    seed: Seed = 0
+    save_every: int = Field(
+        0, ge=0, description="steps between checkpoints; 0: at the end of each epoch only"
+    )
+    log_every: int = Field(10, ge=1, description="steps between rows of metrics.jsonl")
+    num_preview: int = Field(8, ge=0, description="validation photos drawn into TensorBoard")
+    micro_batch: int = Field(
+        0,
+        ge=0,
+        description="photos of a batch on the device at a time, their gradients summed; 0: all. Batch norm sees only these",
+    )
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    channels_last: bool = True
+    deterministic: bool = Field(
+        False, description="only algorithms that give the same bits every time, as a CPU has them anyway"
+    )
+    compile: bool = Field(
+        False, description="torch.compile the backbones; minutes at the start of each phase"
+    )
+    activation_checkpointing: bool = Field(
+        False, description="keep few activations and compute the others again: less memory, a third more time"
+    )
+
+    @field_validator("out")
+    @classmethod
+    def _home_is_meant(cls, value: str) -> str:
+        return _expanded(value)
+
+    @model_validator(mode="after")
+    def _compiled_or_computed_again(self) -> RunConfig:
+        if self.compile and self.activation_checkpointing:
+            raise ValueError("compile and activation_checkpointing exclude each other: choose one")
+        return self
+
+
+class AugmentConfig(Section):
+    """Random changes of the training photos; the boxes and part points follow."""
+
+    crop: Side = Field(0.875, description="share of the photo's side that the random crop keeps; 1: no crop")
+    flip: bool = True
+    color: Fraction = Field(0.2, description="strength of brightness, contrast and saturation jitter")
+
+
+class SyntheticConfig(Section):
+    """Size of the built-in set of drawn birds."""
+
+    num_train: int = Field(2000, ge=16, le=1_000_000)
+    num_test: int = Field(1000, ge=8, le=1_000_000)
+    seed: Seed = 0
+
+
+class DataConfig(Section):
+    """Which photos, how they become square sources, and how they are split and batched."""
+
+    dataset: str = "cub200"
+    root: Path | None = None
+    classes: str | None = Field(None, description="subset by class id, such as '1-10,14'")
+    exclude: Path | None = Field(
+        None, description="a list of photos to leave out, one name a line, as `racnn data verify` writes it"
+    )
+    on_error: Literal["fail", "skip"] = Field(
+        "fail", description="skip: read every photo beforehand and leave out the damaged ones"
+    )
+    most_skipped: Fraction = Field(0.01, description="skip: larger share of damaged photos is an error")
+    cache: Path | None = Field(
+        None, description="folder for decoded, resized training photos, written once before training"
+    )
+    source_size: Pixels = 448
+    resize: Literal["squash", "crop"] = "squash"
+    val_fraction: float = Field(0.1, gt=0.0, lt=1.0)
+    split_seed: Seed = 0
+    held_out_fraction: float = Field(
+        0.0, ge=0.0, le=0.5, description="share of the training photos kept for phases with photos: held_out"
+    )
+    balance: Literal["none", "weights", "sampling"] = Field(
+        "none", description="rare classes: weigh their losses more, or draw their photos more often"
+    )
+    batch_size: int = Field(16, ge=1)
+    eval_batch_size: int = Field(32, ge=1)
+    num_workers: int = Field(2, ge=0, le=256)
+    augment: AugmentConfig = AugmentConfig()
+    synthetic: SyntheticConfig = SyntheticConfig()
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _classes_are_ranges(cls, value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool):  # YAML reads a single id as a number
+            value = str(value)
+        if isinstance(value, str):
+            parse_ranges(value)
+        return value
+
+
+class ModelConfig(Section):
+    """The network: backbone, scales, attention proposal networks and how views are cut."""
+
+    backbone: str = "vgg16"
+    weights: str | None = Field(
+        None, description="null, 'imagenet', or the path of a .pth or .safetensors file"
+    )
+    frozen_stages: int = Field(
+        0, ge=0, description="first stages of the backbone, each up to a pooling, that stay as loaded"
+    )
+    view_sizes: tuple[Pixels, ...] = Field((448, 224, 224), min_length=1, max_length=MOST_SCALES)
+    shared_backbone: bool = False
+    apn: Literal["compact", "paper", "compact_unnormalised"] = Field(
+        "compact", description="compact_unnormalised: compact as it was in checkpoints of format 1"
+    )
+    bounds: tuple[Bounds, ...] = Field(
+        (), description="least and largest side of each region; empty: defaults"
+    )
+    zoom_from: Literal["source", "parent"] = "source"
+    antialias: bool = True
+    mask: bool = True
+    steepness: float = Field(10.0, gt=0.0, description="the paper's k, per pixel of the image that is cut")
+
+    @field_validator("weights")
+    @classmethod
+    def _home_is_meant(cls, value: str | None) -> str | None:
+        return value if value is None else _expanded(value)
+
+    @model_validator(mode="after")
+    def _frozen_stages_were_loaded(self) -> ModelConfig:
+        if self.frozen_stages and self.weights is None:
+            raise ValueError(
+                f"frozen_stages is {self.frozen_stages}, but without weights they would stay random; "
+                "set weights or leave frozen_stages at 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _bounds_fit(self) -> ModelConfig:
+        if self.bounds and len(self.bounds) != len(self.view_sizes) - 1:
+            raise ValueError(
+                f"bounds has {len(self.bounds)} pairs but {len(self.view_sizes)} view_sizes "
+                f"make {len(self.view_sizes) - 1} regions"
+            )
+        for low, high in self.bounds:
+            if low >= high:
+                raise ValueError(f"bounds [{low}, {high}]: the least side must be below the largest")
+        return self
+
+    @property
+    def num_scales(self) -> int:
+        """Return the number of scales."""
+        return len(self.view_sizes)
+
+    def region_bounds(self) -> tuple[Bounds, ...]:
+        """Return (least, largest) side for each region, the defaults filled in."""
+        if self.bounds:
+            return self.bounds
+        return tuple(DEFAULT_BOUNDS[min(s, 1)] for s in range(self.num_scales - 1))
+
+
+def parse_ranges(text: str) -> list[int]:
+    """Return the sorted ids named by a string such as ``'1-10,14'``.
+
+    Raises:
+        ValueError: The string is not a list of numbers and ranges.
+    """
+    ids: set[int] = set()
+    for part in str(text).split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if not match:
+            raise ValueError(f"expected ids such as '1-10,14', got '{text}'")
+        low, high = int(match[1]), int(match[2] or match[1])
+        if high < low:
+            raise ValueError(f"range '{part.strip()}' runs backwards")
+        if high - low > MOST_IDS:
+            raise ValueError(f"range '{part.strip()}' names more than {MOST_IDS} ids")
+        ids.update(range(low, high + 1))
+    return sorted(ids)
