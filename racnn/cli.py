@@ -392,7 +392,8 @@ def _draw(
         found = predictor.predict(photo)
         write_file(out / name, partial(found.show().save, format="PNG"), flag="--out", checked=True)
         rows.append({"photo": str(path), "picture": name, **found.to_dict()})
-    _write_json(out / REGIONS, rows, flag="--out")
+    if rows:
+        _write_json(out / REGIONS, rows, flag="--out")
     return rows
 
 

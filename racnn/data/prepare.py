@@ -14,7 +14,7 @@ from racnn.data.download import Archive, check_archive, fetch, place, sweep, unp
 from racnn.data.sources.catalog import Catalog
 from racnn.errors import DataError, did_you_mean
 from racnn.sections import DataConfig
-from racnn.written import refuse_blocked
+from racnn.written import make_folders, refuse_blocked, remove_empty
 
 DOGS_PAGE = "https://vision.stanford.edu/aditya86/ImageNetDogs"
 CARS_PAGE = "https://ai.stanford.edu/~jkrause/car196"
@@ -141,7 +141,17 @@ def prepare(
     official, root = OFFICIAL[name], root.expanduser()
     by_name = _recognise(given, official)
     refuse_blocked(root, "--root")
-    root.mkdir(parents=True, exist_ok=True)
+    made = make_folders(root)
+    try:
+        return _bring(official, root, by_name, mirror, keep)
+    finally:
+        remove_empty(made)  # where nothing has come
+
+
+def _bring(
+    official: Official, root: Path, by_name: dict[str, Path], mirror: str | None, keep: bool
+) -> Catalog:
+    """Do what :func:`prepare` does, in a folder that is there."""
     sweep(root)
     done = _read_marker(root)
     if not any(archive.name in done for archive in official.archives) and (

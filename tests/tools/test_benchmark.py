@@ -249,6 +249,7 @@ class TestStep:
 
         assert breakdown.shares(call, CPU)[breakdown.LAYERS] > 0.9
 
+    @pytest.mark.slow
     def test_the_figures_are_written(self, run, monkeypatch):
         monkeypatch.setattr(step, "in_fresh_process", lambda call: call())
         found = run("step", "--backbone", "tiny", "--side", "32", "--device", "cpu")
@@ -269,6 +270,7 @@ class TestStep:
 
 
 class TestPhases:
+    @pytest.mark.slow
     def test_every_phase_of_the_recipe_is_measured_and_its_shares_are_all_of_it(self, run):
         found = run("phases", "--backbone", "tiny", "--side", "32", "--device", "cpu")
         names = [

@@ -65,6 +65,7 @@ def study(tool, tiny_file, tmp_path):
     return call
 
 
+@pytest.mark.slow
 def test_stages_end_with_the_weights_of_one_run(tool, finished, tmp_path):
     folder, _ = tool.run_stages(finished.config, tmp_path, torch.device("cpu"))
     for name in ("last.pt", "best.pt"):
