@@ -104,8 +104,8 @@ def write_file(
     Args:
         path: The file.
         write: Called with the open file.
-        flag: As in :func:`refuse_foreign`.
-        ours: As in :func:`refuse_foreign`.
+        flag: Name of the flag that chose the file, for the message.
+        ours: Whether a file that is not in the record can be told to be one of this program's.
         checked: :func:`refuse_foreign` has just been asked, of many files at once.
 
     Raises:

@@ -60,7 +60,7 @@ def parse_config(
 
     Args:
         values: By section.
-        origin: Of the values, for the message.
+        origin: Where the values come from, for the message.
         stored: It comes from a checkpoint, where keys that do nothing are no mistake.
         given: By dotted path what was given by ``--set``, which a mistake there names.
 

@@ -83,7 +83,7 @@ def build_data(
 
     Args:
         config: Which data set, and how it is split.
-        seed: Of the random changes of the training photos, not of the split.
+        seed: Seed of the random changes of the training photos, not of the split.
         val_names: The validation photos by name, as a checkpoint recorded them, instead of drawing them anew.
         class_names: The classes that a checkpoint knows; others are refused.
 

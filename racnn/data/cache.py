@@ -43,7 +43,7 @@ class PhotoCache:
     """Photos as :meth:`SourceTransform.shrink` returns them, by position.
 
     Args:
-        folder: Of a finished cache.
+        folder: Folder of a finished cache.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -88,7 +88,7 @@ def open_cache(
 
     Args:
         root: Folder of all caches.
-        paths: Of the photos.
+        paths: Paths of the photos.
         transform: Its resizing, not its random changes, shapes the pixels.
         workers: Threads that read photos; 0 is 1.
         say: Told the size before anything is written.

@@ -22,9 +22,9 @@ class Key(NamedTuple):
 
     Attributes:
         epoch: From 0.
-        position: Of the photo in its split.
+        position: Position of the photo in its split.
         repeat: How often the photo was drawn before in this epoch.
-        share: Of the batch's loss; the shares of a batch add up to 1, over all processes that train together.
+        share: Share of the batch's loss; the shares of a batch add up to 1, over all processes that train together.
     """
 
     epoch: int
@@ -40,7 +40,7 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
         catalog: Knows how to load a record.
         records: The photos of the split.
         config: Size and shape of the source, and the random changes.
-        seed: Of the random changes.
+        seed: Seed of the random changes.
         augment: Whether there are any.
 
     Attributes:

@@ -32,7 +32,7 @@ class Archive:
     """A file of a data set as its authors publish it.
 
     Attributes:
-        name: Of the file.
+        name: File name.
         url: Where it lies.
         size: In bytes.
         sha256: Of the file.
@@ -52,7 +52,7 @@ def fetch(archive: Archive, folder: Path, *, url: str | None = None) -> Path:
     Args:
         archive: What to fetch.
         folder: Where to.
-        url: Of a mirror, instead of the archive's own.
+        url: URL of a mirror, instead of the archive's own.
 
     Returns:
         The file's path.
@@ -177,7 +177,7 @@ def unpack(
     """Unpack a tar archive so that all of it appears in the folder, or nothing.
 
     Args:
-        path: Of the archive.
+        path: The archive.
         folder: Where to.
         replace: Entries of the folder that an earlier call had claimed and may not have finished.
         claim: Told the names that are about to appear, so that a later call may replace them if this one is killed.

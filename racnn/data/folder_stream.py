@@ -24,7 +24,7 @@ class PhotoBatch:
     """Some photos in order.
 
     Attributes:
-        paths: Of all of them.
+        paths: Paths of all of them.
         sizes: (h, w) of each, None where it cannot be read.
         errors: Why, by position.
         images: uint8 [K, 3, S, S], the sources of those that can be read.

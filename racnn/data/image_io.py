@@ -182,7 +182,7 @@ class _Numbers(NamedTuple):
     """How a photo's samples are stored.
 
     Attributes:
-        bits: Of each.
+        bits: Bits of each.
         white_is_zero: 0 is white.
         signed: Negative numbers may occur.
         low_palette: The colours of a palette have 8 bits where the format has 16.

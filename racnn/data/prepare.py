@@ -124,7 +124,7 @@ def prepare(
     Args:
         name: A key of ``OFFICIAL``.
         root: The folder to fill; made if need be.
-        given: Archives that were fetched by hand, recognised by their names; they are not deleted.
+        given: Archives that were fetched by hand, known by their names; they are not deleted.
         mirror: Folder URL to fetch from instead of the authors' page; sizes and hashes stay theirs.
         keep: Keep downloaded archives after they are unpacked.
 

@@ -34,7 +34,7 @@ class ProcessGroup:
     """The processes of one training.
 
     Attributes:
-        rank: Of this process, from 0.
+        rank: Rank of this process, from 0.
         size: How many there are.
         launch: A name that torchrun's processes keep when it starts them again, unless its store was lost; None without
             torchrun.

@@ -75,7 +75,7 @@ def calibrate(
     validation, and how many are won by chance differs from one set of photos to the next.
 
     Args:
-        predictions: Of photos that the network was not trained on, all scales run.
+        predictions: Predictions on photos that the network was not trained on, all scales run.
         costs: From :func:`scale_costs`.
         network: Digest of the weights.
         tolerance: Share of the photos.
@@ -113,7 +113,7 @@ def answers_by_depth(
     Args:
         logits: [N, C] per scale.
         fused: [N, C] of the fusion layer, or None.
-        pools: Of all depths but the last.
+        pools: Weights of the pool at every depth but the last.
     """
     return [*(pooled_answer(logits, weights) for weights in pools), full_answer(logits, fused)]
 

@@ -61,7 +61,7 @@ class RunFolder:
     """The folder of a run in the hands of its first process, from the question whether it may be used to leaving it.
 
     Args:
-        path: Of the folder.
+        path: The folder.
     """
 
     def __init__(self, path: Path) -> None:
@@ -77,7 +77,7 @@ class RunFolder:
         A process that torchrun has started again goes on with the run of its own launch, whatever was asked when it began.
 
         Args:
-            config: Of the run.
+            config: Configuration of the run.
             world: The processes that train.
             resume: A run in the folder is to be gone on with.
             overwrite: A run in the folder is to be replaced.
@@ -190,7 +190,7 @@ def _is_dump(path: Path) -> bool:
 
 
 def _refuse_edited_config(folder: Path) -> None:
-    """Refuse to replace a ``config.yaml`` that is not as a run writes it: with remarks, or in another form."""
+    """Refuse to replace a ``config.yaml`` that is not as a run writes it: with comments, or in another form."""
     path = folder / "config.yaml"
     if not os.path.lexists(path):
         return
@@ -246,7 +246,7 @@ def refuse_other_photos(content: Content, data: Data, contents: Mapping[str, str
     """Refuse to resume on other training photos than those the run began with.
 
     Args:
-        content: Of the checkpoint.
+        content: Content of the checkpoint.
         data: As it is now.
         contents: By name the digests of the photos, see :func:`racnn.engine.provenance.digests`.
 
@@ -299,7 +299,7 @@ def enter_folder(
     """Make the folder ready: clear it for a new run, sweep it for one that goes on, write down what is run.
 
     Args:
-        folder: Of the run.
+        folder: Folder of the run.
         config: Goes into ``config.yaml``, resolved.
         starts: From :mod:`racnn.engine.provenance`, go into ``run.json``.
         new: Whether a run begins here.

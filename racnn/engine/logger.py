@@ -16,9 +16,9 @@ class Logger:
     """Write scalars and pictures of one run.
 
     Args:
-        folder: Of the run.
-        step: Of the checkpoint that the run goes on from; later points of the curves are dropped.
-        length: Of ``metrics.jsonl`` in bytes when that checkpoint was written; the rest is dropped.
+        folder: Folder of the run.
+        step: Step of the checkpoint that the run goes on from; later points of the curves are dropped.
+        length: Length of ``metrics.jsonl`` in bytes when that checkpoint was written; the rest is dropped.
     """
 
     def __init__(self, folder: Path, *, step: int = 0, length: int = 0) -> None:

@@ -101,7 +101,7 @@ def train_one_epoch(
 
     Args:
         model: Already frozen but for what the phase trains.
-        batches: Of the epoch, or of what is left of it.
+        batches: Batches of the epoch, or of what is left of it.
         phase: Chooses the losses.
         optimizer: Over what the phase trains.
         state: Goes on with every step.

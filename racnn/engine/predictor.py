@@ -40,7 +40,7 @@ class Prediction:
 
     Attributes:
         photo: uint8 [h, w, 3], upright.
-        path: Of the photo, where it was a file.
+        path: Path of the photo, where it was a file.
         top: The answer of all looks together: names with probabilities, the most probable first.
         boxes_xyxy: Where each finer look looked, in the photo's pixels.
         views: What each look saw, [3, side, side] in [0, 1].
@@ -86,7 +86,7 @@ class Predictor:
 
     Attributes:
         model: On its device, in evaluation mode.
-        config: Of the run.
+        config: Configuration of the run.
         class_names: In the order of the logits.
         train_names: The photos it was trained on.
         val_names: The photos that were held out for validation.

@@ -26,8 +26,8 @@ class Progress:
         best: The phase's best validation items, and the weights that gave them, where the phase keeps the best.
         trained_scales: How many scales have been trained so far.
         fusion_trained: Whether the fusion layer has been.
-        best_key: Of ``best.pt``: how complete the network was, its top-1 and mean log-probability.
-        log_length: Of ``metrics.jsonl`` in bytes when the checkpoint was written.
+        best_key: Rank of ``best.pt``: how complete the network was, its top-1 and mean log-probability.
+        log_length: Length of ``metrics.jsonl`` in bytes when the checkpoint was written.
     """
 
     outcomes: list[bool] = field(default_factory=list)

@@ -34,7 +34,7 @@ def provenance(
     """Return what a start of a run is made of, in plain types.
 
     Args:
-        config: Of the run.
+        config: Configuration of the run.
         data: Its photos; none is opened.
         device: Where it runs.
         step: From which on.

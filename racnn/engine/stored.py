@@ -68,8 +68,8 @@ class Stored:
 
     Attributes:
         path: Where it was read from.
-        content: Of the file.
-        config: Of the run.
+        content: Content of the file.
+        config: Configuration of the run.
         network: The one that ``content.model`` belongs to, on the meta device: names and shapes without numbers.
     """
 

@@ -27,7 +27,7 @@ class Validation:
     Attributes:
         model: The network.
         data: Its photos.
-        config: Of the run.
+        config: Configuration of the run.
         device: Where the network is.
         world: The processes that share the photos; every measure is of all photos, on every rank.
         after_batch: Called after each batch of photos; it may raise to stop.

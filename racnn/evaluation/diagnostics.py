@@ -22,8 +22,8 @@ def diagnose(report: Mapping[str, Any], config: Config) -> list[str]:
     log-probability of the true class.
 
     Args:
-        report: Of :func:`racnn.evaluation.report.evaluation_report`, on photos that were held out from training.
-        config: Of the run.
+        report: Report of :func:`racnn.evaluation.report.evaluation_report`, on photos that were held out from training.
+        config: Configuration of the run.
     """
     bounds = config.model.region_bounds()
     lines = collapse_warnings(report["regions"], bounds) + _sameness_warning(report["regions"], config)

@@ -14,7 +14,7 @@ def build_model(config: ModelConfig, *, num_classes: int, weights: bool = True) 
 
     Args:
         config: The model section.
-        num_classes: Of the dataset.
+        num_classes: Number of classes of the dataset.
         weights: Load ``config.weights``; False when a checkpoint will fill the network anyway.
     """
     return RACNN(

@@ -24,7 +24,7 @@ class Backbone(nn.Module):
 
     Args:
         trunk: Maps a normalised view [B, 3, H, W] to features [B, channels, H / stride, W / stride].
-        channels: Of the features.
+        channels: Channels of the features.
         stride: View pixels per feature cell.
         mean: Per channel, of images in [0, 1]; the view is ``(image - mean) / std``.
         std: Per channel.
@@ -161,7 +161,7 @@ class _TimmTrunk(nn.Module):
 
     Attributes:
         left_out: Names of the layers that were left out.
-        channels: Of the map.
+        channels: Channels of the map.
         stride: Pixels per cell of the map.
         inner: Name of the last block but one of those that yield a map of this size; '' where there is none.
 

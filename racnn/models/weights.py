@@ -133,7 +133,7 @@ def load_trunk(
     Args:
         trunk: To fill.
         state: Weights by name.
-        origin: Of the weights, for messages.
+        origin: Where the weights come from, for messages.
         left_out: First parts of names that belong to layers after the trunk.
 
     Raises:

@@ -45,7 +45,7 @@ def zoom(
         region: [B, 3].
         size: (h, w) of the view in pixels.
         antialias: Widen the kernel when shrinking; False is plain bilinear sampling.
-        steepness: Of the mask, per unit of the image's frame; None applies no mask. At the view's own sample
+        steepness: Steepness of the mask, per unit of the image's frame; None applies no mask. At the view's own sample
             points the mask depends on ``tl`` alone.
         move_samples: The derivative in the region follows the sample points as they move with it: exact. False
             holds them where they are and moves the mask over them alone, the derivative of equations 11 to 13.

@@ -15,7 +15,7 @@ def read_mat(path: Path, *names: str) -> dict[str, np.ndarray]:
 
     Args:
         path: The file.
-        names: Of the variables it must hold.
+        names: Names of the variables it must hold.
 
     Raises:
         DataError: The file is missing, is no .mat file, or lacks a variable.

@@ -23,7 +23,7 @@ class CompactAPN(nn.Module):
     and a few such steps leave the tanh at its ends, without a derivative.
 
     Args:
-        channels: Of the features.
+        channels: Channels of the features.
         bounds: Least and largest side of the region, fractions of the view's side.
         width: Channels after the 1x1 convolution.
         hidden: Units of the hidden layer.
@@ -69,7 +69,7 @@ class PaperAPN(nn.Module):
     """Propose a region as the paper does: flatten, 1024 units, tanh, 3 units; bounded, unlike the paper's.
 
     Args:
-        channels: Of the features.
+        channels: Channels of the features.
         cells: Cells per side of the feature map, which the flattened layer is tied to.
         bounds: Least and largest side of the region, fractions of the view's side.
         pool: Max-pool 2x2 first, which the paper does at scale 1.

@@ -103,7 +103,7 @@ def apn_init_losses(
     Args:
         region: [B, 3] proposed.
         taught: [B, 3]; it is clamped to what the APN can propose.
-        number: Of the region, counted from 1, for the name.
+        number: Number of the region, counted from 1, for the name.
         bounds: Least and largest side.
 
     Returns:

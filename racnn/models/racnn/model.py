@@ -77,7 +77,7 @@ class RACNN(nn.Module):
     """The recursion over scales.
 
     Args:
-        num_classes: Of every classifier.
+        num_classes: Number of classes of every classifier.
         backbone: A name for :func:`racnn.models.backbone.build_backbone`.
         view_sizes: Side in pixels of each scale's square view; their number is the number of scales, from 1 up.
         weights: What every backbone starts from: None, 'imagenet' or a file.
@@ -189,7 +189,7 @@ class RACNN(nn.Module):
 
         Args:
             output: With fewer scales than the network has.
-            noise: As in :meth:`forward`.
+            noise: Jitter of the regions, see :meth:`forward`.
         """
         scale = len(output.regions)
         assert scale == len(output.logits) - 1, "the last region was not looked at"
@@ -213,8 +213,8 @@ class RACNN(nn.Module):
         Args:
             source: [B, 3, H, W], normalised; what ``output`` was made from.
             output: With fewer scales than the network has.
-            noise: As in :meth:`forward`.
-            move_samples: As in :meth:`forward`.
+            noise: Jitter of the regions, see :meth:`forward`.
+            move_samples: Whether sample points follow a region, see :meth:`forward`.
         """
         self.propose(output, noise=noise)
         region, place = output.regions[-1], output.places[-1]
@@ -254,9 +254,9 @@ class RACNN(nn.Module):
 
         Args:
             source: The images that ``output`` was made from, see :meth:`normalise`.
-            output: Of a pass over at least ``number`` scales.
+            output: Output of a pass over at least ``number`` scales.
             region: [B, 3] to put in the place of ``output.regions[number - 1]``, in the same frame.
-            number: Of the region, counted from 1.
+            number: Number of the region, counted from 1.
 
         Returns:
             [B, num_classes] of scale ``number + 1``.
@@ -272,9 +272,9 @@ class RACNN(nn.Module):
 
         Args:
             images: The images that ``output`` was made from.
-            output: Of a pass over at least ``scale`` scales.
+            output: Output of a pass over at least ``scale`` scales.
             scale: Counted from 1.
-            factor: Of the view's side; 1 returns the features of ``output``.
+            factor: Factor of the view's side; 1 returns the features of ``output``.
 
         Returns:
             [B, C, h, w], some ``factor`` times as many cells a side, detached.
@@ -354,7 +354,7 @@ class RACNN(nn.Module):
 
         Args:
             norms: Mean length of each scale's descriptors, which the normalisation takes away.
-            weights: Of each scale.
+            weights: Weight of each scale.
         """
         self.fusion.bias.zero_()
         blocks = self.fusion.weight.chunk(self.num_scales, dim=1)

@@ -44,7 +44,7 @@ def find_common_part(
 
     Args:
         model: Put into evaluation mode.
-        batches: Of the training photos, as in :func:`read_boxes`, like the other arguments.
+        batches: Batches of the training photos, as in :func:`read_boxes`, like the other arguments.
     """
     model.eval()
     weight = model.classifiers[scale - 1].get_parameter("weight")
@@ -80,7 +80,7 @@ def read_boxes(
 
     Args:
         model: Put into evaluation mode.
-        batches: Of photos without random changes, from :func:`racnn.data.eval_loader`.
+        batches: Batches of photos without random changes, from :func:`racnn.data.eval_loader`.
         scale: Whose response is read, counted from 1.
         config: The phase, which says how.
         common: From :func:`find_common_part`, needed for ``response: ddt``.
@@ -131,7 +131,7 @@ def read_places(
 
     Args:
         model: Put into evaluation mode.
-        batches: Of photos without random changes, as in :func:`read_boxes`, like the other arguments.
+        batches: Batches of photos without random changes, as in :func:`read_boxes`, like the other arguments.
         scale: That looks, counted from 1; at least 2.
 
     Returns:
