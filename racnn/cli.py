@@ -291,7 +291,8 @@ def visualize(
                 damaged.append(str(error))
 
     rows = _draw(_restore(checkpoint, device), readable(), out)
-    print(f"{len(rows)} pictures and regions.json in {out}")
+    if rows:
+        print(f"{len(rows)} pictures and regions.json in {out}")
     if passed:
         print(describe_passed(passed), file=sys.stderr)
     if older := {path.name for path in out.glob("*.png")} - {row["picture"] for row in rows}:

@@ -22,6 +22,7 @@ from PIL import Image, TiffImagePlugin
 from safetensors.torch import save_file
 
 from racnn import cli
+from racnn.engine.folder import RUN_FILES
 from racnn.models import build_backbone
 
 NOISE = np.random.default_rng(0)
@@ -1069,17 +1070,7 @@ def files_of(*roots):
     return found
 
 
-OWN = (
-    "last.pt",
-    "previous.pt",
-    "best.pt",
-    "config.yaml",
-    "run.json",
-    "metrics.jsonl",
-    "photos.json",
-    ".racnn-written",
-    "events.out",
-)
+OWN = (*RUN_FILES, ".racnn-written", "events.out")
 
 
 @pytest.mark.parametrize("line", ROWS, ids=lambda line: f"{line.kind}: {line.name}")

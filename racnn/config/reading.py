@@ -224,9 +224,8 @@ def _types_of(keys: Sequence[str]) -> tuple[Any, ...]:
     """Return the types that the value of a key may have, the members of a union apart; () for no single key."""
     section: type[BaseModel] | None = Config
     annotation: Any = None
-    if (
-        keys[0] == "schedule" and len(keys) > 1
-    ):  # a key that several kinds of phase have is of one type in all
+    if keys[0] == "schedule" and len(keys) > 1:
+        # a key that several kinds of phase have is of one type in all
         fields = [phase.model_fields[keys[-1]] for phase in PHASES.values() if keys[-1] in phase.model_fields]
         return _members(fields[0].annotation) if fields and keys[-2].isdigit() else ()
     for key in keys:

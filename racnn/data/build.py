@@ -57,9 +57,7 @@ class Data:
     splits: dict[str, PhotoDataset]  # train, val, test, and held_out where training photos are held out
     val_names: list[str]
     skipped: dict[str, str] = field(default_factory=dict)  # damaged photos left out, with the reason
-    passed_over: Counter[str] = field(
-        default_factory=Counter
-    )  # files beside the photos that are none, by kind
+    passed_over: Counter[str] = field(default_factory=Counter)  # files that are no photos, by kind
 
     def class_counts(self) -> list[int]:
         """Return how many photos each class has for training."""

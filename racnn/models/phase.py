@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
-from pydantic import Field, PrivateAttr, ValidationInfo, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor, nn
 
 from racnn.sections import Fraction, Section
@@ -187,8 +187,3 @@ class Phase(Section):
     def name(self) -> str:
         """A short name for logs, such as ``03-classification_2``."""
         return "_".join([f"{self._position + 1:02d}-{self.kind}", *map(str, self.scales)])
-
-
-def is_stored(info: ValidationInfo) -> bool:
-    """Return whether a value comes from a checkpoint, where what does nothing is no mistake."""
-    return bool((info.context or {}).get("stored"))
