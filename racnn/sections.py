@@ -153,6 +153,7 @@ class ModelConfig(Section):
     bounds: tuple[Bounds, ...] = Field(
         (), description="least and largest side of each region; empty: defaults"
     )
+    crop: str = Field("box", description="sampler that cuts the views")
     zoom_from: Literal["source", "parent"] = "source"
     antialias: bool = True
     mask: bool = True
@@ -191,9 +192,12 @@ class ModelConfig(Section):
 
     def region_bounds(self) -> tuple[Bounds, ...]:
         """Return (least, largest) side for each region, the defaults filled in."""
-        if self.bounds:
-            return self.bounds
-        return tuple(DEFAULT_BOUNDS[min(s, 1)] for s in range(self.num_scales - 1))
+        return self.bounds or default_bounds(self.num_scales)
+
+
+def default_bounds(num_scales: int) -> tuple[Bounds, ...]:
+    """Return (least, largest) side for each region of so many scales."""
+    return tuple(DEFAULT_BOUNDS[min(s, 1)] for s in range(num_scales - 1))
 
 
 def parse_ranges(text: str) -> list[int]:

@@ -126,8 +126,8 @@ def elsewhere(trained: Predictor, batches: object, number: int) -> dict[str, tup
     with torch.no_grad():
         for batch in batches:  # type: ignore[attr-defined]
             images, labels = batch["image"].to(device), batch["label"].to(device)
-            source, output = model.normalise(images), model(images, scales=number)
-            proposal = model.apns[number - 1](output.features[-1])
+            source, output = model.normalise(images), model(images, num_scales=number)
+            proposal = output.proposals[-1]
             centre, side = proposal[:, :2], proposal[:, 2:]
             places = {PROPOSED: proposal, "in the middle": torch.cat([torch.zeros_like(centre), side], dim=1)}
             if number == 1 and batch["box"].isfinite().all():  # later views have frames of their own
@@ -136,7 +136,7 @@ def elsewhere(trained: Predictor, batches: object, number: int) -> dict[str, tup
                 moved = torch.cat([centre + 2.0 * side * side.new_tensor([x, y]), factor * side], dim=1)
                 places[name] = clamp(moved, *bounds)
             for name, region in places.items():
-                logits = model.logits_at(source, output, region, number=number)
+                logits = model.classify_proposal(number + 1, source, output.scales[-1], region)
                 log_prob, right = true_class_prob(logits, labels, "log_prob"), logits.argmax(dim=1) == labels
                 said.setdefault(name, []).append((log_prob.cpu(), right.float().cpu()))
     found = {
@@ -167,11 +167,13 @@ def measure(
     slopes: list[list[Tensor]] = [[] for _ in steps]
     for batch in batches:  # type: ignore[attr-defined]
         images, labels = batch["image"].to(device), batch["label"].to(device)
-        source, output = model.normalise(images), model(images, scales=number)
-        proposal = model.apns[number - 1](output.features[-1])
+        source, output = model.normalise(images), model(images, num_scales=number)
+        parent = output.scales[-1]
+        proposal = output.proposals[-1]
 
         def log_prob(region: Tensor) -> Tensor:
-            return true_class_prob(model.logits_at(source, output, region, number=number), labels, "log_prob")  # noqa: B023
+            logits = model.classify_proposal(number + 1, source, parent, region)  # noqa: B023
+            return true_class_prob(logits, labels, "log_prob")  # noqa: B023
 
         place = proposal.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(log_prob(place).sum(), place)

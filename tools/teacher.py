@@ -70,14 +70,14 @@ def main(
         make_phase(kind="apn_init", epochs=1, lr=1.0, response="ddt", enlarge=enlarge),
         device=next(trained.model.parameters()).device,
     )
-    places, maps, boxes, points = _responses(
+    regions, maps, boxes, points = _responses(
         trained, loaders[split], scale, enlarge, common, found.focus_parts
     )
     print(f"{found.dataset}, {split}: {len(boxes)} photos; boxes read from the responses of scale {scale}")
     print("response  level   trim  mean side     IoU  coverage %  part hit %  centred %")
     for response, level, trim in itertools.product(RESPONSES, heights, shares):
         region = clamp(component_region(maps[response], level, trim), *bounds)  # what the APN can propose
-        print(f"{response:8}  {level:5.2f}  {trim:5.3f}  {_columns(region, places, boxes, points)}")
+        print(f"{response:8}  {level:5.2f}  {trim:5.3f}  {_columns(region, regions, boxes, points)}")
 
 
 def _parse(option: str, text: str, *, below: float) -> list[float]:
@@ -98,7 +98,7 @@ def _responses(
     common: CommonPart,
     focus_parts: tuple[int, ...],
 ) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
-    """Return the views' places [N, 3], the response maps by kind [N, h, w], boxes [N, 4] and telling points [N, 2]."""
+    """Return the views' regions [N, 3], the response maps by kind [N, h, w], boxes [N, 4] and telling points [N, 2]."""
     import torch
 
     from racnn.evaluation.metrics import focus_points
@@ -107,13 +107,14 @@ def _responses(
     model = trained.model
     device = next(model.parameters()).device
     weight = model.classifiers[scale - 1].get_parameter("weight")
-    rows: dict[str, list[Tensor]] = {key: [] for key in ("places", *RESPONSES, "boxes", "parts")}
+    rows: dict[str, list[Tensor]] = {key: [] for key in ("regions", *RESPONSES, "boxes", "parts")}
     with torch.no_grad():
         for batch in batches:  # type: ignore[attr-defined]
             images, labels = batch["image"].to(device), batch["label"].to(device)
-            output = model(images, scales=scale)
-            features, inner = model.enlarged_features_with_inner(images, output, scale=scale, factor=enlarge)
-            rows["places"].append(output.places[-1].cpu())
+            output = model(images, num_scales=scale)
+            view = model.enlarged_view(scale, images, output, enlarge)
+            features, inner = model.extract_with_inner(scale, view)
+            rows["regions"].append(output.regions[-1].cpu())
             rows["sum"].append(response_map(features).cpu())
             rows["cam"].append(response_map(features, weight=weight, labels=labels).cpu())
             rows["ddt"].append(common.response(inner).cpu())
@@ -121,18 +122,18 @@ def _responses(
             rows["parts"].append(batch["parts"])
     joined = {key: torch.cat(parts) for key, parts in rows.items()}
     maps = {response: joined[response] for response in RESPONSES}
-    return joined["places"], maps, joined["boxes"], focus_points(joined["parts"], focus_parts)
+    return joined["regions"], maps, joined["boxes"], focus_points(joined["parts"], focus_parts)
 
 
-def _columns(region: Tensor, places: Tensor, boxes: Tensor, points: Tensor) -> str:
+def _columns(proposal: Tensor, regions: Tensor, boxes: Tensor, points: Tensor) -> str:
     from racnn.evaluation.metrics import localisation
     from racnn.ops.regions import compose
 
-    measured = localisation(compose(places, region), boxes, points, places) or {}
+    measured = localisation(compose(regions, proposal), boxes, points, regions) or {}
     percent = {key: f"{100 * value:.1f}" for key, value in measured.items() if value is not None}
     iou = measured.get("iou")
     columns = [
-        f"{region[:, 2].mean():9.3f}",
+        f"{proposal[:, 2].mean():9.3f}",
         f"{iou:6.3f}" if iou is not None else "     -",
         f"{percent.get('coverage', '-'):>10}",
         f"{percent.get('part_hit', '-'):>10}",

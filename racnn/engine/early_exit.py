@@ -21,8 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from racnn.engine.loop import Predictions
 from racnn.errors import ConfigError
-from racnn.models import RACNN
 from racnn.models.racnn.calibration import pool_weights
+from racnn.models.racnn.model import RACNN, RACNNOutput, ScaleOutput
+from racnn.ops.regions import whole
 
 CURVE_POINTS = 11
 MOST_CANDIDATES = 2000
@@ -171,29 +172,39 @@ def look_until_sure(
         fused: Whether the fusion layer is.
 
     Returns:
-        Per depth that some images stopped at: their indices [K], log-probabilities [K, C], and the places [K, 3] of
+        Per depth that some images stopped at: their indices [K], log-probabilities [K, C], and the regions [K, 3] of
         their views, one a scale.
     """
     source = model.normalise(images)
     index = torch.arange(len(images), device=images.device)
-    output = model.look(source)
+    output = RACNNOutput([])
     stopped = []
-    for depth in range(1, scales + 1):
-        if depth == scales:
-            answer = full_answer(output.logits, output.fused if fused else None)
-            stopped.append((index, answer, output.places))
+    for scale in range(1, scales + 1):
+        output.scales.append(_next_scale(model, source, output.scales))
+        if scale == scales:
+            if fused and scale == model.num_scales:
+                output.fused = model.fuse(output.descriptors)
+            stopped.append((index, full_answer(output.logits, output.fused), output.regions))
             break
         if early is not None:
-            answer = pooled_answer(output.logits, early.pools[depth - 1])
+            answer = pooled_answer(output.logits, early.pools[scale - 1])
             sure = answer.exp().amax(dim=1) >= early.threshold
             done, left = sure.nonzero()[:, 0], (~sure).nonzero()[:, 0]
             if len(done):
-                stopped.append((index[done], answer[done], [place[done] for place in output.places]))
-                source, index, output = source[left], index[left], output.chosen(left)
+                stopped.append((index[done], answer[done], [region[done] for region in output.regions]))
+                source, index = source[left], index[left]
+                output.scales = [each.select(left) for each in output.scales]
             if not len(index):
                 break
-        model.look_closer(source, output)
     return stopped
+
+
+def _next_scale(model: RACNN, source: Tensor, before: Sequence[ScaleOutput]) -> ScaleOutput:
+    """Return the output of the scale that follows after others."""
+    parent = before[-1] if before else None
+    region = parent.next_region if parent else whole(len(source), device=source.device)
+    view = model.crop(len(before) + 1, source, region, parent=parent)
+    return model.forward_scale(len(before) + 1, view, region)
 
 
 @torch.no_grad()
@@ -201,13 +212,12 @@ def scale_costs(model: RACNN, *, source_size: int, scales: int) -> list[float]:
     """Return each scale's share of the multiplications of the recursion over so many scales."""
     source = model.mean.new_zeros(1, 3, source_size, source_size)
     model.eval()
-    counts = []
+    counts: list[int] = []
+    before: list[ScaleOutput] = []
     with FlopCounterMode(display=False) as counter:
-        output = model.look(source)
-        for _ in range(scales - 1):
+        for _ in range(scales):
+            before.append(_next_scale(model, source, before))
             counts.append(counter.get_total_flops())
-            model.look_closer(source, output)
-        counts.append(counter.get_total_flops())
     return [(now - before) / counts[-1] for before, now in zip([0, *counts], counts, strict=False)]
 
 

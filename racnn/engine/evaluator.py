@@ -184,6 +184,6 @@ def _predict(trained: Predictor, photos: PhotoDataset) -> Predictions:
         trained.model,
         eval_loader(photos, trained.config.data),
         device=next(trained.model.parameters()).device,
-        scales=trained.scales,
+        num_scales=trained.scales,
         fused=trained.fused,
     )

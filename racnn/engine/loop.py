@@ -22,6 +22,7 @@ from racnn.evaluation.report import evaluation_report
 from racnn.models import RACNN
 from racnn.models.parts import Parts
 from racnn.models.phase import Batch, Phase
+from racnn.ops.regions import compose
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -239,8 +240,8 @@ class Predictions:
     logits: list[Tensor]
     fused: Tensor | None
     labels: Tensor
+    proposals: list[Tensor]
     regions: list[Tensor]
-    places: list[Tensor]
     boxes: Tensor
     parts: Tensor
     norms: list[float]
@@ -253,7 +254,7 @@ def predict(
     batches: Iterable[Batch],
     *,
     device: torch.device,
-    scales: int | None = None,
+    num_scales: int | None = None,
     propose: bool = False,
     fused: bool = True,
     world: ProcessGroup = ALONE,
@@ -265,8 +266,8 @@ def predict(
         model: Put into evaluation mode.
         batches: From :func:`racnn.data.eval_loader`.
         device: Where the network is.
-        scales: Run only so many; None runs all.
-        propose: Keep also the region that the last of them proposes.
+        num_scales: Run only the first ones; None runs all.
+        propose: Keep also the proposal of the last of them, which nothing is cropped by.
         fused: Keep the fusion layer's logits where all scales are run.
         world: The processes that share the batches; all of them return the predictions of all photos.
         after_batch: Called after each batch; it may raise to stop.
@@ -277,14 +278,17 @@ def predict(
     model.eval()
 
     def answers(batch: Batch) -> dict[str, Any]:
-        output = model(batch["image"].to(device, non_blocking=True), scales=scales, propose=propose)
+        output = model(batch["image"].to(device, non_blocking=True), num_scales=num_scales)
+        regions, proposals = output.regions, output.proposals[: len(output.regions) - 1 + propose]
+        if propose:  # where nothing has looked yet
+            regions = [*regions, compose(regions[-1], proposals[-1])]
         if not all(logits.isfinite().all() for logits in output.logits):
             raise TrainingError("the network gives answers that are not finite: its training has diverged")
         return {
             "logits": [x.float().cpu() for x in output.logits],
             "fused": output.fused.float().cpu() if fused and output.fused is not None else None,
-            "regions": [x.cpu() for x in output.regions],
-            "places": [x.cpu() for x in output.places],
+            "proposals": [x.cpu() for x in proposals],
+            "regions": [x.cpu() for x in regions],
             "norms": [x.norm(dim=1).cpu() for x in output.descriptors],
             **{key: batch.get(key) for key in ("label", "box", "parts", "pseudo_box")},
         }
@@ -298,8 +302,8 @@ def predict(
         logits=every["logits"],
         fused=every["fused"],
         labels=every["label"],
+        proposals=every["proposals"],
         regions=every["regions"],
-        places=every["places"],
         boxes=every["box"],
         parts=every["parts"],
         norms=[norm.mean().item() for norm in every["norms"]],
@@ -330,9 +334,9 @@ def report(predictions: Predictions, *, data: Data, split: str, bounds: Any) -> 
         logits={f"scale_{s}": logits for s, logits in enumerate(predictions.logits, start=1)},
         fused=predictions.fused,
         labels=predictions.labels,
-        regions=predictions.regions,
-        composed=predictions.places[1:],
-        bounds=list(bounds)[: len(predictions.regions)],
+        proposals=predictions.proposals,
+        regions=predictions.regions[1:],
+        bounds=list(bounds)[: len(predictions.proposals)],
         boxes=predictions.boxes,
         parts=predictions.parts,
         focus_parts=data.focus_parts,

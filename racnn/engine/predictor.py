@@ -137,7 +137,7 @@ class Predictor:
         transform = SourceTransform(config.source_size, config.resize)
         sizes = [(photo.shape[0], photo.shape[1]) for _, photo in photos]
         sources = [transform.source(photo, size) for (_, photo), size in zip(photos, sizes, strict=True)]
-        output = model(torch.stack(sources).to(next(model.parameters()).device), scales=self.scales)
+        output = model(torch.stack(sources).to(next(model.parameters()).device), num_scales=self.scales)
         fused = output.fused if self.fused else None
         answers = full_answer(output.logits, fused)
         looks = {f"scale_{number}": logits for number, logits in enumerate(output.logits, start=1)}
@@ -191,8 +191,8 @@ class Predictor:
             images = part["image"].to(device, non_blocking=True)
             stopped = look_until_sure(self.model, images, early, scales=self.scales, fused=self.fused)
             return [
-                (part["position"][index.cpu()].tolist(), answer.cpu(), [place.cpu() for place in places])
-                for index, answer, places in stopped
+                (part["position"][index.cpu()].tolist(), answer.cpu(), [region.cpu() for region in regions])
+                for index, answer, regions in stopped
             ]
 
         for batch in batches:
@@ -202,8 +202,8 @@ class Predictor:
             readable = [position for position in range(len(rows)) if position not in batch.errors]
             given = {"image": batch.images, "position": torch.tensor(readable)}
             found = parts.run(answers, given) if readable else []
-            for positions, answer, composed in itertools.chain(*found):
-                boxes = [to_boxes_xyxy(place, (side, side)) for place in composed[1:]]
+            for positions, answer, regions in itertools.chain(*found):
+                boxes = [to_boxes_xyxy(region, (side, side)) for region in regions[1:]]
                 for i, position in enumerate(positions):
                     size = batch.sizes[position]
                     assert size is not None

@@ -52,7 +52,7 @@ class Validation:
             self.model,
             self.batches(),
             device=self.device,
-            scales=scales,
+            num_scales=scales,
             propose=propose,
             fused=fused,
             world=self.world,
@@ -66,11 +66,11 @@ class Validation:
     def picture(self, predictions: Predictions) -> np.ndarray | None:
         """Return the first photos with their regions and views, or None where none are to be drawn."""
         num = self.config.run.num_preview
-        if not num or not predictions.regions or not self.world.is_main_process:
+        if not num or not predictions.proposals or not self.world.is_main_process:
             return None
         val = self.data.splits["val"].without_augmentation()
         photos = torch.stack([val[(0, i)]["image"] for i in range(min(num, len(val)))]).float() / 255.0
-        places = [place[: len(photos)] for place in predictions.places[1:]]
+        places = [place[: len(photos)] for place in predictions.regions[1:]]
         boxes = [to_boxes_xyxy(place, (photos.shape[2], photos.shape[3])) for place in places]
         sides = self.model.view_sizes[1:]
         views = [

@@ -30,8 +30,8 @@ def evaluation_report(
     logits: Mapping[str, Tensor],
     fused: Tensor | None,
     labels: Tensor,
+    proposals: Sequence[Tensor],
     regions: Sequence[Tensor],
-    composed: Sequence[Tensor],
     bounds: Sequence[tuple[float, float]],
     boxes: Tensor,
     parts: Tensor,
@@ -46,8 +46,8 @@ def evaluation_report(
         logits: ``scale_1``, ``scale_2``, ... to [N, C].
         fused: [N, C] logits of the fused classifier, if there is one.
         labels: [N] integers in [0, C).
-        regions: [N, 3] per region, each in the frame of its parent view.
-        composed: The same regions in the frame of the source.
+        proposals: [N, 3] per region, each in the frame of its parent view.
+        regions: The same in the frame of the source.
         bounds: The range of tl, per region.
         boxes: [N, 4] xyxy in the frame of the source, NaN where unknown.
         parts: [N, P, 3] of (x, y, visible) in the frame of the source; P may be 0.
@@ -67,7 +67,7 @@ def evaluation_report(
     ranks = {key: rank_of_truth(values, labels) for key, values in log_probs.items()}
     single = [key for key in ranks if key != "scale_1+2"]
     points = focus_points(parts, focus_parts)
-    parents = [None, *composed[:-1]]  # region_1 is cut from the whole source
+    parents = [None, *regions[:-1]]  # region_1 is cut from the whole source
     n = len(labels)
     return {
         "dataset": dataset,
@@ -82,11 +82,11 @@ def evaluation_report(
         "per_class": per_class({key: ranks[key] == 0 for key in single}, labels, class_names),
         "localisation": {
             f"region_{s}": localisation(region, boxes, points, parent)
-            for s, (region, parent) in enumerate(zip(composed, parents, strict=False), start=1)
+            for s, (region, parent) in enumerate(zip(regions, parents, strict=False), start=1)
         },
         "regions": {
             f"region_{s}": region_statistics(region, limits)
-            for s, (region, limits) in enumerate(zip(regions, bounds, strict=True), start=1)
+            for s, (region, limits) in enumerate(zip(proposals, bounds, strict=True), start=1)
         },
     }
 

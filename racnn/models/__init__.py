@@ -26,6 +26,7 @@ def build_model(config: ModelConfig, *, num_classes: int, weights: bool = True) 
         shared_backbone=config.shared_backbone,
         apn=config.apn,
         bounds=config.region_bounds(),
+        crop=config.crop,
         zoom_from=config.zoom_from,
         antialias=config.antialias,
         mask=config.mask,

@@ -69,6 +69,9 @@ def zoom(
         return view.to(image.dtype)
 
 
+CROPS: dict[str, Callable[..., Tensor]] = {"box": zoom}  # samplers by name, all called as ``zoom`` is
+
+
 def _triangles(
     span: Tensor,
     source: int,

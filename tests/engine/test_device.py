@@ -53,7 +53,7 @@ def test_what_cannot_be_compiled_is_an_error_and_not_slow():
     model.backbones[0].features = Unruly()
     prepare(model, load_config(None, ["run.compile=true"]), CPU)
     with pytest.raises(Exception, match=r"(?s)graph break|Unsupported|unsupported"):
-        model.look(torch.zeros(1, 3, 32, 32))
+        model(torch.zeros(1, 3, 32, 32), num_scales=1)
 
 
 @pytest.mark.parametrize("asked", [True, False])
@@ -65,7 +65,7 @@ def test_activations_are_kept_or_computed_again_as_asked(asked):
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
 def test_precision_is_that_of_the_features(precision, dtype):
     model = prepared(f"run.precision={precision}")
-    assert model(torch.zeros(1, 3, 32, 32)).features[0].dtype == dtype
+    assert model(torch.zeros(1, 3, 32, 32)).scales[0].features.dtype == dtype
 
 
 @pytest.mark.parametrize("asked", [True, False])

@@ -145,15 +145,19 @@ class TestLookUntilSure:
         expected = {}
         for i in range(len(images)):
             depth = next(d for d in range(3) if d == 2 or answers[d][i].exp().max() >= threshold)
-            expected[i] = (depth + 1, answers[depth][i], [place[i] for place in output.places[: depth + 1]])
+            expected[i] = (
+                depth + 1,
+                answers[depth][i],
+                [region[i] for region in output.regions[: depth + 1]],
+            )
         seen = set()
-        for index, answer, places in look_until_sure(model, images, early, scales=3, fused=fused):
+        for index, answer, regions in look_until_sure(model, images, early, scales=3, fused=fused):
             for k, i in enumerate(index.tolist()):
                 depth, wanted, where = expected[i]
-                assert len(places) == depth
+                assert len(regions) == depth
                 torch.testing.assert_close(answer[k], wanted, atol=1e-4, rtol=1e-4)
                 torch.testing.assert_close(
-                    torch.stack([p[k] for p in places]), torch.stack(where), atol=3e-5, rtol=0
+                    torch.stack([p[k] for p in regions]), torch.stack(where), atol=3e-5, rtol=0
                 )
                 seen.add(i)
         assert seen == set(range(len(images)))
@@ -166,7 +170,7 @@ class TestLookUntilSure:
         )
         assert index.tolist() == list(range(12))
         assert len(places) == 2
-        output = model(self.images.to(torch.uint8), scales=2)
+        output = model(self.images.to(torch.uint8), num_scales=2)
         mean = torch.stack([x.softmax(dim=1) for x in output.logits]).mean(dim=0)
         torch.testing.assert_close(answer.exp(), mean)
 

@@ -88,7 +88,7 @@ def test_a_finer_scale_alone_learns_on_the_places_that_photos_bring_along(scale,
     photos = batch()
     pseudo_box = photos.pop("pseudo_box")
     with torch.no_grad():
-        place = model(photos["image"], scales=scale - 1, propose=True).places[-1]
+        place = model(photos["image"], num_scales=scale - 1).scales[-1].next_region
     corners = torch.cat([place[:, :2] - place[:, 2:], place[:, :2] + place[:, 2:]], dim=1)
     run = []
     for number, backbone in enumerate(model.backbones, 1):

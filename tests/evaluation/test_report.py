@@ -28,8 +28,8 @@ def _report(**changed: Any) -> dict[str, Any]:
         "logits": {f"scale_{s}": torch.randn(n, classes, generator=generator) for s in (1, 2, 3)},
         "fused": torch.randn(n, classes, generator=generator),
         "labels": labels,
+        "proposals": [region, region],
         "regions": [region, region],
-        "composed": [region, region],
         "bounds": [(0.2, 0.95), (0.3, 0.8)],
         "boxes": torch.tensor([[-0.5, -0.25, 0.5, 0.25]]).expand(n, 4),
         "parts": torch.tensor([[[0.1, 0.2, 1.0], [0.3, 0.4, 0.0]]]).expand(n, 2, 3),
@@ -80,7 +80,7 @@ class TestReport:
         probs = [torch.tensor([[0.98, 0.02]]), torch.tensor([[0.60, 0.40]]), torch.tensor([[1e-4, 1 - 1e-4]])]
         logits = {f"scale_{s}": p.log() for s, p in enumerate(probs, start=1)}
         report = _report(
-            logits=logits, fused=None, labels=torch.tensor([0]), class_names=["a", "b"], regions=[], composed=[],
+            logits=logits, fused=None, labels=torch.tensor([0]), class_names=["a", "b"], proposals=[], regions=[],
             bounds=[], boxes=torch.full((1, 4), NAN), parts=torch.zeros(1, 0, 3), focus_parts=[],
         )  # fmt: skip
         assert report["top1"]["mean"] == 1.0
@@ -98,7 +98,7 @@ class TestReport:
 
     def test_one_scale_has_no_mean_of_two_and_no_regions(self) -> None:
         logits = {"scale_1": sure_of(torch.arange(40) % 6, 6)}
-        report = _report(logits=logits, fused=None, regions=[], composed=[], bounds=[])
+        report = _report(logits=logits, fused=None, proposals=[], regions=[], bounds=[])
         assert list(report["top1"]) == ["scale_1", "mean"]
         assert report["top1"]["scale_1"] == report["top1"]["mean"] == 1.0
         assert report["localisation"] == report["regions"] == {}
@@ -118,7 +118,7 @@ class TestReport:
         first = torch.tensor([[0.5, -0.5, 0.4]]).expand(40, 3)
         second = torch.tensor([[0.7, -0.3, 0.1]]).expand(40, 3)
         parts = torch.tensor([[[0.5, -0.5, 1.0]]]).expand(40, 1, 3)
-        report = _report(composed=[first, second], parts=parts, focus_parts=[0])["localisation"]
+        report = _report(regions=[first, second], parts=parts, focus_parts=[0])["localisation"]
         assert (report["region_1"]["part_hit"], report["region_1"]["part_hit_centred"]) == (1.0, 0.0)
         assert (report["region_2"]["part_hit"], report["region_2"]["part_hit_centred"]) == (0.0, 1.0)
 
@@ -131,7 +131,7 @@ class TestReport:
     def test_logits_that_carry_a_graph_give_the_same_report(self) -> None:
         logits = {"scale_1": torch.randn(40, 6, requires_grad=True)}
         plain = {"scale_1": logits["scale_1"].detach()}
-        rest = {"fused": None, "regions": [], "composed": [], "bounds": []}
+        rest = {"fused": None, "proposals": [], "regions": [], "bounds": []}
         assert json.dumps(_report(logits=logits, **rest)) == json.dumps(_report(logits=plain, **rest))
 
     def test_logits_that_are_not_finite_are_refused_by_name(self) -> None:

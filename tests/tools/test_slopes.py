@@ -62,10 +62,12 @@ def test_a_place_is_worth_what_the_scale_says_of_it(tool, finished, number):
     images = torch.stack([photos[0, i]["image"] for i in range(len(photos))])
     labels = torch.tensor([photos[0, i]["label"] for i in range(len(photos))])
     with torch.no_grad():
-        output = model(images, scales=number + 1)
-        region = output.regions[number - 1].clone()
+        output = model(images, num_scales=number + 1)
+        region = output.proposals[number - 1].clone()
         region[:, :2] = 0.0
-        middle = model.logits_at(model.normalise(images), output, region, number=number)
+        middle = model.classify_proposal(
+            number + 1, model.normalise(images), output.scales[number - 1], region
+        )
     for logits, name in ((output.logits[number], "as it is proposed"), (middle, "in the middle")):
         log_prob, right = said[name]
         expected = logits.log_softmax(dim=1)[torch.arange(len(labels)), labels]
@@ -87,7 +89,7 @@ def test_the_regions_are_where_their_names_say(tool, finished, monkeypatch):
     photos = data_of(trained).splits["val"].without_augmentation()
     given, logits = [], torch.zeros(len(photos), len(trained.class_names))
     monkeypatch.setattr(
-        trained.model, "logits_at", lambda _s, _o, region, number: given.append(region) or logits
+        trained.model, "classify_proposal", lambda _n, _s, _p, region: given.append(region) or logits
     )
     said = tool.elsewhere(trained, eval_loader(photos, trained.config.data), 1)
     at = dict(zip(said, given, strict=True))

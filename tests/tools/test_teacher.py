@@ -40,13 +40,12 @@ def test_a_row_is_what_the_boxes_measure(scale, enlarge, trim, teacher, finished
     split = data_of(trained).splits["val"]
     (batch,) = list(eval_loader(split, trained.config.data))
     with torch.no_grad():
-        output = trained.model(batch["image"], scales=scale)
-        features, inner = trained.model.enlarged_features_with_inner(
-            batch["image"], output, scale=scale, factor=enlarge
-        )
+        output = trained.model(batch["image"], num_scales=scale)
+        view = trained.model.enlarged_view(scale, batch["image"], output, enlarge)
+        features, inner = trained.model.extract_with_inner(scale, view)
     region = component_region(features.float().sum(dim=1), 0.5, trim)
     region = clamp(region, *trained.model.bounds[scale - 1])
-    expected = localisation(compose(output.places[-1], region), batch["box"])
+    expected = localisation(compose(output.regions[-1], region), batch["box"])
     rows = table(teacher, capsys, finished.folder / "best.pt", scale=scale, enlarge=enlarge)
     side, iou, coverage, *_ = rows["sum", 0.5, trim]
     assert side == pytest.approx(region[:, 2].mean().item(), abs=6e-4)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from racnn.models.backbone import Backbone
 from racnn.ops.regions import squash
 
 
@@ -90,6 +91,17 @@ class PaperAPN(nn.Module):
             if self.pool:
                 features = F.max_pool2d(features, 2)
             return squash(self.out(torch.tanh(self.hidden(features.flatten(1)))), *self.bounds)
+
+
+def build_apn(
+    kind: str, backbone: Backbone, *, view_size: int, bounds: tuple[float, float], pool: bool
+) -> nn.Module:
+    """Return an attention proposal network by name: 'compact', 'paper' or 'compact_unnormalised'."""
+    if kind == "paper":
+        cells = view_size // backbone.stride
+        return PaperAPN(channels=backbone.channels, cells=cells, bounds=bounds, pool=pool)
+    assert kind in ("compact", "compact_unnormalised"), kind
+    return CompactAPN(channels=backbone.channels, bounds=bounds, normalised=kind == "compact")
 
 
 def _middle_of_the_bounds(layer: nn.Linear) -> nn.Linear:

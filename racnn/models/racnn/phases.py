@@ -18,7 +18,7 @@ from racnn.models.phase import Batch, Phase, PhaseContext
 from racnn.models.racnn import losses
 from racnn.models.racnn.calibration import pool_weights
 from racnn.models.racnn.model import RACNN
-from racnn.models.racnn.pseudo_boxes import find_common_part, read_boxes, read_places, target_region
+from racnn.models.racnn.pseudo_boxes import find_common_part, read_boxes, read_regions, target_region
 from racnn.models.racnn.ranking_gradients import GRADIENTS
 from racnn.ops.regions import bounding_region, jitter
 from racnn.sections import Fraction
@@ -52,12 +52,13 @@ class Classification(Phase):
         if self.is_alone() and "pseudo_box" in batch:
             (scale,) = self.scales
             source = model.normalise(batch["image"])
-            place = bounding_region(batch["pseudo_box"])  # moved inside where a random crop cuts it off
+            region = bounding_region(batch["pseudo_box"])  # moved inside where a random crop cuts it off
             if noise is not None:
-                place = jitter(place, noise[:, -1])
-            logits = {scale: model.look_at(source, place, scale=scale)}
+                region = jitter(region, noise[:, -1])
+            view = model.crop(scale, source, region)
+            logits = {scale: model.forward_scale(scale, view, region).logits}
         else:
-            output = model(batch["image"], scales=max(self.scales), noise=noise)
+            output = model(batch["image"], num_scales=max(self.scales), noise=noise)
             logits = dict(enumerate(output.logits, 1))
         return losses.classification_losses(
             logits,
@@ -76,7 +77,7 @@ class Classification(Phase):
 
     def prepare(self, context: PhaseContext) -> None:
         if self.is_alone() and context.model.zoom_from == "source":
-            context.attach(self.photos, context.read("where to look", self.photos, read_places))
+            context.attach(self.photos, context.read("where to look", self.photos, read_regions))
 
     def begin(self, context: PhaseContext) -> None:
         for scale in self.scales if self.init_from is not None else ():
@@ -142,9 +143,10 @@ class ApnInit(Phase):
     def losses(self, model: RACNN, batch: Batch, class_weights: Tensor | None = None) -> dict[str, Tensor]:
         """Return the loss of the APN against the batch's ``pseudo_box``."""
         (scale,) = self.scales
-        output = model(batch["image"], scales=scale, propose=True)
-        target = target_region(batch["pseudo_box"], output.places[scale - 1], self.target)
-        return losses.apn_init_losses(output.regions[-1], target, scale, bounds=model.bounds[scale - 1])
+        output = model(batch["image"], num_scales=scale)
+        target = target_region(batch["pseudo_box"], output.regions[scale - 1], self.target)
+        proposal, bounds = output.proposals[scale - 1], model.bounds[scale - 1]
+        return losses.apn_init_losses(proposal, target, scale, bounds=bounds)
 
     def enlargements(self) -> list[tuple[int, float]]:
         return [(scale, self.enlarge) for scale in self.scales]
@@ -163,9 +165,9 @@ class ApnInit(Phase):
     def validation_loss(self, model: RACNN, predictions: Any) -> float | None:
         (scale,) = self.scales
         assert predictions.pseudo_boxes is not None
-        target = target_region(predictions.pseudo_boxes, predictions.places[scale - 1], self.target)
-        region, bounds = predictions.regions[scale - 1], model.bounds[scale - 1]
-        return losses.apn_init_losses(region, target, scale, bounds=bounds)["loss"].item()
+        target = target_region(predictions.pseudo_boxes, predictions.regions[scale - 1], self.target)
+        proposal, bounds = predictions.proposals[scale - 1], model.bounds[scale - 1]
+        return losses.apn_init_losses(proposal, target, scale, bounds=bounds)["loss"].item()
 
     def prepare(self, context: PhaseContext) -> None:
         common = None
@@ -271,7 +273,7 @@ class Fusion(Phase):
     def begin(self, context: PhaseContext) -> None:
         norms = context.descriptor_norms()
         weights = pool_weights(*context.answers())
-        context.model.start_fusion_from_classifiers(norms, weights)
+        context.model.init_fusion(norms, weights)
         shown = ", ".join(f"{weight:.2f}" for weight in weights)
         context.log(f"{self.name}: the scales count {shown} at its start")
 

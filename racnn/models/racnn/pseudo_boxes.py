@@ -51,10 +51,8 @@ def find_common_part(
 
     def add_up(batch: dict[str, Tensor]) -> DescriptorSums:
         images, labels = batch["image"].to(device), batch["label"].to(device)
-        output = model(images, scales=scale)
-        features, inner = model.enlarged_features_with_inner(
-            images, output, scale=scale, factor=config.enlarge
-        )
+        view = model.enlarged_view(scale, images, model(images, num_scales=scale), config.enlarge)
+        features, inner = model.extract_with_inner(scale, view)
         return descriptor_sums(inner, response_map(features, weight=weight, labels=labels))
 
     own: list[DescriptorSums] = []  # at most one: a process may have had no photos
@@ -97,27 +95,28 @@ def read_boxes(
 
     def read(batch: dict[str, Tensor]) -> Tensor:
         images, labels = batch["image"].to(device), batch["label"].to(device)
-        output = model(images, scales=scale)
+        output = model(images, num_scales=scale)
+        view = model.enlarged_view(scale, images, output, config.enlarge)
         if config.response == "ddt":
             assert common is not None
-            _, inner = model.enlarged_features_with_inner(images, output, scale=scale, factor=config.enlarge)
-            response = common.response(inner)
+            response = common.response(model.extract_with_inner(scale, view)[1])
         else:
-            features = model.enlarged_features(images, output, scale=scale, factor=config.enlarge)
+            seen = output.scales[scale - 1]
+            features = seen.features if view is seen.view else model.extract(scale, view)
             response = response_map(features, weight=weight, labels=labels)
         if config.target == "peak":
             box = peak_point(response).repeat(1, 2)
         else:
             box = component_box(response, config.level, config.trim)
-        place = output.places[scale - 1]
-        return (place[:, :2].repeat(1, 2) + place[:, 2:] * box).float().cpu()
+        region = output.regions[scale - 1]
+        return (region[:, :2].repeat(1, 2) + region[:, 2:] * box).float().cpu()
 
     boxes = [torch.cat(parts) for parts in _in_parts(batches, read, config.enlarge, after_batch)]
     return torch.cat(gather(boxes))
 
 
 @torch.no_grad()
-def read_places(
+def read_regions(
     model: RACNN,
     batches: Iterable[dict[str, Tensor]],
     scale: int,
@@ -140,9 +139,9 @@ def read_places(
     model.eval()
 
     def read(batch: dict[str, Tensor]) -> Tensor:
-        output = model(batch["image"].to(device), scales=scale - 1, propose=True)
-        place = output.places[-1]
-        return torch.cat([place[:, :2] - place[:, 2:], place[:, :2] + place[:, 2:]], dim=1).float().cpu()
+        region = model(batch["image"].to(device), num_scales=scale - 1).scales[-1].next_region
+        corners = [region[:, :2] - region[:, 2:], region[:, :2] + region[:, 2:]]
+        return torch.cat(corners, dim=1).float().cpu()
 
     boxes = [torch.cat(parts) for parts in _in_parts(batches, read, 1.0, after_batch)]
     return torch.cat(gather(boxes))
@@ -163,19 +162,19 @@ def _in_parts(
         after_batch()
 
 
-def target_region(box: Tensor, place: Tensor, target: str) -> Tensor:
+def target_region(box: Tensor, region: Tensor, target: str) -> Tensor:
     """Return the region that an APN should propose, in the frame of its view.
 
     Args:
         box: [B, 4] as :func:`read_boxes` returns them, moved with the photo's random changes.
-        place: [B, 3] of the view in the source.
+        region: [B, 3], where the view lies in the source.
         target: 'component': the bounding square of what the view shows of the box. 'peak': the paper's square of half
             the view's side around the point.
 
     Returns:
         [B, 3] regions inside the view.
     """
-    inside = (box - place[:, :2].repeat(1, 2)) / place[:, 2:]
+    inside = (box - region[:, :2].repeat(1, 2)) / region[:, 2:]
     if target == "peak":
         return peak_region(inside[:, :2])
     return bounding_region(inside.clamp(-1.0, 1.0))

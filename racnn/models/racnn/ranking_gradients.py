@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 def through_the_view(model: RACNN, batch: Batch, phase: Ranking) -> dict[str, Tensor]:
     """``exact`` and ``mask``: the gradient runs through the frozen finer scale into the zoom and the APN."""
     exact = phase.gradient == "exact"
-    output = model(batch["image"], scales=max(phase.scales) + 1, move_samples=exact)
+    output = model(batch["image"], num_scales=max(phase.scales) + 1, move_samples=exact)
     return _losses(output, batch, phase)
 
 
@@ -43,7 +43,7 @@ def by_energy(model: RACNN, batch: Batch, phase: Ranking) -> dict[str, Tensor]:
 
     The energy of a view sums to 1, in place of the constants in pixels of the published layer.
     """
-    output = model(batch["image"], scales=max(phase.scales) + 1)
+    output = model(batch["image"], num_scales=max(phase.scales) + 1)
     value = _losses(output, batch, phase)
     views = [output.views[s] for s in phase.scales]
     gradients = torch.autograd.grad(value["loss"], views)
@@ -52,7 +52,7 @@ def by_energy(model: RACNN, batch: Batch, phase: Ranking) -> dict[str, Tensor]:
         energy = gradient.float().square().sum(dim=1, keepdim=True)  # [B, 1, h, w]
         energy = energy / energy.sum(dim=(1, 2, 3), keepdim=True).clamp(min=1e-30)
         steepness = frame_steepness(model.steepness, output.views[s - 1].shape[-1])
-        held = energy * mask_over_view(output.regions[s - 1], gradient.shape[-1], steepness)
+        held = energy * mask_over_view(output.proposals[s - 1], gradient.shape[-1], steepness)
         pulls.append(-held.sum(dim=(1, 2, 3)).mean())
     return _with_gradient(value, pulls, phase)
 
@@ -62,23 +62,23 @@ def by_smoothing(model: RACNN, batch: Batch, phase: Ranking) -> dict[str, Tensor
     labels = batch["label"]
     with torch.no_grad():
         source = model.normalise(batch["image"])
-        output = model(batch["image"], scales=max(phase.scales) + 1)
+        output = model(batch["image"], num_scales=max(phase.scales) + 1)
         value = _losses(output, batch, phase)
         sure = [losses.true_class_prob(logits, labels, phase.compare) for logits in output.logits]
     signs = torch.where(batch["noise"] < 0.5, -1.0, 1.0).unflatten(1, (len(phase.scales), phase.pairs, 3))
     pulls = []
     for i, s in enumerate(phase.scales):
-        region = model.apns[s - 1](output.features[s - 1])
+        proposal = model.apns[s - 1](output.scales[s - 1].features)  # again, with a gradient
 
-        def score(other: Tensor, number: int = s) -> Tensor:
-            logits = model.logits_at(source, output, other, number=number)
+        def score(other: Tensor, scale: int = s) -> Tensor:
+            logits = model.classify_proposal(scale + 1, source, output.scales[scale - 1], other)
             return losses.true_class_prob(logits, labels, phase.compare)
 
         slope = antithetic_slope(
-            score, region.detach(), signs[:, i], spread=phase.spread, bounds=model.bounds[s - 1]
+            score, proposal.detach(), signs[:, i], spread=phase.spread, bounds=model.bounds[s - 1]
         )
         active = (sure[s - 1] - sure[s] + phase.margin > 0).float()
-        pulls.append(-(active * (slope * region).sum(dim=1)).mean())
+        pulls.append(-(active * (slope * proposal).sum(dim=1)).mean())
     return _with_gradient(value, pulls, phase)
 
 

@@ -59,13 +59,14 @@ class TestOutput:
     def test_every_number_of_scales_runs(self, views: tuple[int, ...], apn: str) -> None:
         model, num = _model(view_sizes=views, apn=apn), len(views)
         output = model(_images(3))
+        features = [scale.features for scale in output.scales]
         assert len(model.backbones) == len(model.classifiers) == num
-        assert len(model.apns) == len(output.regions) == num - 1
+        assert len(model.apns) == len(output.proposals) == num - 1
         assert [tuple(x.shape) for x in output.logits] == [(3, CLASSES)] * num
-        assert [tuple(x.shape) for x in output.regions] == [(3, 3)] * (num - 1)
-        assert [tuple(x.shape) for x in output.places] == [(3, 3)] * num
+        assert [tuple(x.shape) for x in output.proposals] == [(3, 3)] * (num - 1)
+        assert [tuple(x.shape) for x in output.regions] == [(3, 3)] * num
         assert [tuple(x.shape) for x in output.views] == [(3, 3, side, side) for side in views]
-        assert [tuple(x.shape) for x in output.features] == [(3, 96, side // 4, side // 4) for side in views]
+        assert [tuple(x.shape) for x in features] == [(3, 96, side // 4, side // 4) for side in views]
         assert [tuple(x.shape) for x in output.descriptors] == [(3, 96)] * num
         assert output.fused is not None
         assert output.fused.shape == (3, CLASSES)
@@ -76,40 +77,47 @@ class TestOutput:
         ran = []
         for number, backbone in enumerate(model.backbones):
             backbone.register_forward_hook(lambda *_, number=number: ran.append(number))
-        output = model(images, scales=scales)
+        output = model(images, num_scales=scales)
         assert ran == list(range(scales))
-        assert len(output.logits) == len(output.places) == len(output.views) == scales
-        assert len(output.regions) == scales - 1
+        assert len(output.logits) == len(output.regions) == len(output.views) == scales
+        assert len(output.proposals) == min(scales, 2)
         assert (output.fused is None) == (scales < 3)
         for ours, full in zip(output.logits, model(images).logits, strict=False):
             assert torch.equal(ours, full)
 
     @pytest.mark.parametrize("scales", [1, 2])
-    def test_the_last_scale_may_propose_what_nothing_looks_at(self, scales: int) -> None:
+    def test_the_last_scale_proposes_what_the_next_one_would_crop(self, scales: int) -> None:
         model, images = _model(), _images()
-        output, further = model(images, scales=scales, propose=True), model(images, scales=scales + 1)
-        assert len(output.logits) == len(output.views) == len(output.features) == scales
-        for ours, theirs in zip(
-            (*output.regions, *output.places), (*further.regions, *further.places), strict=True
+        output, further = model(images, num_scales=scales), model(images, num_scales=scales + 1)
+        assert torch.equal(output.proposals[-1], further.proposals[scales - 1])
+        assert torch.equal(output.scales[-1].next_region, further.regions[-1])
+
+    def test_some_images_of_a_batch(self) -> None:
+        whole_batch = _model()(_images(4))
+        index = torch.tensor([3, 1])
+        for scale, kept in zip(
+            whole_batch.scales, (each.select(index) for each in whole_batch.scales), strict=True
         ):
-            assert torch.equal(ours, theirs)
+            assert torch.equal(kept.logits, scale.logits[index])
+            assert torch.equal(kept.view, scale.view[index])
+            assert (kept.proposal is None) == (scale.proposal is None)
 
     def test_descriptor_is_the_mean_of_the_features_and_logits_its_linear_layer(self) -> None:
         model = _model()
         output = model(_images())
         for scale in range(3):
-            descriptor = output.features[scale].mean(dim=(2, 3))
+            descriptor = output.scales[scale].features.mean(dim=(2, 3))
             torch.testing.assert_close(output.descriptors[scale], descriptor)
             torch.testing.assert_close(output.logits[scale], model.classifiers[scale](descriptor))
 
     def test_regions_start_in_the_middle_of_the_default_bounds(self) -> None:
         output = RACNN(num_classes=2, backbone="tiny", view_sizes=(16, 16, 16, 16)).eval()(_images(1))
-        sides = [region[0].tolist() for region in output.regions]
+        sides = [region[0].tolist() for region in output.proposals]
         assert sides == [pytest.approx([0, 0, tl]) for tl in (0.575, 0.55, 0.55)]
 
     def test_regions_keep_the_given_bounds(self) -> None:
         model = _model(bounds=[(0.4, 0.41), (0.6, 0.62)])
-        for region, (low, high) in zip(model(_images(8)).regions, model.bounds, strict=True):
+        for region, (low, high) in zip(model(_images(8)).proposals, model.bounds, strict=True):
             assert low <= region[:, 2].min() <= region[:, 2].max() <= high
 
     def test_bounds_of_another_number_of_regions_are_refused(self) -> None:
@@ -143,15 +151,15 @@ class TestViews:
     @pytest.mark.parametrize("zoom_from", ["source", "parent"])
     def test_places_are_the_regions_composed(self, zoom_from: str) -> None:
         output = _model(zoom_from=zoom_from)(_images())
-        assert torch.equal(output.places[0], whole(2))
+        assert torch.equal(output.regions[0], whole(2))
         for s in range(2):
-            assert torch.equal(output.places[s + 1], compose(output.places[s], output.regions[s]))
+            assert torch.equal(output.regions[s + 1], compose(output.regions[s], output.proposals[s]))
 
     @pytest.mark.parametrize("antialias", [True, False])
     def test_view_is_the_zoom_of_the_normalised_image(self, antialias: bool) -> None:
         model, images = _model(mask=False, antialias=antialias), _images()
         output = model(images)
-        for view, place, side in zip(output.views, output.places, VIEWS, strict=True):
+        for view, place, side in zip(output.views, output.regions, VIEWS, strict=True):
             expected = zoom(model.normalise(images), place, (side, side), antialias=antialias)
             assert torch.equal(view, expected)
 
@@ -159,7 +167,7 @@ class TestViews:
         model = _model(mask=False, zoom_from="parent")
         output = model(_images())
         for s in (1, 2):
-            expected = zoom(output.views[s - 1], output.regions[s - 1], (VIEWS[s], VIEWS[s]))
+            expected = zoom(output.views[s - 1], output.proposals[s - 1], (VIEWS[s], VIEWS[s]))
             assert torch.equal(output.views[s], expected)
 
     @pytest.mark.parametrize("zoom_from", ["source", "parent"])
@@ -169,9 +177,9 @@ class TestViews:
         assert torch.equal(output.views[0], zoom(source, whole(2), (32, 32)))
         for s in (1, 2):
             image, region = (
-                (source, output.places[s])
+                (source, output.regions[s])
                 if zoom_from == "source"
-                else (output.views[s - 1], output.regions[s - 1])
+                else (output.views[s - 1], output.proposals[s - 1])
             )
             steepness = frame_steepness(1.5, image.shape[-1])
             expected = zoom(image, region, (VIEWS[s], VIEWS[s]), steepness=steepness)
@@ -188,7 +196,7 @@ class TestViews:
         first, second = model(small), model(large)
         assert second.views[0].shape == (2, 3, 32, 32)
         torch.testing.assert_close(second.views[0], first.views[0], atol=0.15, rtol=0)
-        torch.testing.assert_close(second.places[2], first.places[2], atol=0.1, rtol=0)
+        torch.testing.assert_close(second.regions[2], first.regions[2], atol=0.1, rtol=0)
 
     def test_uint8_and_float_images_are_the_same(self) -> None:
         model, images = _model(), torch.randint(0, 256, (2, 3, 40, 56), dtype=torch.uint8)
@@ -206,24 +214,24 @@ class TestViews:
     def test_jitter_shakes_the_regions_within_their_bounds(self) -> None:
         model, images = _model(bounds=[(0.5, 0.55), (0.3, 0.8)]), _images(8)
         still, again = model(images), model(images)
-        assert torch.equal(still.regions[0], again.regions[0])
+        assert torch.equal(still.proposals[0], again.proposals[0])
         noise = torch.rand(8, 2, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
         jittered = model(images, noise=noise)
-        assert not torch.allclose(jittered.regions[0], still.regions[0], atol=1e-3)
-        assert 0.5 <= jittered.regions[0][:, 2].min() <= jittered.regions[0][:, 2].max() <= 0.55
-        assert ((jittered.regions[0] - still.regions[0])[:, :2].abs() <= 0.1 * 0.55 + 0.05).all()
+        assert not torch.allclose(jittered.proposals[0], still.proposals[0], atol=1e-3)
+        assert 0.5 <= jittered.proposals[0][:, 2].min() <= jittered.proposals[0][:, 2].max() <= 0.55
+        assert ((jittered.proposals[0] - still.proposals[0])[:, :2].abs() <= 0.1 * 0.55 + 0.05).all()
         for s in range(2):
-            assert torch.equal(jittered.places[s + 1], compose(jittered.places[s], jittered.regions[s]))
+            assert torch.equal(jittered.regions[s + 1], compose(jittered.regions[s], jittered.proposals[s]))
         second = model(images, noise=noise * torch.tensor([[[0.0], [1.0]]]))  # each region has its own
-        assert torch.equal(second.regions[0], still.regions[0])
-        assert not torch.allclose(second.regions[1], still.regions[1], atol=1e-3)
+        assert torch.equal(second.proposals[0], still.proposals[0])
+        assert not torch.allclose(second.proposals[1], still.proposals[1], atol=1e-3)
 
     def test_compute_dtype_is_that_of_the_backbones_alone(self) -> None:
         model = _model()
         model.compute_dtype = torch.bfloat16
         output = model(_images())
-        assert {x.dtype for x in output.features} == {torch.bfloat16}
-        rest = (*output.logits, *output.descriptors, *output.regions, *output.places, *output.views)
+        assert {scale.features.dtype for scale in output.scales} == {torch.bfloat16}
+        rest = (*output.logits, *output.descriptors, *output.proposals, *output.regions, *output.views)
         assert {x.dtype for x in rest} == {torch.float32}
 
 
@@ -288,9 +296,12 @@ class TestOtherRegions:
         for s in (1, 2):  # scales that say different things, or the wrong one would not show
             nn.init.normal_(model.classifiers[s].weight, std=float(s))
         output = model(images)
-        said = model.logits_at(model.normalise(images), output, output.regions[number - 1], number=number)
+        parent = output.scales[number - 1]
+        assert parent.proposal is not None
+        said = model.classify_proposal(number + 1, model.normalise(images), parent, parent.proposal)
         torch.testing.assert_close(said, output.logits[number])
-        other = model.logits_at(model.normalise(images), output, whole(len(images)), number=number)
+        everything = whole(len(images))
+        other = model.classify_proposal(number + 1, model.normalise(images), parent, everything)
         assert not torch.allclose(other, said, rtol=1e-3)
 
     @pytest.mark.parametrize("scale", [2, 3])
@@ -300,9 +311,11 @@ class TestOtherRegions:
             nn.init.normal_(model.classifiers[s].weight, std=float(s))
         output = model(images)
         source = model.normalise(images)
-        said = model.look_at(source, output.places[scale - 1], scale=scale)
+        region = output.regions[scale - 1]
+        said = model.forward_scale(scale, model.crop(scale, source, region), region).logits
         torch.testing.assert_close(said, output.logits[scale - 1])
-        other = model.look_at(source, output.places[0], scale=scale)
+        view = model.crop(scale, source, output.regions[0])
+        other = model.forward_scale(scale, view, output.regions[0]).logits
         assert not torch.allclose(other, said, rtol=1e-3)
 
 
@@ -310,7 +323,7 @@ class TestFusion:
     def test_fusion_starts_as_the_weighted_sum_of_the_logits(self) -> None:
         model, images = _model(), _images(1)
         before = model(images)
-        model.start_fusion_from_classifiers([d.norm().item() for d in before.descriptors], [0.2, 0.5, 0.7])
+        model.init_fusion([d.norm().item() for d in before.descriptors], [0.2, 0.5, 0.7])
         expected = 0.2 * before.logits[0] + 0.5 * before.logits[1] + 0.7 * before.logits[2]
         torch.testing.assert_close(model(images).fused, expected)
 
@@ -334,7 +347,7 @@ class TestGradients:
     def test_classification_of_scale_two_reaches_its_own_weights_alone(self) -> None:
         model = _model()
         model.apns.requires_grad_(False)
-        output = model(_images(), scales=2)
+        output = model(_images(), num_scales=2)
         classification_losses({2: output.logits[1]}, self.labels, [2])["loss"].backward()
         assert _grad_sum(model.backbones[1]) > 0
         assert _grad_sum(model.classifiers[1]) > 0
@@ -343,7 +356,7 @@ class TestGradients:
 
     def test_apn_does_not_teach_the_backbone_it_reads(self) -> None:
         model = _model()
-        model(_images(), scales=2).regions[0].sum().backward()
+        model(_images(), num_scales=2).proposals[0].sum().backward()
         assert _grad_sum(model.apns[0]) > 0
         assert all(p.grad is None for p in model.backbones.parameters())
 
@@ -386,7 +399,7 @@ class TestGradients:
         model = _model()
         model.requires_grad_(False)
         output = model(_images())
-        everything = (*output.logits, *output.regions, *output.views, *output.features, output.fused)
+        everything = (*output.logits, *output.proposals, *output.views, *output.descriptors, output.fused)
         assert not any(x.requires_grad for x in everything if x is not None)
 
     def test_fusion_alone_trains_when_the_rest_is_frozen(self) -> None:
@@ -399,53 +412,43 @@ class TestGradients:
         assert all(p.grad is None for p in others)
 
 
-class TestEnlargedFeatures:
+class TestEnlargedViews:
     def test_factor_one_is_what_the_scale_saw(self) -> None:
         model, images = _model(), _images()
         output = model(images)
         for scale in (1, 2, 3):
-            same = model.enlarged_features(images, output, scale=scale, factor=1.0)
-            assert torch.equal(same, output.features[scale - 1])
-            same, inner = model.enlarged_features_with_inner(images, output, scale=scale, factor=1.0)
-            assert torch.equal(same, output.features[scale - 1])
+            view = model.enlarged_view(scale, images, output, 1.0)
+            assert torch.equal(view, output.views[scale - 1])
+            same, inner = model.extract_with_inner(scale, view)
+            assert torch.equal(same, output.scales[scale - 1].features)
+            assert torch.equal(same, model.extract(scale, view))
             assert inner.shape == same.shape
+            assert not same.requires_grad
+            assert not inner.requires_grad
 
     @pytest.mark.parametrize("zoom_from", ["source", "parent"])
     @pytest.mark.parametrize("scale", [1, 2, 3])
     def test_they_are_those_of_a_network_with_larger_views(self, scale: int, zoom_from: str) -> None:
         model, images = _model(zoom_from=zoom_from), _images()
         output = model(images)
-        larger = model.enlarged_features(images, output, scale=scale, factor=1.5)
-        again, inner = model.enlarged_features_with_inner(images, output, scale=scale, factor=1.5)
-        assert torch.equal(again, larger)
+        larger = model.enlarged_view(scale, images, output, 1.5)
+        assert not larger.requires_grad
         sides = list(VIEWS)
         sides[scale - 1] = round(1.5 * sides[scale - 1])
         model.view_sizes = tuple(sides)
-        for apn, region in zip(
-            model.apns, output.regions, strict=True
-        ):  # the same look, whatever it now sees
-            apn.register_forward_hook(lambda *_, region=region: region)
-        expected = model(images).features[scale - 1]
-        torch.testing.assert_close(larger, expected)
-        assert larger.shape[-1] == inner.shape[-1] == 1.5 * output.features[scale - 1].shape[-1]
-
-    def test_no_gradient_runs_through_them(self) -> None:
-        model, images = _model(), _images()
-        output = model(images)
-        for factor in (1.0, 2.0):
-            both = model.enlarged_features_with_inner(images, output, scale=2, factor=factor)
-            one = model.enlarged_features(images, output, scale=2, factor=factor)
-            assert not any(features.requires_grad for features in (*both, one))
+        for apn, proposal in zip(model.apns, output.proposals, strict=True):  # the same, whatever it now sees
+            apn.register_forward_hook(lambda *_, proposal=proposal: proposal)
+        torch.testing.assert_close(larger, model(images).views[scale - 1])
 
     @pytest.mark.parametrize("factor", [1.05, 1.3, 2.0])
     def test_the_enlarged_view_is_whole_cells(self, factor: float) -> None:
         model, images = _model(), _images()
-        seen: list[Tensor] = []
-        model.backbones[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-        features = model.enlarged_features(images, model(images), scale=1, factor=factor)
-        assert seen[-1].shape[-1] == 4 * features.shape[-1]
-        assert abs(seen[-1].shape[-1] - factor * VIEWS[0]) <= 2
+        view = model.enlarged_view(1, images, model(images), factor)
+        assert view.shape[-1] == 4 * model.extract(1, view).shape[-1]
+        assert abs(view.shape[-1] - factor * VIEWS[0]) <= 2
 
+
+class TestCheckedViews:
     def test_a_backbone_of_one_size_is_refused_before_it_is_trained(self) -> None:
         model = _model()
 

@@ -8,7 +8,7 @@ from racnn.data import build_data, eval_loader, train_loader
 from racnn.models import RACNN
 from racnn.models.racnn.losses import response_map
 from racnn.models.racnn.phases import make_phase
-from racnn.models.racnn.pseudo_boxes import find_common_part, read_boxes, read_places, target_region
+from racnn.models.racnn.pseudo_boxes import find_common_part, read_boxes, read_regions, target_region
 from racnn.ops.ddt import common_part, descriptor_sums
 from racnn.ops.heatmap import component_box, peak_point
 from racnn.ops.regions import bounding_region, compose, relative
@@ -50,10 +50,9 @@ class TestReadBoxes:
         boxes = read_boxes(model, batches(), 1, config, common=common, device=CPU)
         expected = []
         for batch in batches():
-            output = model(batch["image"], scales=1)
-            features, inner = model.enlarged_features_with_inner(
-                batch["image"], output, scale=1, factor=enlarge
-            )
+            output = model(batch["image"], num_scales=1)
+            view = model.enlarged_view(1, batch["image"], output, enlarge)
+            features, inner = model.extract_with_inner(1, view)
             weight = model.classifiers[0].weight if response == "cam" else None
             maps = response_map(features, weight=weight, labels=batch["label"])
             maps = common.response(inner) if common else maps
@@ -64,9 +63,9 @@ class TestReadBoxes:
     def test_second_scale_reads_its_own_view_and_answers_in_the_frame_of_the_source(self, model):
         boxes = read_boxes(model, batches((4,)), 2, config_of(target="peak"), device=CPU)
         (batch,) = batches((4,))
-        output = model(batch["image"], scales=2)
-        point = peak_point(output.features[1].sum(dim=1))
-        place = output.places[1]
+        output = model(batch["image"], num_scales=2)
+        point = peak_point(output.scales[1].features.sum(dim=1))
+        place = output.regions[1]
         torch.testing.assert_close(boxes[:, :2], place[:, :2] + place[:, 2:] * point)
         torch.testing.assert_close(boxes[:, 2:], boxes[:, :2])
 
@@ -94,8 +93,9 @@ class TestFindCommonPart:
         config = config_of(response="ddt", enlarge=1.5)
         found = find_common_part(model, batches(), scale, config, device=CPU)
         (images, labels) = (torch.cat([batch[key] for batch in batches()]) for key in ("image", "label"))
-        output = model(images, scales=scale)
-        features, inner = model.enlarged_features_with_inner(images, output, scale=scale, factor=1.5)
+        output = model(images, num_scales=scale)
+        view = model.enlarged_view(scale, images, output, 1.5)
+        features, inner = model.extract_with_inner(scale, view)
         seen = response_map(features, weight=model.classifiers[scale - 1].weight, labels=labels)
         expected = common_part(descriptor_sums(inner, seen))
         torch.testing.assert_close(found.mean, expected.mean)
@@ -124,8 +124,8 @@ class TestReadPlaces:
     @torch.no_grad()
     def test_are_where_the_recursion_looks_at_the_whole_photo(self, scale, model):
         config = make_phase(kind="classification", epochs=1, lr=0.1)
-        boxes = read_places(model, batches(), scale, config, device=CPU)
-        places = torch.cat([model(batch["image"]).places[scale - 1] for batch in batches()])
+        boxes = read_regions(model, batches(), scale, config, device=CPU)
+        places = torch.cat([model(batch["image"]).regions[scale - 1] for batch in batches()])
         torch.testing.assert_close(bounding_region(boxes), places)
         assert places.std(dim=0).max() > 0.01
 

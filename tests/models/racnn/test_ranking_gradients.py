@@ -111,7 +111,7 @@ class TestSmoothed:
         phase.losses(model, batch_of(phase))["loss"].backward()
         found = model.apns[0].out.bias.grad.clone()
         model.apns[0].zero_grad()
-        region = model.apns[0](output.features[0])
+        region = model.apns[0](output.scales[0].features)
         (-(active * (region * torch.tensor([1.0, 2.0, 3.0])).sum(dim=1)).mean()).backward()
         torch.testing.assert_close(found, model.apns[0].out.bias.grad)
         ((scores, signs, options),) = asked
@@ -162,23 +162,23 @@ class TestSmoothed:
         for apn in model.apns:
             torch.nn.init.zeros_(apn.out.weight)  # as a new network has it: in the middle
 
-        def surer_near_the_goal(_images, _output, region, *, number):
+        def surer_near_the_goal(_scale, _source, _parent, region):
             near = -4.0 * (region - goal).square().sum(dim=1)
             return torch.nn.functional.one_hot(torch.arange(len(region)) % 4, 4) * near[:, None] + 1.0
 
-        monkeypatch.setattr(model, "logits_at", surer_near_the_goal)
+        monkeypatch.setattr(model, "classify_proposal", surer_near_the_goal)
         phase = phase_of(gradient="smoothed", compare="log_prob", optimizer="adamw", margin=9.0, pairs=2)
         train_only(model, phase)
         optimizer = build_optimizer(model, phase)
         for group in optimizer.param_groups:
             group["lr"] = 0.001
-        start = (model(batch()["image"]).regions[0] - goal).norm(dim=1).mean()
+        start = (model(batch()["image"]).proposals[0] - goal).norm(dim=1).mean()
         for seed in range(80):
             optimizer.zero_grad()
             noise = torch.rand(6, phase.num_noise(), generator=torch.Generator().manual_seed(seed))
             phase.losses(model, batch() | {"noise": noise})["loss"].backward()
             optimizer.step()
-        end = (model(batch()["image"]).regions[0] - goal).norm(dim=1).mean()
+        end = (model(batch()["image"]).proposals[0] - goal).norm(dim=1).mean()
         assert end < 0.1 * start
 
 
@@ -190,7 +190,7 @@ class TestEnergy:
         found = model.apns[0].out.bias.grad.clone()
         model.apns[0].zero_grad()
 
-        output = model(batch()["image"], scales=2)
+        output = model(batch()["image"], num_scales=2)
         loss = (
             true_class_prob(output.logits[0], batch()["label"])
             - true_class_prob(output.logits[1], batch()["label"])
@@ -198,7 +198,7 @@ class TestEnergy:
         (reached,) = torch.autograd.grad(loss, output.views[1], retain_graph=True)
         energy = (reached**2).sum(dim=1)  # [B, h, w]
         energy = energy / energy.sum(dim=(1, 2), keepdim=True)
-        region = output.regions[0]
+        region = output.proposals[0]
         held = region.detach()
         x = held[:, :1] + held[:, 2:] * pixel_centres(32)
         y = held[:, 1:2] + held[:, 2:] * pixel_centres(32)
