@@ -51,9 +51,9 @@ def prepare(
 @app.command()
 def info(root: Root, dataset: Dataset = "folder", classes: Classes = None) -> None:
     """Say what is in a dataset: counts, classes, sizes, imbalance, what was passed over."""
-    from racnn.config import parse_ranges
     from racnn.data.prepare import OFFICIAL, differences
     from racnn.data.statistics import format_survey, survey
+    from racnn.sections import parse_ranges
 
     catalog = _catalog(root, dataset, classes)
     print(format_survey(survey(catalog)))

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -135,17 +136,38 @@ class DataConfig(Section):
         return value
 
 
-class ModelConfig(Section):
-    """The network: backbone, scales, attention proposal networks and how views are cut."""
+class ModelSection(Section):
+    """What the ``model`` section of every family has."""
 
-    backbone: str = "vgg16"
+    family: str = Field("racnn", description="kind of network, see racnn/models")
+    backbone: str = ""
     weights: str | None = Field(
         None, description="null, 'imagenet', or the path of a .pth or .safetensors file"
     )
+    view_sizes: tuple[Pixels, ...] = Field((448, 224, 224), min_length=1, max_length=MOST_SCALES)
+
+    @field_validator("weights")
+    @classmethod
+    def _home_is_meant(cls, value: str | None) -> str | None:
+        return value if value is None else _expanded(value)
+
+    @property
+    def num_scales(self) -> int:
+        """How many times the network looks."""
+        return len(self.view_sizes)
+
+    def region_bounds(self) -> tuple[Bounds, ...]:
+        """Return (least, largest) side for each region, as a fraction of the view that it is cut from."""
+        return default_bounds(self.num_scales)
+
+
+class ModelConfig(ModelSection):
+    """RA-CNN: backbone, scales, attention proposal networks and how views are cut."""
+
+    backbone: str = "vgg16"
     frozen_stages: int = Field(
         0, ge=0, description="first stages of the backbone, each up to a pooling, that stay as loaded"
     )
-    view_sizes: tuple[Pixels, ...] = Field((448, 224, 224), min_length=1, max_length=MOST_SCALES)
     shared_backbone: bool = False
     apn: Literal["compact", "paper", "compact_unnormalised"] = Field(
         "compact", description="compact_unnormalised: compact as it was in checkpoints of format 1"
@@ -158,11 +180,6 @@ class ModelConfig(Section):
     antialias: bool = True
     mask: bool = True
     steepness: float = Field(10.0, gt=0.0, description="the paper's k, per pixel of the image that is cut")
-
-    @field_validator("weights")
-    @classmethod
-    def _home_is_meant(cls, value: str | None) -> str | None:
-        return value if value is None else _expanded(value)
 
     @model_validator(mode="after")
     def _frozen_stages_were_loaded(self) -> ModelConfig:
@@ -185,11 +202,6 @@ class ModelConfig(Section):
                 raise ValueError(f"bounds [{low}, {high}]: the least side must be below the largest")
         return self
 
-    @property
-    def num_scales(self) -> int:
-        """Return the number of scales."""
-        return len(self.view_sizes)
-
     def region_bounds(self) -> tuple[Bounds, ...]:
         """Return (least, largest) side for each region, the defaults filled in."""
         return self.bounds or default_bounds(self.num_scales)
@@ -198,6 +210,11 @@ class ModelConfig(Section):
 def default_bounds(num_scales: int) -> tuple[Bounds, ...]:
     """Return (least, largest) side for each region of so many scales."""
     return tuple(DEFAULT_BOUNDS[min(s, 1)] for s in range(num_scales - 1))
+
+
+def members(annotation: Any) -> tuple[Any, ...]:
+    """Return the types of a union, or the one type that an annotation is."""
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 
 def parse_ranges(text: str) -> list[int]:

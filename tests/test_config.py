@@ -5,17 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from racnn.config import (
-    DEFAULT_BOUNDS,
-    SCHEDULES,
-    AlternationConfig,
-    Config,
-    dump_config,
-    load_config,
-    parse_config,
-    parse_ranges,
-)
+from racnn.config import Config, dump_config, load_config, parse_config
 from racnn.errors import ConfigError
+from racnn.models.phase import AlternationConfig
+from racnn.models.racnn.schedules import SCHEDULES
+from racnn.sections import DEFAULT_BOUNDS, parse_ranges
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 PHASE = {"kind": "classification", "epochs": 1, "lr": 0.1}

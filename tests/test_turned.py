@@ -8,9 +8,9 @@ import yaml
 from conftest import tiny_values
 from PIL import Image, TiffImagePlugin
 
-from racnn.config import DataConfig
 from racnn.data import build_data
 from racnn.data.image_io import photo_size, read_photo, read_reduced
+from racnn.sections import DataConfig
 
 Y, X = np.mgrid[0:40, 0:90]
 PICTURE = np.stack([X * 2, Y * 6, (X > 45) * (Y > 8) * 200], -1).astype(np.uint8)  # no symmetry, not square

@@ -41,8 +41,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from racnn.cli import run_with_messages
-from racnn.config import Config, dump_config, load_config, parse_config, read_yaml
+from racnn.config import Config, dump_config, load_config, parse_config
 from racnn.errors import ConfigError, did_you_mean
+from racnn.plain_yaml import read_yaml
 from racnn.written import refuse_blocked, refuse_foreign, write_text
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from racnn.engine.checkpoint import as_written, up_to_date
-from racnn.engine.phases import upcoming
 from racnn.engine.stored import Stored, check_content
 from racnn.models import RACNN
+from racnn.models.phase import upcoming
 
 PARTS = ("backbones", "classifiers", "apns", "fusion")
 MOST_NAMED = 5  # classes
@@ -57,7 +57,7 @@ def _position(stored: Stored) -> str | None:
     progress, name = stored.content.progress, stored.content.phase
     if progress is None:
         return f"end of phase {name}" if name else None
-    phase = upcoming(stored.config, progress.outcomes)
+    phase = upcoming(stored.config.schedule, stored.config.model.num_scales, progress.outcomes)
     if phase is None:
         return "end of the schedule"
     more = f", and {progress.batch} batches of the next, which is not yet measured" if progress.batch else ""

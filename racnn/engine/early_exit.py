@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from racnn.engine.loop import Predictions
 from racnn.errors import ConfigError
+from racnn.models.family import combined_log_probs
 from racnn.models.racnn.calibration import pool_weights
 from racnn.models.racnn.model import RACNN, RACNNOutput, ScaleOutput
 from racnn.ops.regions import whole
@@ -116,20 +117,13 @@ def answers_by_depth(
         fused: [N, C] of the fusion layer, or None.
         pools: Weights of the pool at every depth but the last.
     """
-    return [*(pooled_answer(logits, weights) for weights in pools), full_answer(logits, fused)]
+    return [*(pooled_answer(logits, weights) for weights in pools), combined_log_probs(logits, fused)]
 
 
 def pooled_answer(logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """Return the log-probabilities of the weighted sum of the first scales' logits, one weight a scale."""
     pooled = torch.stack([weight * x.float() for weight, x in zip(weights, logits, strict=False)])
     return pooled.sum(dim=0).log_softmax(dim=1)
-
-
-def full_answer(logits: Sequence[Tensor], fused: Tensor | None) -> Tensor:
-    """Return the log-probabilities of all scales together: the fusion layer's, or else the mean's."""
-    if fused is not None:
-        return fused.float().log_softmax(dim=1)
-    return torch.stack([x.float().softmax(dim=1) for x in logits]).mean(dim=0).log()
 
 
 def outcome(answers: Sequence[Tensor], labels: Tensor, threshold: float, costs: Sequence[float]) -> Outcome:
@@ -184,14 +178,14 @@ def look_until_sure(
         if scale == scales:
             if fused and scale == model.num_scales:
                 output.fused = model.fuse(output.descriptors)
-            stopped.append((index, full_answer(output.logits, output.fused), output.regions))
+            stopped.append((index, combined_log_probs(output.logits, output.fused), output.regions))
             break
         if early is not None:
-            answer = pooled_answer(output.logits, early.pools[scale - 1])
-            sure = answer.exp().amax(dim=1) >= early.threshold
+            pooled = pooled_answer(output.logits, early.pools[scale - 1])
+            sure = pooled.exp().amax(dim=1) >= early.threshold
             done, left = sure.nonzero()[:, 0], (~sure).nonzero()[:, 0]
             if len(done):
-                stopped.append((index[done], answer[done], [region[done] for region in output.regions]))
+                stopped.append((index[done], pooled[done], [region[done] for region in output.regions]))
                 source, index = source[left], index[left]
                 output.scales = [each.select(left) for each in output.scales]
             if not len(index):

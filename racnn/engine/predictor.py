@@ -20,12 +20,13 @@ from racnn.data.listing import find_photos
 from racnn.data.transforms import SourceTransform
 from racnn.engine.device import prepare
 from racnn.engine.digest import digest
-from racnn.engine.early_exit import EarlyExit, full_answer, look_until_sure
+from racnn.engine.early_exit import EarlyExit, look_until_sure
 from racnn.engine.published import is_published, write_published
 from racnn.engine.stored import open_checkpoint
 from racnn.errors import DataError
 from racnn.evaluation import draw
 from racnn.models import RACNN, build_model
+from racnn.models.family import combined_log_probs
 from racnn.models.parts import Parts
 from racnn.ops.regions import to_boxes_xyxy
 from racnn.written import refuse_foreign
@@ -139,7 +140,7 @@ class Predictor:
         sources = [transform.source(photo, size) for (_, photo), size in zip(photos, sizes, strict=True)]
         output = model(torch.stack(sources).to(next(model.parameters()).device), num_scales=self.scales)
         fused = output.fused if self.fused else None
-        answers = full_answer(output.logits, fused)
+        answers = combined_log_probs(output.logits, fused)
         looks = {f"scale_{number}": logits for number, logits in enumerate(output.logits, start=1)}
         looks |= {} if fused is None else {"fused": fused}
         boxes = output.boxes_xyxy((config.source_size, config.source_size))

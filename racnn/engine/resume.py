@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from racnn.engine.phases import upcoming
 from racnn.engine.progress import Progress
 from racnn.engine.steps import build_optimizer
 from racnn.engine.stored import Stored
 from racnn.errors import CheckpointError
-from racnn.models.phase import Phase
+from racnn.models.phase import Phase, upcoming
 
 # What the optimizers keep of each parameter; `step` is one number, the others have the parameter's shape.
 KEPT = {"sgd": {"momentum_buffer"}, "adamw": {"step", "exp_avg", "exp_avg_sq"}}
@@ -32,7 +31,9 @@ def check_resumable(stored: Stored) -> Progress:
             f"{stored.path}: does not say where its run stood, so it cannot be gone on from"
         )
     faults = list(_faults_of_weights(progress, stored))
-    if (phase := upcoming(stored.config, progress.outcomes)) is not None:
+    if (
+        phase := upcoming(stored.config.schedule, stored.config.model.num_scales, progress.outcomes)
+    ) is not None:
         faults += _faults_of_progress(progress, phase, stored)
         if optimizer is not None:
             own = build_optimizer(stored.network, phase)

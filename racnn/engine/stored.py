@@ -12,11 +12,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from racnn.config import Config, ModelConfig, parse_config
+from racnn.config import Config, parse_config
 from racnn.engine.checkpoint import load_checkpoint
 from racnn.engine.progress import Count, Progress
 from racnn.errors import CheckpointError, ConfigError
 from racnn.models import RACNN, build_model
+from racnn.sections import ModelSection
 
 MOST_NAMED = 5  # weights, or other faults, in one message
 Name = Annotated[str, Field(strict=True)]
@@ -133,7 +134,7 @@ def _refuse_unplain(node: Any, where: str) -> None:
 
 
 def _fitting_network(
-    state: Mapping[str, Tensor], config: ModelConfig, class_names: Sequence[str], path: Path
+    state: Mapping[str, Tensor], config: ModelSection, class_names: Sequence[str], path: Path
 ) -> RACNN:
     """Return the network on the meta device, where size costs nothing, if the weights fit it.
 

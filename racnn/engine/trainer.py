@@ -25,7 +25,6 @@ from racnn.engine.distributed import join, leave, own_device
 from racnn.engine.files import write_text
 from racnn.engine.folder import DUMP
 from racnn.engine.loop import EpochState, NonFiniteError, StepMetrics, predict, train_one_epoch
-from racnn.engine.phases import upcoming
 from racnn.engine.progress import Progress
 from racnn.engine.resume import restore_optimizer
 from racnn.engine.run import Run
@@ -35,7 +34,7 @@ from racnn.engine.steps import build_optimizer, train_only
 from racnn.engine.validation import flat, summary
 from racnn.errors import TrainingError
 from racnn.evaluation.diagnostics import collapse_warnings
-from racnn.models.phase import Phase
+from racnn.models.phase import Phase, upcoming
 
 NORM_BATCHES = 8  # of training photos, from which the mean length of the descriptors is taken
 
@@ -89,9 +88,11 @@ class Trainer:
     def train(self) -> None:
         """Run the phases that are left."""
         run, progress = self.run, self.run.progress
-        if upcoming(run.config, progress.outcomes) is None:
+        if upcoming(run.config.schedule, run.config.model.num_scales, progress.outcomes) is None:
             run.logger.log("the run is finished: nothing is left to train")
-        while (phase := upcoming(run.config, run.progress.outcomes)) is not None:
+        while (
+            phase := upcoming(run.config.schedule, run.config.model.num_scales, run.progress.outcomes)
+        ) is not None:
             changed = self._run_phase(phase)
             progress.outcomes.append(changed)
             progress.epoch = progress.batch = progress.stale = progress.best_epoch = 0

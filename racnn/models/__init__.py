@@ -1,34 +1,35 @@
-"""The networks. ``build_model`` turns a configuration into one; everything else takes keyword arguments."""
+"""The networks, by family. ``build_model`` turns a configuration into one; everything else takes keyword arguments."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from racnn.models.backbone import BACKBONES, Backbone, build_backbone
+from racnn.models.family import Family
+from racnn.models.racnn import FAMILY as RACNN_FAMILY
 from racnn.models.racnn.model import RACNN, RACNNOutput
-from racnn.sections import ModelConfig
+from racnn.sections import ModelSection
 
-__all__ = ["BACKBONES", "RACNN", "Backbone", "RACNNOutput", "build_backbone", "build_model"]
+__all__ = [
+    "BACKBONES",
+    "FAMILIES",
+    "RACNN",
+    "Backbone",
+    "Family",
+    "RACNNOutput",
+    "build_backbone",
+    "build_model",
+]
+
+FAMILIES: dict[str, Family] = {"racnn": RACNN_FAMILY}
 
 
-def build_model(config: ModelConfig, *, num_classes: int, weights: bool = True) -> RACNN:
-    """Return the network that a configuration describes.
+def build_model(config: ModelSection, *, num_classes: int, weights: bool = True) -> Any:
+    """Return the network that a configuration describes, a :class:`racnn.models.family.Network`.
 
     Args:
         config: The model section.
         num_classes: Number of classes of the dataset.
-        weights: Load ``config.weights``; False when a checkpoint will fill the network anyway.
+        weights: Load the weights that it names; False when a checkpoint will fill the network anyway.
     """
-    return RACNN(
-        num_classes=num_classes,
-        backbone=config.backbone,
-        view_sizes=config.view_sizes,
-        weights=config.weights if weights else None,
-        frozen_stages=config.frozen_stages,
-        shared_backbone=config.shared_backbone,
-        apn=config.apn,
-        bounds=config.region_bounds(),
-        crop=config.crop,
-        zoom_from=config.zoom_from,
-        antialias=config.antialias,
-        mask=config.mask,
-        steepness=config.steepness,
-    )
+    return FAMILIES[config.family].build(config, num_classes=num_classes, weights=weights)

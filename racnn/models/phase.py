@@ -6,7 +6,7 @@ and compares epochs by :meth:`Phase.scores`. It asks nothing else, and never wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
 from pydantic import Field, PrivateAttr, model_validator
@@ -187,3 +187,39 @@ class Phase(Section):
     def name(self) -> str:
         """A short name for logs, such as ``03-classification_2``."""
         return "_".join([f"{self._position + 1:02d}-{self.kind}", *map(str, self.scales)])
+
+
+class AlternationConfig(Section):
+    """Phases repeated in turn until none of them is kept, the paper's "until neither changes", or ``rounds`` are over."""
+
+    alternate: tuple[Phase, ...] = Field(..., min_length=1)
+    rounds: int = Field(1, ge=1)
+
+
+def alternate(schedule: Sequence[Phase | AlternationConfig], num_scales: int) -> Generator[Phase, bool, None]:
+    """Yield the phases in the order of training; send back whether the phase just run changed the network."""
+    position = 0
+    for entry in schedule:
+        phases = entry.alternate if isinstance(entry, AlternationConfig) else (entry,)
+        rounds = entry.rounds if isinstance(entry, AlternationConfig) else 1
+        for _ in range(rounds):
+            changed = False
+            for phase in phases:
+                changed |= yield phase.resolved(num_scales, position)
+                position += 1
+            if not changed:
+                break
+
+
+def upcoming(
+    schedule: Sequence[Phase | AlternationConfig], num_scales: int, outcomes: Sequence[bool]
+) -> Phase | None:
+    """Return the phase that follows after phases with these outcomes, or None when training is over."""
+    phases = alternate(schedule, num_scales)
+    phase = next(phases)
+    try:
+        for changed in outcomes:
+            phase = phases.send(changed)
+    except StopIteration:
+        return None
+    return phase

@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from racnn.config import AugmentConfig, DataConfig
 from racnn.data import build_data, cache, eval_loader, train_loader
 from racnn.data.cache import INDEX, open_cache
 from racnn.data.transforms import SourceTransform
 from racnn.engine.trainer import fit
 from racnn.errors import ConfigError, DataError
+from racnn.sections import AugmentConfig, DataConfig
 
 PLAIN = SourceTransform(32)
 

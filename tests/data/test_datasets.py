@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from racnn.config import DataConfig
 from racnn.data import build_data
 from racnn.data.sources.catalog import Record, hold_out
 from racnn.data.sources.cub import cub200
 from racnn.data.sources.folder import folder
 from racnn.data.sources.synthetic import synthetic_catalog
 from racnn.errors import DataError
+from racnn.sections import DataConfig
 
 
 def write_photo(path, size=(12, 8), seed=0):

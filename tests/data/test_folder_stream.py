@@ -5,11 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
-from racnn.config import DataConfig
 from racnn.data.folder_stream import PhotoStream, photo_batches
 from racnn.data.listing import find_photos
 from racnn.data.transforms import SourceTransform
 from racnn.errors import DataError
+from racnn.sections import DataConfig
 
 CONFIG = DataConfig(source_size=24)
 

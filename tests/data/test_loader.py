@@ -11,9 +11,9 @@ import torch
 from layouts import manifest_rows, write_cars_apart, write_cub, write_dogs, write_manifest
 from PIL import Image
 
-from racnn.config import DataConfig
 from racnn.data import DATASETS, build_data, eval_loader, train_loader
 from racnn.errors import ConfigError, DataError
+from racnn.sections import DataConfig
 
 COUNTS = {"auk": 9, "tit": 6, "wren": 5}
 

@@ -7,13 +7,13 @@ import pytest
 from layouts import write_photo
 from PIL import Image
 
-from racnn.config import DataConfig
 from racnn.data import build_data
 from racnn.data import statistics as survey_module
 from racnn.data.sources.catalog import read_exclusions
 from racnn.data.sources.folder import folder
 from racnn.data.statistics import damaged, format_survey, survey
 from racnn.errors import DataError
+from racnn.sections import DataConfig
 
 SIZES = [(40, 20), (20, 40), (30, 30), (60, 30)]  # (width, height)
 

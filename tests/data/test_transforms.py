@@ -5,8 +5,8 @@ import pickle
 import numpy as np
 import pytest
 
-from racnn.config import AugmentConfig
 from racnn.data.transforms import SourceTransform
+from racnn.sections import AugmentConfig
 
 SHAPES = [(375, 500), (500, 333), (90, 260), (224, 224)]
 SEEDS = range(25)

@@ -3,7 +3,7 @@
 import pytest
 
 from racnn.config import load_config, parse_config
-from racnn.engine.phases import upcoming, walk
+from racnn.models.phase import alternate, upcoming
 
 
 def phase(kind, **changes):
@@ -18,7 +18,7 @@ def config_of(*schedule, num_scales=3):
 
 def run(config, outcomes):
     """Walk through a schedule, answering with outcomes and then with True; return the phases."""
-    generator, answers, phases = walk(config), iter(outcomes), []
+    generator, answers, phases = alternate(config.schedule, config.model.num_scales), iter(outcomes), []
     try:
         phases.append(next(generator))
         while True:
@@ -71,9 +71,9 @@ def test_phases_know_how_many_ran_before():
 )
 def test_upcoming_replays_the_walk(outcomes):
     phases = run(ALTERNATION, outcomes)
-    replayed = [upcoming(ALTERNATION, outcomes[:done]) for done in range(len(phases))]
+    replayed = [upcoming(ALTERNATION.schedule, 3, outcomes[:done]) for done in range(len(phases))]
     assert replayed == phases
-    assert upcoming(ALTERNATION, outcomes[: len(phases)]) is None
+    assert upcoming(ALTERNATION.schedule, 3, outcomes[: len(phases)]) is None
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 import benchmark
 from bench import breakdown, data, figures, infer, memory, step, zoom
 from bench.device import matrix_product_rate, operations, shares_of_the_peak
-from racnn.config import DataConfig
 from racnn.errors import DataError
+from racnn.sections import DataConfig
 
 CPU = torch.device("cpu")
 

@@ -14,11 +14,11 @@ from PIL import Image
 
 from bench.figures import Figure, take_turns, times_as_fast
 from racnn.compat import import_torchvision
-from racnn.config import DataConfig
 from racnn.data import PhotoDataset
 from racnn.data.listing import find_photos
 from racnn.data.sources.catalog import Catalog, Record
 from racnn.models.backbone import IMAGENET_MEAN, IMAGENET_STD
+from racnn.sections import DataConfig
 
 
 def measure(*, photos: int, root: Path | None, rounds: int) -> list[Figure]:

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from racnn.config import Config, parse_config, recipe_schedule
+from racnn.config import Config, parse_config
 from racnn.engine.device import prepare
 from racnn.models import RACNN, build_model
+from racnn.models.racnn.schedules import recipe_schedule
 
 NUM_CLASSES = 200
 

@@ -12,8 +12,7 @@ from bench.figures import Figure, share_of_time, summary, take_turns
 from bench.networks import default_config, photos
 from bench.step import engine_step
 from racnn.config import Config
-from racnn.engine.phases import upcoming
-from racnn.models.phase import Phase
+from racnn.models.phase import Phase, upcoming
 
 
 def measure(*, backbone: str, batch: int, side: int, rounds: int, device: torch.device) -> list[Figure]:
@@ -38,7 +37,7 @@ def phases_of(config: Config) -> Iterator[Phase]:
     """Yield each phase of a schedule once, at a rate that leaves the weights be."""
     done: list[bool] = []
     seen = set()
-    while (phase := upcoming(config, done)) is not None:
+    while (phase := upcoming(config.schedule, config.model.num_scales, done)) is not None:
         done.append(True)
         if phase.name[3:] not in seen:
             seen.add(phase.name[3:])

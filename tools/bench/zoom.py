@@ -11,10 +11,10 @@ from torch import Tensor
 from bench.device import waiter
 from bench.figures import Figure, take_turns, times_as_fast
 from bench.loops import published_loop, sliced_loop
-from racnn.config import DEFAULT_BOUNDS, ModelConfig
 from racnn.ops.crop import zoom
 from racnn.ops.mask import frame_steepness
 from racnn.ops.regions import from_boxes_xyxy
+from racnn.sections import DEFAULT_BOUNDS, ModelConfig
 
 OURS = "zoom"
 TO_REGIONS = "back to regions"

@@ -1,1 +1,9 @@
-"""RA-CNN: the recursion over scales, its attention proposals, losses and phases."""
+"""The first family: RA-CNN itself."""
+
+from racnn.models.family import Family
+from racnn.models.racnn.model import build
+from racnn.models.racnn.phases import PHASES
+from racnn.models.racnn.schedules import SCHEDULES
+from racnn.sections import ModelConfig
+
+FAMILY = Family(config=ModelConfig, build=build, phases=PHASES, schedules=SCHEDULES)

@@ -32,7 +32,7 @@ from racnn.models.racnn.apn import build_apn
 from racnn.ops.crop import CROPS
 from racnn.ops.mask import frame_steepness
 from racnn.ops.regions import compose, jitter, to_boxes_xyxy, whole
-from racnn.sections import default_bounds
+from racnn.sections import ModelConfig, default_bounds
 
 
 @dataclass
@@ -63,9 +63,14 @@ class ScaleOutput:
 
     def select(self, index: Tensor) -> ScaleOutput:
         """Return the output of the images with indices [K]."""
-        tensors = (self.region, self.view, self.features, self.descriptor, self.logits)
-        proposal = None if self.proposal is None else self.proposal[index]
-        return ScaleOutput(*(tensor[index] for tensor in tensors), proposal=proposal)
+        return ScaleOutput(
+            region=self.region[index],
+            view=self.view[index],
+            features=self.features[index],
+            descriptor=self.descriptor[index],
+            logits=self.logits[index],
+            proposal=None if self.proposal is None else self.proposal[index],
+        )
 
 
 @dataclass
@@ -108,6 +113,17 @@ class RACNNOutput:
     def boxes_xyxy(self, size: tuple[int, int]) -> list[Tensor]:
         """Return the region of each finer view as pixel boxes [B, 4] of an image of size (h, w)."""
         return [to_boxes_xyxy(region, size) for region in self.regions[1:]]
+
+
+def build(config: ModelConfig, *, num_classes: int, weights: bool) -> RACNN:
+    """Return the network that the model section describes; without its weights where ``weights`` is False."""
+    options = config.model_dump(exclude={"family", "weights", "bounds"})
+    return RACNN(
+        num_classes=num_classes,
+        weights=config.weights if weights else None,
+        bounds=config.region_bounds(),
+        **options,
+    )
 
 
 class RACNN(nn.Module):

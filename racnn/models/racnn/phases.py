@@ -9,9 +9,9 @@ fusion           the layer over all descriptors                                 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from racnn.models.phase import Batch, Phase, PhaseContext
@@ -290,21 +290,6 @@ PHASES: dict[str, type[Phase]] = {
     "ranking": Ranking,
     "fusion": Fusion,
 }
-
-
-def kind_of(entry: Any) -> str:
-    """Return which class of phase an entry of a schedule is, the first for a kind that there is not."""
-    kind = entry.get("kind") if isinstance(entry, dict) else getattr(entry, "kind", None)
-    return kind if isinstance(kind, str) and kind in PHASES else next(iter(PHASES))
-
-
-AnyPhase = Annotated[
-    Annotated[Classification, Tag("classification")]
-    | Annotated[ApnInit, Tag("apn_init")]
-    | Annotated[Ranking, Tag("ranking")]
-    | Annotated[Fusion, Tag("fusion")],
-    Discriminator(kind_of),
-]
 
 
 def make_phase(**values: Any) -> Phase:

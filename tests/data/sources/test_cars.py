@@ -6,9 +6,9 @@ import pytest
 from layouts import CARS, cells, structs, write_cars_apart, write_cars_together
 from scipy.io import loadmat, savemat
 
-from racnn.config import DataConfig
 from racnn.data.sources.cars import cars
 from racnn.errors import DataError
+from racnn.sections import DataConfig
 
 WRITERS = {"together": write_cars_together, "apart": write_cars_apart}
 

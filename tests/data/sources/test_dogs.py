@@ -5,9 +5,9 @@ import pytest
 from layouts import DOGS, VOC, cells, write_dogs
 from scipy.io import savemat
 
-from racnn.config import DataConfig
 from racnn.data.sources.dogs import dogs
 from racnn.errors import DataError
+from racnn.sections import DataConfig
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import json
 import pytest
 from layouts import manifest_rows, write_manifest
 
-from racnn.config import DataConfig
 from racnn.data.sources.manifest import manifest
 from racnn.errors import DataError
+from racnn.sections import DataConfig
 
 
 @pytest.fixture

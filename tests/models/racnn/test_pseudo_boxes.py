@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from racnn.config import AugmentConfig, DataConfig
 from racnn.data import build_data, eval_loader, train_loader
 from racnn.models import RACNN
 from racnn.models.racnn.losses import response_map
@@ -12,6 +11,7 @@ from racnn.models.racnn.pseudo_boxes import find_common_part, read_boxes, read_r
 from racnn.ops.ddt import common_part, descriptor_sums
 from racnn.ops.heatmap import component_box, peak_point
 from racnn.ops.regions import bounding_region, compose, relative
+from racnn.sections import AugmentConfig, DataConfig
 
 CPU = torch.device("cpu")
 WHOLE = torch.tensor([[0.0, 0.0, 1.0]])

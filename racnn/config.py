@@ -1,0 +1,305 @@
+"""The configuration of a run: its sections, the schedule of phases, and how it is read.
+
+A YAML file holds overrides only, ``--set a.b=c`` goes on top. Unknown keys, wrong types, values out of range, and keys
+that would do nothing are reported together, each with its dotted path and the nearest valid name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_origin
+
+from pydantic import Field, ValidationError, model_validator
+
+from racnn.errors import ConfigError, did_you_mean
+from racnn.mistakes import explain, misread, mistakes, shorten
+from racnn.models import FAMILIES, Family
+from racnn.models.phase import AlternationConfig, Phase
+from racnn.plain_yaml import parse_yaml, read_yaml
+from racnn.sections import MOST_SCALES, DataConfig, ModelConfig, ModelSection, RunConfig, Section, members
+
+SECTIONS: dict[str, type[Section]] = {"run": RunConfig, "data": DataConfig}
+
+
+class Config(Section):
+    """Everything a run depends on. ``model`` and the phases are of the classes of a family, see :mod:`racnn.models`."""
+
+    run: RunConfig = RunConfig()
+    data: DataConfig = DataConfig()
+    model: ModelSection = ModelConfig()
+    schedule: tuple[Phase | AlternationConfig, ...] = Field(..., min_length=1)
+
+    @model_validator(mode="after")
+    def _held_out_photos_are_there(self) -> Config:
+        asked = any(phase.photos == "held_out" for phase in self.phases())
+        if asked and not self.data.held_out_fraction:
+            raise ValueError("schedule: a phase with photos held_out needs data.held_out_fraction above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _phases_fit_the_network(self) -> Config:
+        for phase in self.phases():
+            for problem in phase.misfits(self.model):
+                raise ValueError(f"schedule: {problem}")
+        return self
+
+    def phases(self) -> list[Phase]:
+        """Return every phase once, in the order of the schedule."""
+        return list(self.phases_by_key().values())
+
+    def phases_by_key(self) -> dict[str, Phase]:
+        """Return every phase once, by its dotted key, such as ``schedule.5.alternate.0``."""
+        phases: dict[str, Phase] = {}
+        for number, entry in enumerate(self.schedule):
+            key = f"schedule.{number}"
+            if isinstance(entry, AlternationConfig):
+                phases |= {f"{key}.alternate.{i}": phase for i, phase in enumerate(entry.alternate)}
+            else:
+                phases[key] = entry
+        return phases
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file of overrides, apply ``key=value`` strings on top, and validate the whole.
+
+    Args:
+        path: The YAML file, or None for the defaults alone.
+        overrides: ``a.b=c`` strings; list items are named by position. The value of a key that takes text or a path is taken
+            as it stands (``null`` is none where the key may be none), any other is parsed as YAML.
+
+    Raises:
+        ConfigError: Every mistake found, one line each, with its dotted path.
+    """
+    values = read_yaml(path) if path is not None else {}
+    pairs = [_split_override(text) for text in overrides]
+    for keys, value, text in pairs:
+        if keys[0] != "schedule" or len(keys) == 1:
+            _assign(values, keys, value, text)
+    _expand_schedule(values)
+    for keys, value, text in pairs:
+        if keys[0] == "schedule" and len(keys) > 1:
+            _assign(values, keys, value, text)
+    given = {".".join(keys): text for keys, _, text in pairs}
+    return parse_config(values, origin=str(path) if path else "the configuration", given=given)
+
+
+def parse_config(
+    values: Mapping[str, Any], *, origin: str, stored: bool = False, given: Mapping[str, str] | None = None
+) -> Config:
+    """Validate a plain dictionary.
+
+    Args:
+        values: By section.
+        origin: Where the values come from, for the message.
+        stored: It comes from a checkpoint, where keys that do nothing are no mistake.
+        given: By dotted path what was given by ``--set``, which a mistake there names.
+
+    Raises:
+        ConfigError: Every mistake found, one line each, with its dotted path.
+    """
+    family, lines = _family_of(values)
+    sections = {**SECTIONS, "model": family.config}
+    parts: dict[str, Any] = {}
+    for key, section in sections.items():
+        parts[key], found = _read(section, values.get(key, {}), key, stored)
+        lines += found
+    parts["schedule"], found = _read_schedule(values, family, stored)
+    lines += found
+    places = {
+        key: [f"{name}.{key}" for name, s in sections.items() if key in s.model_fields] for key in values
+    }
+    for key in [key for key in values if key not in parts]:
+        hint = did_you_mean(str(key), places[key]) or did_you_mean(str(key), parts)
+        lines.append(f"{key}: unknown key{hint}")
+    if not lines:
+        try:
+            config = Config(**parts)
+            lines = [] if stored else _idle_requests(config)
+        except ValidationError as error:
+            lines = [explain(item, Config, "") for item in error.errors()]
+    if lines:
+        raise mistakes(origin, lines, given or {})
+    return config
+
+
+def dump_config(config: Config) -> dict[str, Any]:
+    """Return the resolved configuration as plain YAML and JSON types."""
+    return config.model_dump(mode="json", serialize_as_any=True)
+
+
+def _family_of(values: Mapping[str, Any]) -> tuple[Family, list[str]]:
+    """Return the model family that ``model.family`` names, and what is wrong with the name."""
+    model = values.get("model")
+    name = model.get("family", "racnn") if isinstance(model, dict) else "racnn"
+    if isinstance(name, str) and name in FAMILIES:
+        return FAMILIES[name], []
+    expected = ", ".join(FAMILIES)
+    return FAMILIES["racnn"], [f"model.family: expected one of {expected}, got {shown(name)}"]
+
+
+def _read(section: type[Section], value: Any, path: str, stored: bool) -> tuple[Any, list[str]]:
+    """Return a section of the configuration, and what is wrong with it."""
+    lines = [] if stored else list(misread(value, section, path))
+    try:
+        return section.model_validate(value), lines
+    except ValidationError as error:
+        return None, lines or [explain(item, section, path) for item in error.errors()]
+
+
+def _read_schedule(values: Mapping[str, Any], family: Family, stored: bool) -> tuple[list[Any], list[str]]:
+    """Return the entries of the schedule, and what is wrong with them."""
+    if "schedule" not in values:
+        return [], ["schedule: field required"]
+    return _read_entries(values["schedule"], family, "schedule", stored)
+
+
+def _read_entries(entries: Any, family: Family, path: str, stored: bool) -> tuple[list[Any], list[str]]:
+    if not isinstance(entries, list | tuple) or not entries:
+        return [], [f"{path}: expected a list of phases, got {shown(entries)}"]
+    found, lines = [], []
+    for number, entry in enumerate(entries):
+        where = f"{path}.{number}"
+        if isinstance(entry, dict) and "alternate" in entry and path == "schedule":
+            inner, faults = _read_entries(entry["alternate"], family, f"{where}.alternate", stored)
+            # one phase that is in order stands for those that are not, whose mistakes are told already
+            stand_in = inner if not faults else [Phase(kind="", epochs=1, lr=1.0)]
+            rest = {**entry, "alternate": stand_in}
+            for key in rest.keys() & Phase.model_fields.keys():
+                hint = f"this entry alternates: {where}.alternate.0.{key} and so on, and rounds"
+                faults.append(f"{where}.{key}: unknown key; {hint}")
+                del rest[key]
+            alternation, more = _read(AlternationConfig, rest, where, stored)
+            found.append(alternation)
+            lines += faults + more
+        else:
+            phase, faults = _read_phase(entry, family, where, stored)
+            found.append(phase)
+            lines += faults
+    return found, lines
+
+
+def _read_phase(entry: Any, family: Family, path: str, stored: bool) -> tuple[Any, list[str]]:
+    if not isinstance(entry, dict):
+        return None, [f"{path}: expected the keys of a phase, got {shown(entry)}"]
+    if "kind" not in entry:
+        return None, [f"{path}.kind: field required"]
+    kind = entry["kind"]
+    if not isinstance(kind, str) or kind not in family.phases:
+        kinds = ", ".join(repr(each) for each in family.phases)
+        return None, [f"{path}.kind: input should be {kinds}, got {shown(kind)}"]
+    phase = family.phases[kind]
+    lines = []
+    for key in [key for key in entry if key not in phase.model_fields]:
+        if owners := [name for name, other in family.phases.items() if key in other.model_fields]:
+            entry = {name: value for name, value in entry.items() if name != key}
+            if not stored:  # an earlier version let it stand
+                owned = f"'{key}' belongs to {' and '.join(owners)} phases"
+                lines.append(f"{path}: {owned} and does nothing in a {kind} phase")
+    read, faults = _read(phase, entry, path, stored)
+    return read, lines + faults
+
+
+def _idle_requests(config: Config) -> list[str]:
+    """Return a line for each key that was set, and each phase, that would do nothing."""
+    lines = []
+    num_scales = config.model.num_scales
+    trained_scales: set[int] = set()
+    for path, phase in config.phases_by_key().items():
+        run = phase.resolved(num_scales)
+        if run.last_trained_scale():
+            trained_scales |= set(run.scales)
+        missing = sorted(set(range(1, num_scales + 1)) - trained_scales)
+        if phase.trains_fusion and missing:
+            named = ", ".join(map(str, missing))
+            lines.append(
+                f"{path}: fusion joins all scales, and no classification phase before it trains {named}"
+            )
+        for key, why in phase.idle_keys(num_scales).items():
+            if getattr(phase, key) != type(phase).model_fields[key].default:
+                lines.append(f"{path}: '{key}' belongs to {why}")
+    if config.data.held_out_fraction and not any(phase.photos == "held_out" for phase in config.phases()):
+        lines.append("data.held_out_fraction: no phase of the schedule has photos held_out to use them")
+    return lines
+
+
+def _split_override(text: str) -> tuple[list[str], Any, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {text}: expected key=value, for example --set data.batch_size=8")
+    keys = key.strip().split(".")
+    types = _types_of(keys)
+    if types and all(each in (str, Path, type(None)) or get_origin(each) is Literal for each in types):
+        if get_origin(types[0]) is Literal:
+            value = value.strip()
+        if not value:
+            none = ", or null for none" if type(None) in types else ""
+            raise ConfigError(f"--set {text}: expected a value after the ={none}")
+        return keys, None if value == "null" and type(None) in types else value, text
+    return keys, parse_yaml(value, f"--set {text}: the value is"), text
+
+
+def _types_of(keys: Sequence[str]) -> tuple[Any, ...]:
+    """Return the types that the value of a key may have, in whichever family; () for no single key."""
+    families = FAMILIES.values()
+    models: list[type[Section]] = [family.config for family in families]
+    phases = [phase for family in families for phase in family.phases.values()]
+    if keys[0] == "schedule":
+        sections: Sequence[type[Section]] = phases if len(keys) > 1 and keys[-2].isdigit() else []
+    else:
+        sections = models if keys[0] == "model" else [SECTIONS[key] for key in keys[:1] if key in SECTIONS]
+        for key in keys[1:-1]:
+            inner = [
+                section.model_fields[key].annotation for section in sections if key in section.model_fields
+            ]
+            sections = [each for each in inner if isinstance(each, type) and issubclass(each, Section)]
+    fields = [s.model_fields[keys[-1]] for s in sections if keys[-1] in s.model_fields]
+    return members(fields[0].annotation) if fields and len(keys) > 1 else ()
+
+
+def _assign(values: dict[str, Any], keys: list[str], value: Any, text: str) -> None:
+    node: Any = values
+    for depth, key in enumerate(keys):
+        where, last = ".".join(keys[:depth]), depth == len(keys) - 1
+        index: Any = key
+        if isinstance(node, list):
+            if not key.isdigit() or int(key) >= len(node):
+                raise ConfigError(
+                    f"--set {text}: '{key}' is not a position in {where}, which has {len(node)} items"
+                )
+            index = int(key)
+        elif not isinstance(node, dict):
+            raise ConfigError(f"--set {text}: '{where}' is a single value and has no keys")
+        elif not last and node.get(key) is None:
+            if keys[depth + 1].isdigit():
+                name = ".".join(keys[: depth + 1])
+                raise ConfigError(
+                    f"--set {text}: {name} is not in the file; give the whole list: --set {name}=[...]"
+                )
+            node[key] = {}
+        if last:
+            node[index] = value
+        else:
+            node = node[index]
+
+
+def _expand_schedule(values: dict[str, Any]) -> None:
+    """Replace a schedule's name by its phases."""
+    schedule = values.get("schedule", "recipe")
+    if not isinstance(schedule, str):
+        return
+    schedules = _family_of(values)[0].schedules
+    if schedule not in schedules:
+        raise ConfigError(
+            f"schedule: no schedule is called '{schedule}'{did_you_mean(schedule, schedules)}; "
+            f"expected {', '.join(schedules)} or a list of phases"
+        )
+    model = values.get("model")
+    sizes = model.get("view_sizes") if isinstance(model, dict) else None
+    if (
+        not isinstance(sizes, list)
+        or not 0 < len(sizes) <= MOST_SCALES
+        or not all(isinstance(size, int | float) for size in sizes)
+    ):
+        sizes = ModelConfig().view_sizes  # a mistake, if there is one, is told of by itself
+    values["schedule"] = schedules[schedule](sizes)
