@@ -13,7 +13,7 @@ from typing import Any, Literal, get_origin
 from pydantic import Field, ValidationError, model_validator
 
 from racnn.errors import ConfigError, did_you_mean
-from racnn.mistakes import explain, misread, mistakes, shorten
+from racnn.mistakes import explain, misread, mistakes, shown
 from racnn.models import FAMILIES, Family
 from racnn.models.phase import AlternationConfig, Phase
 from racnn.plain_yaml import parse_yaml, read_yaml
