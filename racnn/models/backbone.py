@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import copy
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -30,7 +31,8 @@ class Backbone(nn.Module):
         std: Per channel.
         source: torchvision's name, for ``weights='imagenet'``; None where there is no such file.
         left_out: Names of the original network's layers that the trunk has no use for; files may hold them.
-        inner: Name of the module of the trunk that yields what its last block is given; '' for the trunk itself.
+        inner: Of a sequential trunk the index of the first layer of its last block, of a timm network that of the map that
+            :meth:`forward_with_inner` reads; 0 where there is no such block.
     """
 
     def __init__(
@@ -43,7 +45,7 @@ class Backbone(nn.Module):
         std: tuple[float, ...] = IMAGENET_STD,
         source: str | None = None,
         left_out: tuple[str, ...] = (),
-        inner: str = "",
+        inner: int = 0,
     ) -> None:
         super().__init__()
         self.features = trunk  # torchvision's name, so that its files fit as they are
@@ -90,21 +92,20 @@ class Backbone(nn.Module):
         return features
 
     def forward_with_inner(self, view: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the features of a normalised view and those that the last block is given, [B, C, h, w] both.
+        """Return the features of a normalised view and those that the last block is given: [B, channels, h, w], [B, C, h', w'].
 
         The last block is the most specialised one: what it makes of a photo tells the class, what it is given still tells
-        the object from its surroundings. Where no such block is known (``inner`` is ''), both are the features. For reading
-        boxes, without a gradient.
+        the object from its surroundings. Of a timm network it is the last block or stage, and its map may be the finer one.
+        Where no such block is known (``inner`` is 0), both are the features. For reading boxes, without a gradient.
         """
-        kept: list[Tensor] = []
-        hook = self.features.get_submodule(self.inner).register_forward_hook(
-            lambda _layer, _inputs, output: kept.append(output)
-        )
-        try:
+        if isinstance(self.features, _TimmTrunk):
+            return self.features.forward_with_inner(view)
+        if not self.inner:
             features: Tensor = self.features(view)
-        finally:
-            hook.remove()
-        return features, kept[-1]
+            return features, features
+        assert isinstance(self.features, nn.Sequential)
+        inner: Tensor = self.features[: self.inner](view)
+        return self.features[self.inner :](inner), inner
 
     def save_memory(self) -> None:
         """Keep few activations and compute the others again in the backward pass, see :mod:`racnn.models.recompute`."""
@@ -123,7 +124,8 @@ def vgg(name: str) -> Backbone:
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
-    return Backbone(layers, channels=512, stride=16, source=name, inner=_inner_relu(layers))
+    last_block = 3 if name.endswith("_bn") else 2  # layers: convolution, batch norm, ReLU
+    return Backbone(layers, channels=512, stride=16, source=name, inner=-last_block)
 
 
 def tiny() -> Backbone:
@@ -140,13 +142,7 @@ def tiny() -> Backbone:
             nn.ReLU(inplace=True),
         ]
         channels = width
-    trunk = nn.Sequential(*layers)
-    return Backbone(trunk, channels=channels, stride=4, inner=_inner_relu(trunk))
-
-
-def _inner_relu(trunk: nn.Module) -> str:
-    """Return the name of the last ReLU but one."""
-    return [name for name, layer in trunk.named_modules() if isinstance(layer, nn.ReLU)][-2]
+    return Backbone(nn.Sequential(*layers), channels=channels, stride=4, inner=-3)
 
 
 VGG_NAMES = ("vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn")
@@ -157,82 +153,45 @@ BACKBONES: dict[str, Callable[[], Backbone]] = {
 
 
 class _TimmTrunk(nn.Module):
-    """A timm network up to the map that it would pool, channels first; what only comes after the pooling is left out.
+    """A timm network from a view to the map that it would pool, channels first; transformers' tokens as a map.
+
+    Args:
+        network: From ``timm.create_model``. Its layers after the map, which the trunk has no use for, are taken out.
 
     Attributes:
-        left_out: Names of the layers that were left out.
-        channels: Channels of the map.
-        stride: Pixels per cell of the map.
-        inner: Name of the last block but one of those that yield a map of this size; '' where there is none.
-
-    Raises:
-        ConfigError: The network yields no map.
+        left_out: Names of the layers that were taken out.
     """
 
-    def __init__(self, name: str, network: Any) -> None:
+    def __init__(self, network: Any) -> None:
         super().__init__()
         self.network = network
-        self.channels_come_last = str(getattr(network, "output_fmt", "NCHW")).endswith("NHWC")
-        called: set[nn.Module] = set()
-        hooks = [
-            layer.register_forward_pre_hook(lambda layer, _inputs: called.add(layer))
-            for layer in network.modules()
-        ]
-        outputs: list[tuple[str, Any]] = []  # of blocks, in the order in which they are done
-        for parent_name, parent in self.named_modules():
-            if isinstance(parent, nn.Sequential | nn.ModuleList):
-                for child, block in parent.named_children():
-                    note = partial(_note_output, outputs, f"{parent_name}.{child}")
-                    hooks.append(block.register_forward_hook(note))
-        side = network.default_cfg["input_size"][-1]
-        was_training = network.training
-        with torch.no_grad():
-            features = self.eval()(torch.zeros(1, 3, side, side))
-        self.train(was_training)
-        for hook in hooks:
-            hook.remove()
-        if features.ndim != 4:
-            raise ConfigError(
-                f"model.backbone: timm/{name} cannot be used as a backbone: it has no map of features, "
-                f"but an output of shape {list(features.shape)}"
-            )
-        self.channels = features.shape[1]
-        self.inner = "" if self.channels_come_last else _last_but_one(outputs, features.shape[-2:])
-        info = getattr(network, "feature_info", None)
-        # a side that is no multiple of the stride gives a map that was rounded up
-        self.stride = info[-1]["reduction"] if info else 2 ** round(math.log2(side / features.shape[2]))
-        self.left_out = tuple(
-            child for child, layer in network.named_children() if called.isdisjoint(layer.modules())
-        )
-        for child in self.left_out:
-            setattr(network, child, nn.Identity())
+        self.channels_last = str(getattr(network, "output_fmt", "")).endswith("NHWC")
+        # the efficientnets yield the ends of stages, or if told so, all blocks
+        parameters = inspect.signature(network.forward_intermediates).parameters
+        self.options = {"extra_blocks": True} if "extra_blocks" in parameters else {}
+        # layers stand in the order of their use: from the first of the head's on, none is needed
+        classifiers = network.default_cfg["classifier"]
+        classifiers = [classifiers] if isinstance(classifiers, str) else classifiers
+        head = {"global_pool", "pre_logits", "fc_norm", "head_drop", *(c.split(".")[0] for c in classifiers)}
+        layers = [name for name, _ in network.named_children()]
+        self.left_out = tuple(layers[min(map(layers.index, head.intersection(layers))) :])
+        for name in self.left_out:
+            setattr(network, name, nn.Identity())
 
     def forward(self, view: Tensor) -> Tensor:
-        features: Tensor = self.network.forward_features(view)
-        return features.permute(0, 3, 1, 2).contiguous() if self.channels_come_last else features
+        return self.forward_with_inner(view)[0]
 
-
-def _note_output(
-    outputs: list[tuple[str, Any]], name: str, _block: nn.Module, _inputs: Any, output: Any
-) -> None:
-    outputs.append((name, output))
-
-
-def _last_but_one(outputs: list[tuple[str, Any]], size: torch.Size) -> str:
-    """Return the name of the block that yields the last output of a size but one; '' where there is none.
-
-    What lies within the last block does not count.
-    """
-    found = [(name, output) for name, output in outputs if isinstance(output, Tensor)]
-    found = [(name, output) for name, output in found if output.shape[2:] == size]
-    if not found:
-        return ""
-    last = found[-1][1]
-    block = next(name for name, output in found if output is last)  # a stage yields what its last block does
-    before = (
-        name for name, output in reversed(found) if output is not last and not name.startswith(f"{block}.")
-    )
-    return next(before, "")
+    def forward_with_inner(self, view: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features and the last map but one that timm yields; it may have more cells than the features."""
+        features: Tensor
+        features, (inner, last) = self.network.forward_intermediates(view, indices=2, **self.options)
+        tokens = features.ndim == 3
+        if tokens:  # [B, N, C], those of the map come last
+            height, width = last.shape[2:]
+            features = features[:, -height * width :].unflatten(1, (height, width))
+        if tokens or self.channels_last:
+            features = features.permute(0, 3, 1, 2).contiguous()
+        return features, inner
 
 
 def timm_backbone(name: str, *, pretrained: bool = False) -> Backbone:
@@ -262,16 +221,25 @@ def timm_backbone(name: str, *, pretrained: bool = False) -> Backbone:
             f"model.weights: could not download the weights of timm/{name} ({error}); "
             "fetch the file by hand and give its path as model.weights"
         ) from None
-    trunk = _TimmTrunk(name, network)
     settings = network.default_cfg
+    try:
+        trunk = _TimmTrunk(network)
+        # on the meta device shapes are known and nothing is computed
+        view = torch.zeros(1, *settings["input_size"], device="meta")
+        channels = copy.deepcopy(trunk).to("meta").eval()(view).shape[1]
+    except (AttributeError, RuntimeError) as error:
+        raise ConfigError(
+            f"model.backbone: timm/{name} cannot be used as a backbone: timm {timm.__version__} yields no map of features "
+            f"of it ({str(error).splitlines()[0]})"
+        ) from None
     return Backbone(
         trunk,
-        channels=trunk.channels,
-        stride=trunk.stride,
+        channels=channels,
+        stride=network.feature_info[-1]["reduction"],
         mean=tuple(settings["mean"]),
         std=tuple(settings["std"]),
         left_out=trunk.left_out,
-        inner=trunk.inner,
+        inner=-2,
     )
 
 

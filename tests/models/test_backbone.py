@@ -136,43 +136,55 @@ class TestInner:
     @pytest.mark.parametrize(
         ("name", "block"),
         [
-            ("tf_efficientnet_lite0", "network.blocks.5"),
-            ("resnet18", "network.layer4.0"),
-            ("convnext_atto", "network.stages.3.blocks.0"),
-            ("res2net50_26w_4s", "network.layer4.1"),
+            ("tf_efficientnet_lite0", "blocks.5"),
+            ("mobilenetv3_small_050", "blocks.4"),
+            ("resnet18", "layer3"),
+            ("convnext_atto", "stages.2"),
+            ("xcit_nano_12_p16_224", "blocks.10"),  # tokens
+            ("mambaout_femto", "stages.2"),  # channels last
         ],
     )
     @torch.no_grad()
-    def test_of_a_timm_network_it_is_the_output_of_the_last_block_but_one(
+    def test_of_a_timm_network_it_is_the_output_of_the_last_block_or_stage_but_one(
         self, name: str, block: str
     ) -> None:
         pytest.importorskip("timm")
         backbone = build_backbone(f"timm/{name}").eval()
-        assert backbone.inner == block
         # a residual network's last block changes nothing at first
         for weight in backbone.parameters():
             weight += 0.01 * torch.rand(weight.shape)
+        seen: list[Tensor] = []
+        backbone.features.get_submodule(f"network.{block}").register_forward_hook(
+            lambda _layer, _inputs, output: seen.append(output)
+        )
         features, inner = backbone.forward_with_inner(self.view)
-        torch.testing.assert_close(features, backbone(self.view))
-        assert inner.ndim == 4
-        assert inner.shape[2:] == features.shape[2:]
+        assert torch.equal(features, backbone(self.view))
         assert not torch.equal(inner, features)
+        height, width = inner.shape[2:]
+        assert 2 * width == 3 * height
+        if name.startswith("xcit"):
+            assert torch.equal(inner.flatten(2), seen[0].transpose(1, 2))  # the class token comes later
+        elif name.startswith("mambaout"):
+            assert torch.equal(inner, seen[0].permute(0, 3, 1, 2))
+        else:
+            assert torch.equal(inner, seen[0])
 
-    @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "resnet14t"])
     @torch.no_grad()
-    def test_of_a_network_without_such_a_block_or_channels_last_it_is_the_map_itself(self, name: str) -> None:
-        pytest.importorskip("timm")
-        backbone = build_backbone(f"timm/{name}").eval()
-        assert backbone.inner == ""
-        features, inner = backbone.forward_with_inner(torch.rand(1, 3, 224, 224))
+    def test_of_a_trunk_whose_last_block_is_not_known_it_is_the_map_itself(self) -> None:
+        backbone = Backbone(tiny().features, channels=96, stride=4).eval()
+        features, inner = backbone.forward_with_inner(self.view)
+        assert torch.equal(features, backbone(self.view))
         assert torch.equal(inner, features)
 
-    def test_no_hook_is_left_behind(self) -> None:
-        backbone = tiny()
+    @pytest.mark.parametrize("name", ["tiny", "timm/test_resnet"])
+    def test_no_hook_is_left_behind(self, name: str) -> None:
+        if name.startswith("timm"):
+            pytest.importorskip("timm")
+        backbone = build_backbone(name)
         with pytest.raises(RuntimeError):
             backbone.forward_with_inner(torch.rand(1, 5, 8, 8))
         backbone.forward_with_inner(self.view)
-        assert not any(layer._forward_hooks for layer in backbone.modules())
+        assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in backbone.modules())
 
 
 class TestTimm:
@@ -198,16 +210,37 @@ class TestTimm:
         view = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             expected = network.eval().forward_features(view)
-        torch.testing.assert_close(backbone.eval()(view), expected)
+            assert torch.equal(backbone.eval()(view), expected)
 
-    def test_timm_backbone_has_no_weights_that_it_does_not_use(self) -> None:
+    @pytest.mark.parametrize(
+        ("name", "layer", "side"),
+        [
+            ("mobilenetv3_small_050", "conv_head", 64),  # comes after the pooling
+            ("convnext_atto", "head", 64),  # has a norm within
+            ("vgg11", "pre_logits", 64),
+            ("levit_conv_128s", "head_dist", 224),  # has two classifiers
+            ("test_vit2", "fc_norm", 160),
+        ],
+    )
+    def test_timm_backbone_has_no_weights_that_it_does_not_use(
+        self, name: str, layer: str, side: int
+    ) -> None:
         pytest.importorskip("timm")
-        backbone = build_backbone(
-            "timm/mobilenetv3_small_050"
-        )  # its last convolution comes after the pooling
-        assert "conv_head" in backbone.left_out
-        backbone(torch.rand(2, 3, 64, 64)).sum().backward()
+        backbone = build_backbone(f"timm/{name}")
+        assert layer in backbone.left_out
+        backbone(torch.rand(2, 3, side, side)).sum().backward()
         assert [name for name, value in backbone.named_parameters() if value.grad is None] == []
+
+    @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "mobilenetv3_small_050", "convnext_atto"])
+    def test_timm_network_keeps_its_names_behind_network_but_for_its_head(self, name: str) -> None:
+        timm = pytest.importorskip("timm")
+        backbone = build_backbone(f"timm/{name}")
+        theirs = {
+            f"features.network.{key}"
+            for key in timm.create_model(name).state_dict()
+            if key.split(".")[0] not in backbone.left_out
+        }
+        assert backbone.state_dict().keys() == theirs
 
     def test_stride_is_that_of_views_of_whole_cells(self) -> None:
         pytest.importorskip("timm")
@@ -215,10 +248,27 @@ class TestTimm:
         assert backbone.stride == 32
         assert_contract(backbone)
 
-    def test_timm_network_without_a_map_is_refused(self) -> None:
+    @pytest.mark.parametrize("name", ["pit_ti_224", "coat_tiny"])  # the class token alone; several maps
+    def test_timm_network_without_a_map_is_refused(self, name: str) -> None:
         pytest.importorskip("timm")
-        with pytest.raises(ConfigError, match=r"timm/vit_tiny_patch16_224 cannot be .*no map of features"):
-            build_backbone("timm/vit_tiny_patch16_224")
+        with pytest.raises(ConfigError, match=rf"timm/{name} cannot be .*no map of features"):
+            build_backbone(f"timm/{name}")
+
+    @pytest.mark.parametrize(("name", "prefix"), [("vit_tiny_patch16_224", 1), ("mixer_s16_224", 0)])
+    @torch.no_grad()
+    def test_tokens_become_a_map_without_those_that_belong_to_no_place(self, name: str, prefix: int) -> None:
+        pytest.importorskip("timm")
+        backbone = build_backbone(f"timm/{name}").eval()
+        assert backbone.stride == 16
+        view = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+        features = backbone(view)
+        tokens = backbone.features.get_submodule("network").forward_features(view)
+        assert features.shape == (1, backbone.channels, 14, 14)
+        assert torch.equal(features[0, :, 2, 5], tokens[0, prefix + 2 * 14 + 5])
+
+    def test_network_of_tokens_keeps_the_contract(self) -> None:
+        pytest.importorskip("timm")
+        assert_contract(build_backbone("timm/xcit_nano_12_p16_224"))
 
     def test_unknown_timm_name_is_refused_with_the_nearest(self) -> None:
         pytest.importorskip("timm")
