@@ -215,9 +215,9 @@ def evaluate(
     if split not in (None, "test", "val", "train", "all"):
         raise ConfigError(f"--split: expected test, val or train, or all, got '{split}'")
     from racnn.data.listing import describe_passed
-    from racnn.engine.early_exit import early_exit_file, format_early_exit
     from racnn.engine.evaluator import evaluate_trained
     from racnn.evaluation.report import format_report
+    from racnn.models.racnn.early_exit import early_exit_file, format_early_exit
 
     choice = early_exit_file(checkpoint)
     if json_file is not None:

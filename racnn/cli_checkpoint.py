@@ -21,7 +21,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Say what a checkpoint is: dataset, classes, network, how far it was trained, with what."""
-    from racnn.engine.description import describe, format_description
+    from racnn.engine.checkpoint import describe, format_description
 
     found = describe(checkpoint)
     print(json.dumps(found, indent=2) if as_json else format_description(found))
@@ -33,8 +33,8 @@ def export_weights(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier file.")] = False,
 ) -> None:
     """Write a network's weights as .safetensors, with all that is needed to use them in its metadata."""
+    from racnn.engine.checkpoint import SUFFIX
     from racnn.engine.predictor import export_trained
-    from racnn.engine.published import SUFFIX
 
     if out.suffix != SUFFIX:
         raise ConfigError(f"--out {out}: expected a name that ends with {SUFFIX}")

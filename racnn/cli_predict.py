@@ -45,8 +45,8 @@ def predict(
         raise ConfigError("--json and --csv exclude each other")
     from racnn.data.listing import describe_passed, iter_photos
     from racnn.engine.device import pick_device
-    from racnn.engine.early_exit import load_early_exit
     from racnn.engine.predictor import load, network_digest
+    from racnn.models.racnn.early_exit import load_early_exit
 
     trained = load(checkpoint, pick_device(device))
     early = load_early_exit(checkpoint, network_digest(trained)) if early_exit else None

@@ -236,7 +236,7 @@ def test_a_full_gpu_is_told_in_a_line(tiny_file, racnn, tmp_path, monkeypatch):
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 79 GiB.")
 
-    monkeypatch.setattr("racnn.engine.run.prepare", full)
+    monkeypatch.setattr("racnn.engine.trainer.prepare", full)
     result = racnn("train", "--config", tiny_file(tmp_path / "c.yaml"), "--out", tmp_path / "run")
     assert result.code == 1
     assert "CUDA out of memory" in result.err

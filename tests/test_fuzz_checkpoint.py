@@ -11,10 +11,9 @@ from fuzz import NESTED, NUMBERS, WORDS, is_refused, little_memory, mutate
 
 from racnn.config import parse_config
 from racnn.engine import run
-from racnn.engine.checkpoint import load_checkpoint
-from racnn.engine.digest import digest, disallowed
-from racnn.engine.folder import open_folder
+from racnn.engine.checkpoint import digest, disallowed, load_checkpoint
 from racnn.engine.predictor import load
+from racnn.engine.run_dir import open_folder
 from racnn.engine.trainer import fit
 from racnn.errors import DamagedError, TrainingError, UserError
 from racnn.models.racnn import model as network

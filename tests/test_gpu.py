@@ -9,8 +9,15 @@ from every_step import PHASES
 from racnn.config import load_config
 from racnn.engine.checkpoint import load_checkpoint, save_checkpoint
 from racnn.engine.device import determinism, prepare
-from racnn.engine.loop import EpochState, NonFiniteError, Step, to_device, train_one_epoch
-from racnn.engine.steps import build_optimizer, train_only
+from racnn.engine.loop import (
+    EpochState,
+    NonFiniteError,
+    Step,
+    build_optimizer,
+    to_device,
+    train_one_epoch,
+    train_only,
+)
 from racnn.engine.trainer import fit
 from racnn.models import RACNN
 from racnn.models.racnn.phases import make_phase

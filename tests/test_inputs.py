@@ -22,7 +22,7 @@ from PIL import Image, TiffImagePlugin
 from safetensors.torch import save_file
 
 from racnn import cli
-from racnn.engine.folder import RUN_FILES
+from racnn.engine.run_dir import RUN_FILES
 from racnn.models import build_backbone
 
 NOISE = np.random.default_rng(0)

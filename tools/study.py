@@ -210,7 +210,7 @@ def _essence(config: Config, **options: Any) -> dict[str, Any]:
 
 def run_stages(config: Config, store: Path, device: torch.device) -> tuple[Path, float]:
     """Train what is not there yet; return the last stage's folder and the seconds that all stages took."""
-    from racnn.engine.files import write_text as write_whole
+    from racnn.engine.checkpoint import write_text as write_whole
     from racnn.engine.trainer import fit
 
     refuse_blocked(store, "--stages")

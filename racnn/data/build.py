@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from racnn.data.dataset import PhotoDataset
 from racnn.data.sources.cars import cars
@@ -63,6 +65,11 @@ class Data:
         """Return how many photos each class has for training."""
         labels = [record.label for record in self.splits["train"].records]
         return np.bincount(labels, minlength=len(self.class_names)).tolist()
+
+    def class_weights(self) -> Tensor:
+        """Return weights [C] by which every class counts the same: ``N / (C n_c)``, whose mean over photos is 1."""
+        counts = torch.tensor(self.class_counts(), dtype=torch.float32)
+        return counts.sum() / (len(counts) * counts)
 
     def training_names(self) -> list[str]:
         """Return the names of all photos that some phase is trained on."""

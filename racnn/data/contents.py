@@ -14,6 +14,7 @@ from racnn.data.sources.catalog import Record
 from racnn.errors import DataError
 from racnn.written import file_sha256
 
+DIGEST_LENGTH = 16  # hexadecimal digits, 64 bits: enough to know a photo again
 WORDS = {"train": "training", "held_out": "held-out", "val": "validation", "test": "test"}
 
 
@@ -51,6 +52,28 @@ def read_contents(paths: Iterable[Path], known: Mapping[Path, PhotoFile] | None 
 
     with ThreadPoolExecutor() as pool:
         return list(pool.map(read, paths))
+
+
+def read_photo_files(
+    records: Iterable[Record], known: Mapping[str, PhotoFile] | None = None
+) -> dict[str, PhotoFile]:
+    """Return by name what photos hold; nothing of drawn ones.
+
+    Args:
+        records: The photos.
+        known: By name what they held before: one whose size and times are the same is not read again.
+
+    Raises:
+        DataError: A photo cannot be read.
+    """
+    paths = {record.name: record.path for record in records if record.path is not None}
+    before = {path: known[name] for name, path in paths.items() if name in known} if known else {}
+    return dict(zip(paths, read_contents(paths.values(), before), strict=True))
+
+
+def short_digests(files: Mapping[str, PhotoFile]) -> dict[str, str]:
+    """Return by name the start of the sha256 of photos, as a checkpoint keeps it."""
+    return {name: file.sha256[:DIGEST_LENGTH] for name, file in files.items()}
 
 
 class Place(NamedTuple):

@@ -13,7 +13,8 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -72,11 +73,25 @@ class ProcessGroup:
             raise SystemExit(value)
         return value
 
-    def main_process_first(self, call: Callable[[], T]) -> T:
-        """Return what a call returns on each rank. Rank 0 goes first, so that a mistake of the user is told once."""
-        own: list[T] = []
-        self.from_main_process(lambda: own.append(call()))
-        return own[0] if self.is_main_process else call()
+    @contextmanager
+    def main_process_first(self) -> Iterator[None]:
+        """Let rank 0 do first what follows, then the others, so that a mistake of the user is told once.
+
+        What follows must not wait for other ranks.
+
+        Raises:
+            SystemExit: On the others, where rank 0 failed, see :meth:`from_main_process`.
+        """
+        if self.size > 1 and not self.is_main_process:
+            self.from_main_process(lambda: None)
+        try:
+            yield
+        except Exception as error:
+            if self.size > 1 and self.is_main_process:
+                dist.broadcast_object_list(["error", 2 if isinstance(error, UserError) else 1])
+            raise
+        if self.is_main_process:
+            self.from_main_process(lambda: None)
 
     def total(self, values: Tensor) -> Tensor:
         """Return the sum of a tensor over all ranks."""

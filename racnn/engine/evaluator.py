@@ -1,23 +1,168 @@
-"""Measure a trained network on photos with labels: a split of its data set, or any others."""
+"""Run a network over photos with labels and measure it: the validation of a run, ``racnn evaluate``."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from racnn.data import Data, PhotoDataset, build_data, eval_loader
 from racnn.data.build import build_to_measure
-from racnn.data.contents import describe_copies, find_copies, read_contents
+from racnn.data.contents import DIGEST_LENGTH, describe_copies, find_copies, read_contents
 from racnn.data.sources.catalog import Record
 from racnn.data.sources.manifest import list_names
 from racnn.data.statistics import refuse_misplaced_boxes
-from racnn.engine.early_exit import EarlyExit, Outcome, answers_by_depth, calibrate, outcome, scale_costs
-from racnn.engine.loop import Predictions, predict, report
+from racnn.engine.distributed import ALONE, ProcessGroup
 from racnn.engine.predictor import Predictor, network_digest
-from racnn.engine.provenance import DIGEST_LENGTH
-from racnn.errors import ConfigError, DataError
+from racnn.errors import ConfigError, DataError, TrainingError
+from racnn.evaluation.report import evaluation_report
+from racnn.models.parts import Parts
+from racnn.models.phase import Batch
+from racnn.models.racnn.early_exit import (
+    EarlyExit,
+    Outcome,
+    answers_by_depth,
+    calibrate,
+    outcome,
+    scale_costs,
+)
+from racnn.ops.regions import compose
+
+
+@dataclass
+class Predictions:
+    """What a network said of every photo of a split, on the CPU; lists hold one entry a scale or region.
+
+    ``pseudo_boxes`` are the boxes that its photos brought along for an APN to learn, [N, 4], or None.
+    """
+
+    logits: list[Tensor]
+    fused: Tensor | None
+    labels: Tensor
+    proposals: list[Tensor]
+    regions: list[Tensor]
+    boxes: Tensor
+    parts: Tensor
+    norms: list[float]
+    pseudo_boxes: Tensor | None = None
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    device: torch.device,
+    num_scales: int | None = None,
+    propose: bool = False,
+    fused: bool = True,
+    world: ProcessGroup = ALONE,
+    after_batch: Callable[[], None] = lambda: None,
+) -> Predictions:
+    """Run the network over batches without random changes. What the GPU has no memory for is taken in halves.
+
+    Args:
+        model: Put into evaluation mode.
+        batches: From :func:`racnn.data.eval_loader`.
+        device: Where the network is.
+        num_scales: Run only the first ones; None runs all.
+        propose: Keep also the proposal of the last of them, which nothing is cropped by.
+        fused: Keep the fusion layer's logits where all scales are run.
+        world: The processes that share the batches; all of them return the predictions of all photos.
+        after_batch: Called after each batch; it may raise to stop.
+
+    Raises:
+        TrainingError: An answer is not finite, or there is no memory for a single photo.
+    """
+    model.eval()
+
+    def answers(batch: Batch) -> dict[str, Any]:
+        output = model(batch["image"].to(device, non_blocking=True), num_scales=num_scales)
+        regions, proposals = output.regions, output.proposals[: len(output.regions) - 1 + propose]
+        if propose:  # where nothing has looked yet
+            regions = [*regions, compose(regions[-1], proposals[-1])]
+        if not all(logits.isfinite().all() for logits in output.logits):
+            raise TrainingError("the network gives answers that are not finite: its training has diverged")
+        return {
+            "logits": [x.float().cpu() for x in output.logits],
+            "fused": output.fused.float().cpu() if fused and output.fused is not None else None,
+            "proposals": [x.cpu() for x in proposals],
+            "regions": [x.cpu() for x in regions],
+            "norms": [x.norm(dim=1).cpu() for x in output.descriptors],
+            **{key: batch.get(key) for key in ("label", "box", "parts", "pseudo_box")},
+        }
+
+    parts, rows = Parts(), []
+    for batch in batches:
+        rows.append(_joined(parts.run(answers, batch)))
+        after_batch()
+    every = _joined(world.gather(rows))
+    return Predictions(
+        logits=every["logits"],
+        fused=every["fused"],
+        labels=every["label"],
+        proposals=every["proposals"],
+        regions=every["regions"],
+        boxes=every["box"],
+        parts=every["parts"],
+        norms=[norm.mean().item() for norm in every["norms"]],
+        pseudo_boxes=every["pseudo_box"],
+    )
+
+
+def _joined(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return rows of tensors, lists of tensors, or None, as one row."""
+
+    def join(values: tuple[Any, ...]) -> Any:
+        if isinstance(values[0], list):
+            return [torch.cat(parts) for parts in zip(*values, strict=True)]
+        return None if values[0] is None else torch.cat(values)
+
+    return {key: join(tuple(row[key] for row in rows)) for key in rows[0]}
+
+
+def report(predictions: Predictions, *, data: Data, split: str, bounds: Any) -> dict[str, Any]:
+    """Return the evaluation of predictions as plain types; the keys are those of ``evaluation.json``.
+
+    ``num_skipped`` counts the damaged photos that were left out of the whole data set.
+    """
+    measured = evaluation_report(
+        dataset=data.dataset,
+        split=split,
+        class_names=data.class_names,
+        logits={f"scale_{s}": logits for s, logits in enumerate(predictions.logits, start=1)},
+        fused=predictions.fused,
+        labels=predictions.labels,
+        proposals=predictions.proposals,
+        regions=predictions.regions[1:],
+        bounds=list(bounds)[: len(predictions.proposals)],
+        boxes=predictions.boxes,
+        parts=predictions.parts,
+        focus_parts=data.focus_parts,
+    )
+    return measured | {"num_skipped": len(data.skipped)}
+
+
+def figures(result: dict[str, Any]) -> dict[str, float]:
+    """Return a report's figures by names such as ``top1_scale_1`` and ``region_1_iou``."""
+    figures = {f"top1_{k}": v for k, v in result["top1"].items()}
+    figures |= {f"log_prob_{k}": v for k, v in result["log_prob"].items()}
+    for name, statistics in result["regions"].items():
+        figures |= {f"{name}_{k}": v for k, v in statistics.items()}
+    for name, measures in result["localisation"].items():
+        figures |= {f"{name}_{k}": v for k, v in (measures or {}).items() if v is not None}
+    return figures
+
+
+def summary(result: dict[str, Any]) -> str:
+    """Return a report in a line."""
+    shown = "  ".join(f"{name} {100 * value:.1f}" for name, value in result["top1"].items())
+    sides = "  ".join(f"side_{n[-1]} {s['tl_mean']:.2f}" for n, s in result["regions"].items())
+    return f"val top-1 % {shown}  {sides}".rstrip()
 
 
 def data_of(trained: Predictor, *, root: Path | None = None, skip_damaged: bool = False) -> Data:
@@ -167,7 +312,7 @@ def _digests(records: Sequence[Record]) -> list[str]:
 
 
 def calibrate_early_exit(trained: Predictor, data: Data) -> tuple[EarlyExit, list[Outcome]]:
-    """Choose on the validation photos when a photo needs no further look, see :mod:`racnn.engine.early_exit`.
+    """Choose on the validation photos when a photo needs no further look, see :mod:`racnn.models.racnn.early_exit`.
 
     Raises:
         ConfigError: Fewer than two scales are trained.
@@ -176,7 +321,8 @@ def calibrate_early_exit(trained: Predictor, data: Data) -> tuple[EarlyExit, lis
         raise ConfigError("--early-exit: the network has one trained scale, after which it always stops")
     size = trained.config.data.source_size
     costs = scale_costs(trained.model, source_size=size, scales=trained.scales)
-    return calibrate(_predict(trained, data.splits["val"]), costs, network=network_digest(trained))
+    found = _predict(trained, data.splits["val"])
+    return calibrate(found.logits, found.fused, found.labels, costs, network=network_digest(trained))
 
 
 def _predict(trained: Predictor, photos: PhotoDataset) -> Predictions:

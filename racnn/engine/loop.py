@@ -1,28 +1,23 @@
-"""The two loops: one epoch of training, one pass of evaluation."""
+"""One epoch of training: a generator that takes an optimizer step per batch and yields its metrics."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from racnn.data import Data, mix_seed
+from racnn.data import mix_seed
 from racnn.engine.distributed import ALONE, ProcessGroup
-from racnn.engine.schedule import learning_rate
 from racnn.engine.signals import Interrupt
 from racnn.errors import ConfigError, TrainingError
-from racnn.evaluation.report import evaluation_report
-from racnn.models import RACNN
-from racnn.models.parts import Parts
+from racnn.models.parts import halved
 from racnn.models.phase import Batch, Phase
-from racnn.ops.regions import compose
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -93,7 +88,11 @@ class StepMetrics:
 
 
 def train_one_epoch(
-    model: RACNN, batches: Iterable[Batch], phase: Phase, optimizer: torch.optim.Optimizer, state: EpochState
+    model: nn.Module,
+    batches: Iterable[Batch],
+    phase: Phase,
+    optimizer: torch.optim.Optimizer,
+    state: EpochState,
 ) -> Iterator[StepMetrics]:
     """Take one optimizer step per batch and yield its metrics.
 
@@ -125,7 +124,11 @@ def train_one_epoch(
             parts = _parts(num, state.micro_batch or num, join=state.micro_batch == asked)
             losses = _add_gradients(step, batch, state.device, parts, state.world)
             if losses is None:
-                state.micro_batch = _halved(min(state.micro_batch or num, num), phase, state.messages)
+                size = min(state.micro_batch or num, num)
+                state.micro_batch = halved(size)
+                state.messages.append(
+                    f"{phase.name}: the GPU has no memory for {size} photos at a time; going on with {state.micro_batch}"
+                )
         norm = torch.nn.utils.clip_grad_norm_(parameters, phase.clip_grad or float("inf"))
         asked_to_stop = bool(state.interrupt and state.interrupt.signal)
         told = torch.full_like(norm, float(asked_to_stop), dtype=torch.float32).reshape(1)
@@ -143,7 +146,7 @@ def train_one_epoch(
 class Step(nn.Module):
     """The step of a phase as a module over the network, from a batch to its losses."""
 
-    def __init__(self, model: RACNN, phase: Phase, class_weights: Tensor | None) -> None:
+    def __init__(self, model: nn.Module, phase: Phase, class_weights: Tensor | None) -> None:
         super().__init__()
         self.model = model
         self.phase = phase
@@ -217,128 +220,37 @@ def _parts(num: int, size: int, *, join: bool = False) -> list[tuple[int, int]]:
     return list(pairwise([0, *ends]))
 
 
-def _halved(size: int, phase: Phase, messages: list[str]) -> int:
-    """Return the next smaller part of a batch to try."""
-    if size == 1:
-        raise TrainingError(
-            f"phase {phase.name}: the GPU has not enough memory for a single photo; "
-            "take smaller model.view_sizes or a smaller backbone, or run.precision=bf16"
-        )
-    torch.cuda.empty_cache()
-    half = (size + 1) // 2
-    messages.append(f"{phase.name}: the GPU has no memory for {size} photos at a time; going on with {half}")
-    return half
-
-
-@dataclass
-class Predictions:
-    """What a network said of every photo of a split, on the CPU; lists hold one entry a scale or region.
-
-    ``pseudo_boxes`` are the boxes that its photos brought along for an APN to learn, [N, 4], or None.
-    """
-
-    logits: list[Tensor]
-    fused: Tensor | None
-    labels: Tensor
-    proposals: list[Tensor]
-    regions: list[Tensor]
-    boxes: Tensor
-    parts: Tensor
-    norms: list[float]
-    pseudo_boxes: Tensor | None = None
-
-
-@torch.no_grad()
-def predict(
-    model: RACNN,
-    batches: Iterable[Batch],
-    *,
-    device: torch.device,
-    num_scales: int | None = None,
-    propose: bool = False,
-    fused: bool = True,
-    world: ProcessGroup = ALONE,
-    after_batch: Callable[[], None] = lambda: None,
-) -> Predictions:
-    """Run the network over batches without random changes. What the GPU has no memory for is taken in halves.
-
-    Args:
-        model: Put into evaluation mode.
-        batches: From :func:`racnn.data.eval_loader`.
-        device: Where the network is.
-        num_scales: Run only the first ones; None runs all.
-        propose: Keep also the proposal of the last of them, which nothing is cropped by.
-        fused: Keep the fusion layer's logits where all scales are run.
-        world: The processes that share the batches; all of them return the predictions of all photos.
-        after_batch: Called after each batch; it may raise to stop.
-
-    Raises:
-        TrainingError: An answer is not finite, or there is no memory for a single photo.
-    """
+def train_only(model: nn.Module, phase: Phase) -> None:
+    """Freeze the network but for what the phase trains: no gradients elsewhere, batch norm statistics still."""
+    trunks, heads = phase.trained(model)
+    model.requires_grad_(False)
+    model.zero_grad(set_to_none=True)  # what the phase before left takes memory
     model.eval()
+    model.training = True  # the flag of the root alone, which the steps read
+    for module in (*trunks, *heads):
+        module.requires_grad_(True)
+        module.train()
 
-    def answers(batch: Batch) -> dict[str, Any]:
-        output = model(batch["image"].to(device, non_blocking=True), num_scales=num_scales)
-        regions, proposals = output.regions, output.proposals[: len(output.regions) - 1 + propose]
-        if propose:  # where nothing has looked yet
-            regions = [*regions, compose(regions[-1], proposals[-1])]
-        if not all(logits.isfinite().all() for logits in output.logits):
-            raise TrainingError("the network gives answers that are not finite: its training has diverged")
-        return {
-            "logits": [x.float().cpu() for x in output.logits],
-            "fused": output.fused.float().cpu() if fused and output.fused is not None else None,
-            "proposals": [x.cpu() for x in proposals],
-            "regions": [x.cpu() for x in regions],
-            "norms": [x.norm(dim=1).cpu() for x in output.descriptors],
-            **{key: batch.get(key) for key in ("label", "box", "parts", "pseudo_box")},
-        }
 
-    parts, rows = Parts(), []
-    for batch in batches:
-        rows.append(_joined(parts.run(answers, batch)))
-        after_batch()
-    every = _joined(world.gather(rows))
-    return Predictions(
-        logits=every["logits"],
-        fused=every["fused"],
-        labels=every["label"],
-        proposals=every["proposals"],
-        regions=every["regions"],
-        boxes=every["box"],
-        parts=every["parts"],
-        norms=[norm.mean().item() for norm in every["norms"]],
-        pseudo_boxes=every["pseudo_box"],
+def build_optimizer(model: nn.Module, phase: Phase) -> torch.optim.Optimizer:
+    """Return a fresh optimizer over what the phase trains; each group remembers its base rate as ``base_lr``."""
+    trunks, heads = phase.trained(model)
+    groups = []
+    for modules, factor in ((trunks, 1.0), (heads, phase.head_factor())):
+        parameters = [p for module in modules for p in module.parameters()]
+        if parameters:
+            groups.append({"params": parameters, "base_lr": phase.lr * factor, "lr": phase.lr * factor})
+    fused = next(model.parameters()).is_cuda  # one kernel for all parameters
+    if phase.optimizer == "adamw":
+        return torch.optim.AdamW(groups, weight_decay=phase.weight_decay, fused=fused)
+    nesterov = phase.momentum > 0
+    return torch.optim.SGD(
+        groups, momentum=phase.momentum, weight_decay=phase.weight_decay, nesterov=nesterov, fused=fused
     )
 
 
-def _joined(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return rows of tensors, lists of tensors, or None, as one row."""
-
-    def join(values: tuple[Any, ...]) -> Any:
-        if isinstance(values[0], list):
-            return [torch.cat(parts) for parts in zip(*values, strict=True)]
-        return None if values[0] is None else torch.cat(values)
-
-    return {key: join(tuple(row[key] for row in rows)) for key in rows[0]}
-
-
-def report(predictions: Predictions, *, data: Data, split: str, bounds: Any) -> dict[str, Any]:
-    """Return the evaluation of predictions as plain types; the keys are those of ``evaluation.json``.
-
-    ``num_skipped`` counts the damaged photos that were left out of the whole data set.
-    """
-    measured = evaluation_report(
-        dataset=data.dataset,
-        split=split,
-        class_names=data.class_names,
-        logits={f"scale_{s}": logits for s, logits in enumerate(predictions.logits, start=1)},
-        fused=predictions.fused,
-        labels=predictions.labels,
-        proposals=predictions.proposals,
-        regions=predictions.regions[1:],
-        bounds=list(bounds)[: len(predictions.proposals)],
-        boxes=predictions.boxes,
-        parts=predictions.parts,
-        focus_parts=data.focus_parts,
-    )
-    return measured | {"num_skipped": len(data.skipped)}
+def learning_rate(done: float, warmup: float) -> float:
+    """Return the factor on the base rate after a share ``done`` in [0, 1) of a phase: linear rise, then cosine."""
+    if done < warmup:
+        return (done + 0.01 * warmup) / (1.01 * warmup)
+    return 0.5 * (1.0 + math.cos(math.pi * (done - warmup) / (1.0 - warmup)))

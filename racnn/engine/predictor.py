@@ -18,16 +18,14 @@ from racnn.data.folder_stream import photo_batches
 from racnn.data.image_io import as_rgb, read_photo
 from racnn.data.listing import find_photos
 from racnn.data.transforms import SourceTransform
+from racnn.engine.checkpoint import digest, is_published, open_checkpoint, write_published
 from racnn.engine.device import prepare
-from racnn.engine.digest import digest
-from racnn.engine.early_exit import EarlyExit, look_until_sure
-from racnn.engine.published import is_published, write_published
-from racnn.engine.stored import open_checkpoint
 from racnn.errors import DataError
 from racnn.evaluation import draw
 from racnn.models import RACNN, build_model
 from racnn.models.family import combined_log_probs
 from racnn.models.parts import Parts
+from racnn.models.racnn.early_exit import EarlyExit, look_until_sure
 from racnn.ops.regions import to_boxes_xyxy
 from racnn.written import refuse_foreign
 

@@ -1,4 +1,4 @@
-"""Fit: run the phases of a configuration on its data, keep the best network, go on where a run was stopped.
+"""Training: run the phases of a configuration, keep the best network, go on where a run was stopped.
 
 Everything random is a function of the seed and a counter: the order of the photos of (seed, epoch), their changes and
 the jitter of their regions of (seed, epoch, photo), what a backbone draws of (seed, step). So a checkpoint needs no
@@ -11,30 +11,48 @@ import gc
 import itertools
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from racnn.config import Config
-from racnn.data import train_loader
-from racnn.engine.device import determinism
-from racnn.engine.distributed import join, leave, own_device
-from racnn.engine.files import write_text
-from racnn.engine.folder import DUMP
-from racnn.engine.loop import EpochState, NonFiniteError, StepMetrics, predict, train_one_epoch
-from racnn.engine.progress import Progress
-from racnn.engine.resume import restore_optimizer
-from racnn.engine.run import Run
-from racnn.engine.schedule import better, shown_items
-from racnn.engine.signals import Stop
-from racnn.engine.steps import build_optimizer, train_only
-from racnn.engine.validation import flat, summary
-from racnn.errors import TrainingError
-from racnn.evaluation.diagnostics import collapse_warnings
+from racnn.config import Config, dump_config
+from racnn.data import build_data, eval_loader, train_loader
+from racnn.data.statistics import refuse_misplaced_boxes
+from racnn.engine.checkpoint import (
+    Content,
+    Progress,
+    is_whole,
+    open_checkpoint,
+    restore_optimizer,
+    save_checkpoint,
+    write_text,
+)
+from racnn.engine.device import determinism, prepare
+from racnn.engine.distributed import ProcessGroup, join, leave, own_device
+from racnn.engine.evaluator import Predictions, figures, predict, report, summary
+from racnn.engine.logger import Logger, Silence
+from racnn.engine.loop import EpochState, NonFiniteError, build_optimizer, train_one_epoch, train_only
+from racnn.engine.run_dir import (
+    DUMP,
+    RunDir,
+    provenance,
+    refuse_other_batches,
+    refuse_other_photos,
+    refuse_output_among_classes,
+    with_start,
+)
+from racnn.engine.signals import Interrupt
+from racnn.errors import CheckpointError, TrainingError
+from racnn.evaluation.diagnostics import collapse_warnings, describe_data
+from racnn.evaluation.draw import preview
+from racnn.models import build_model
 from racnn.models.phase import Phase, upcoming
+from racnn.ops.crop import zoom
+from racnn.ops.regions import to_boxes_xyxy
 
 NORM_BATCHES = 8  # of training photos, from which the mean length of the descriptors is taken
 
@@ -61,69 +79,166 @@ def fit(
     device = own_device(device)
     world = join(device)
     with determinism(config.run.deterministic, device):
-        run = Run(config, device=device, world=world, resume=resume, overwrite=overwrite)
-        with run.interrupt:
+        trainer = Trainer(config, device=device, world=world, resume=resume, overwrite=overwrite)
+        with trainer.interrupt:
             try:
-                Trainer(run).train()
-                report = run.best_report()
-            except Stop:
-                number = run.interrupt.signal or signal.SIGTERM
-                run.logger.log(
-                    f"stopped by signal {number} after step {run.progress.step}; go on with --resume"
-                )
-                raise SystemExit(128 + number) from None
+                trainer.train()
+                best = trainer.best_report()
             finally:
-                run.leave_folder()
+                trainer.close()
     leave()
-    return run.folder / "best.pt", report
+    return trainer.folder / "best.pt", best
 
 
 class Trainer:
-    """Takes a run through the phases that are left of its schedule."""
+    """A run: its network, data, progress and folder, made anew or taken up, and the way through its phases.
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    Args:
+        config: The whole of it; ``run.out`` names the run's folder.
+        device: Where to train.
+        world: The processes that train together.
+        resume: Go on from the folder's ``last.pt``.
+        overwrite: Delete an earlier run in the folder first.
+
+    Raises:
+        ConfigError: As :func:`fit` does.
+    """
+
+    def __init__(
+        self, config: Config, *, device: torch.device, world: ProcessGroup, resume: bool, overwrite: bool
+    ) -> None:
+        self.config = config
+        self.device = device
+        self.world = world
+        self.folder = Path(config.run.out)
+        self.interrupt = Interrupt()
+        self.progress = Progress()
+        self.optimizer_state: dict[str, Any] | None = None  # of a phase that is taken up in its middle
+        self.logger = cast(Logger, Silence())
+        self._run_dir = RunDir(self.folder)
         self._micro_batch = 0  # smaller than the configuration's where the GPU turns out to be
+        world.from_main_process(lambda: refuse_output_among_classes(config))
+        restarted = world.restarted()
+
+        def open_folder() -> Content | None:
+            stored = self._run_dir.open(
+                config, world, resume=resume, overwrite=overwrite, restarted=restarted
+            )
+            return stored.content if stored else None
+
+        try:
+            self._build(world.from_main_process(open_folder))
+        except BaseException:
+            self.close()
+            raise
+
+    def _build(self, content: Content | None) -> None:
+        """Make or take up the data and the network; enter the folder last, when all that can fail has not."""
+        with self.world.main_process_first():  # a mistake is told once
+            self._load_data(content)
+            self._build_model(content)
+            splits = sorted(self.data.splits.keys() - {"test"}) if self.config.data.cache else []
+            for split in splits:  # a disk may be full
+                self.data.splits[split].use_cache(print if self.world.is_main_process else lambda _: None)
+            lines = describe_data(self.data, self.config.data) if self.world.is_main_process else []
+        start = provenance(self.config, self.data, self.device, step=self.progress.step, world=self.world)
+        self._starts = with_start(content.provenance if content else [], start)
+        self.world.from_main_process(lambda: self._enter_folder(new=content is None))
+        sizes = ", ".join(f"{len(photos)} {split}" for split, photos in self.data.splits.items())
+        classes = len(self.data.class_names)
+        self.logger.log(f"{self.data.dataset}: {classes} classes, photos: {sizes}; on {self.device}")
+        for line in lines:
+            self.logger.log(line)
+
+    def _load_data(self, content: Content | None) -> None:
+        """Read the data set, split as the checkpoint has it, and refuse to go on with other photos."""
+        config = self.config
+        self.data = build_data(
+            config.data,
+            seed=config.run.seed,
+            val_names=content.val_names if content else None,
+            class_names=content.class_names if content else None,
+        )
+        if self.world.is_main_process:
+            refuse_misplaced_boxes(self.data)
+            self._run_dir.read_photos(self.data, again=content is not None)
+        if content:
+            refuse_other_batches(content, self.data, config.data.batch_size)
+            refuse_other_photos(content, self.data, self._run_dir.digests())
+        balanced = config.data.balance == "weights"
+        self.class_weights = self.data.class_weights().to(self.device) if balanced else None
+
+    def _build_model(self, content: Content | None) -> None:
+        """Make the network, filled and with its progress from the checkpoint, on the device."""
+        config, device = self.config, self.device
+        torch.manual_seed(config.run.seed)
+        self.model = build_model(
+            config.model, num_classes=len(self.data.class_names), weights=content is None
+        )
+        if content:
+            assert content.progress is not None
+            self.model.load_state_dict(content.model)
+            self.progress, self.optimizer_state = content.progress, content.optimizer
+            if self.progress.best_key and not is_whole(self.folder / "best.pt"):
+                if self.world.is_main_process:
+                    print(
+                        "warning: best.pt cannot be read; the network at the end of the next phase takes its place"
+                    )
+                self.progress.best_key = []
+        phases = [phase.resolved(config.model.num_scales) for phase in config.phases()]
+        self.model.check_views([pair for phase in phases for pair in phase.enlargements()])
+        prepare(self.model, config, device)
+
+    def _enter_folder(self, *, new: bool) -> None:
+        resolved = self._run_dir.enter(self.config, self._starts, new=new)
+        self.logger = Logger(self.folder, step=self.progress.step, length=self.progress.log_length)
+        self.logger.text("config", f"```yaml\n{resolved}\n```")
+
+    def close(self) -> None:
+        """Stop recording, and let other processes use the folder."""
+        self.logger.close()
+        self._run_dir.leave(self.progress.step)
+
+    # --- the phases
 
     def train(self) -> None:
         """Run the phases that are left."""
-        run, progress = self.run, self.run.progress
-        if upcoming(run.config.schedule, run.config.model.num_scales, progress.outcomes) is None:
-            run.logger.log("the run is finished: nothing is left to train")
-        while (
-            phase := upcoming(run.config.schedule, run.config.model.num_scales, run.progress.outcomes)
-        ) is not None:
+        config, progress = self.config, self.progress
+        schedule, num_scales = config.schedule, config.model.num_scales
+        if upcoming(schedule, num_scales, progress.outcomes) is None:
+            self.logger.log("the run is finished: nothing is left to train")
+        while (phase := upcoming(schedule, num_scales, progress.outcomes)) is not None:
             changed = self._run_phase(phase)
             progress.outcomes.append(changed)
             progress.epoch = progress.batch = progress.stale = progress.best_epoch = 0
             progress.start = progress.best = progress.best_weights = None
-            run.save_last(None)
-            run.stop_if_told()
+            self.save_last(None)
+            self.stop_if_told()
 
     def _run_phase(self, phase: Phase) -> bool:
         """Run one phase, or the rest of it, and return whether it changed the network."""
-        run, progress = self.run, self.run.progress
-        self._micro_batch = run.config.run.micro_batch  # phases need more or less memory
-        context = _Context(run, phase, lambda: self._loader(phase, 0))
+        progress = self.progress
+        self._micro_batch = self.config.run.micro_batch  # phases need more or less memory
+        context = Context(self, phase)
         phase.prepare(context)
         if progress.start is None:
             self._begin(phase, context)
-        optimizer = build_optimizer(run.model, phase)
-        if run.optimizer_state is not None:
-            restore_optimizer(optimizer, run.optimizer_state)
-            run.optimizer_state = None
-        batches = len(self._loader(phase, 0))
-        run.logger.start_bar(phase.name, phase.epochs * batches, progress.epoch * batches + progress.batch)
+        optimizer = build_optimizer(self.model, phase)
+        if self.optimizer_state is not None:
+            restore_optimizer(optimizer, self.optimizer_state)
+            self.optimizer_state = None
+        batches = len(self.train_batches(phase))
+        self.logger.start_bar(phase.name, phase.epochs * batches, progress.epoch * batches + progress.batch)
         while progress.epoch < phase.epochs and not (phase.patience and progress.stale >= phase.patience):
             self._run_epoch(phase, optimizer, batches)
             self._finish_epoch(phase, optimizer)
-        run.logger.close_bar()
+        self.logger.close_bar()
         context.detach()
         return self._end(phase)
 
-    def _begin(self, phase: Phase, context: _Context) -> None:
+    def _begin(self, phase: Phase, context: Context) -> None:
         """Do what a phase does once, before its first step."""
-        run, progress = self.run, self.run.progress
+        progress = self.progress
         phase.begin(context)
         progress.fusion_trained |= phase.trains_fusion
         progress.trained_scales = max(progress.trained_scales, phase.last_trained_scale())
@@ -131,218 +246,323 @@ class Trainer:
         if phase.keep == "if_better":
             progress.start = self._validate(phase)
             progress.best = progress.start
-            progress.best_weights = trained_weights(run.model, phase)
+            progress.best_weights = trained_weights(self.model, phase)
 
     def _run_epoch(self, phase: Phase, optimizer: torch.optim.Optimizer, batches: int) -> None:
-        run, progress = self.run, self.run.progress
+        """Take the steps of an epoch, or of what is left of it; save on the way, and stop there if told to."""
+        progress = self.progress
         state = EpochState(
-            device=run.device,
-            seed=run.config.run.seed,
+            device=self.device,
+            seed=self.config.run.seed,
             step=progress.step,
             done=progress.epoch * batches + progress.batch,
             length=phase.epochs * batches,
-            class_weights=run.class_weights,
+            class_weights=self.class_weights,
             micro_batch=self._micro_batch,
-            world=run.world,
-            interrupt=run.interrupt,
+            world=self.world,
+            interrupt=self.interrupt,
         )
-        train_only(run.model, phase)
-        if run.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(run.device)
-        loader = self._loader(phase, progress.batch)
+        train_only(self.model, phase)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        loader = self.train_batches(phase, start=progress.batch)
+        every = self.config.run.save_every
         try:
-            for step in train_one_epoch(run.model, loader, phase, optimizer, state):
+            for step in train_one_epoch(self.model, loader, phase, optimizer, state):
                 progress.batch += 1
                 progress.step += 1
-                self._log_step(step, state, phase)
+                self._say(state)
+                self._log_step(step.losses, step.rates, phase)
                 # several processes stop at the same step, all of them knowing
-                stop = step.stop if run.world.size > 1 else bool(run.interrupt.signal)
-                every = run.config.run.save_every
+                stop = step.stop if self.world.size > 1 else bool(self.interrupt.signal)
                 due = stop or bool(every and progress.step % every == 0)
                 if due and progress.batch < batches:  # _finish_epoch saves after the last one
-                    run.save_last(optimizer)
+                    self.save_last(optimizer)
                     if stop:
-                        run.stop()
+                        self.stop()
         except NonFiniteError as error:
             path = self._dump(phase, error)
-            if not run.world.is_main_process:  # the first process says it
+            if not self.world.is_main_process:  # which says it
                 raise SystemExit(1) from None
             raise TrainingError(f"{error}. {path} names the photos of the batch and all losses") from None
         finally:
             self._say(state)
         self._micro_batch = state.micro_batch
-        if run.device.type == "cuda" and loader:
-            memory = {"peak_gib": torch.cuda.max_memory_allocated(run.device) / 2**30}
-            run.logger.scalars("memory", memory, step=progress.step, phase=phase.name)
-        run.world.same_buffers(run.model)
-        if run.world.size > 1:
+        if self.device.type == "cuda" and loader:
+            memory = {"peak_gib": torch.cuda.max_memory_allocated(self.device) / 2**30}
+            self.logger.scalars("memory", memory, step=progress.step, phase=phase.name)
+        self.world.same_buffers(self.model)
+        if self.world.size > 1:
             gc.collect()  # DistributedDataParallel refers to itself, and holds a copy of all gradients
 
-    def _log_step(self, step: StepMetrics, state: EpochState, phase: Phase) -> None:
+    def _log_step(self, losses: Mapping[str, float], rates: list[float], phase: Phase) -> None:
         """Show what a step was like, and write some of them down."""
-        run = self.run
-        self._say(state)
-        run.logger.advance_bar(step.losses)
-        if run.progress.step % run.config.run.log_every == 0:
+        self.logger.advance_bar(losses)
+        if self.progress.step % self.config.run.log_every == 0:
             # the trunks' group, or the only one, comes first
-            rates = dict(zip(("lr", "lr_heads"), step.rates, strict=False))
-            run.logger.scalars("train", step.losses | rates, step=run.progress.step, phase=phase.name)
+            named = dict(zip(("lr", "lr_heads"), rates, strict=False))
+            self.logger.scalars("train", {**losses, **named}, step=self.progress.step, phase=phase.name)
 
     def _say(self, state: EpochState) -> None:
         while state.messages:
-            self.run.logger.log(state.messages.pop(0))
+            self.logger.log(state.messages.pop(0))
 
     def _dump(self, phase: Phase, error: NonFiniteError) -> Path:
         """Write down the batch whose loss or gradient was not finite."""
-        run = self.run
-        records = run.data.splits[phase.photos].records
-        index = run.world.gather(error.index)
+        records = self.data.splits[phase.photos].records
+        index = self.world.gather(error.index)
         content = {
             "phase": phase.name,
-            "step": run.progress.step,
+            "step": self.progress.step,
             "values": {name: str(value) for name, value in error.values.items()},
             "photos": [str(records[i].path or records[i].name) for i in index],
         }
-        path = run.folder / DUMP
-        if run.world.is_main_process:
+        path = self.folder / DUMP
+        if self.world.is_main_process:
             write_text(path, json.dumps(content, indent=2) + "\n")
-        run.world.wait()  # or torchrun would end the first process while it writes
+        self.world.wait()  # or torchrun would end the first process while it writes
         return path
 
     def _finish_epoch(self, phase: Phase, optimizer: torch.optim.Optimizer) -> None:
         """Save, validate, and remember the best. What follows the save is done again if the run is taken up from it."""
-        run, progress = self.run, self.run.progress
-        run.save_last(optimizer)
-        run.stop_if_told()
+        progress = self.progress
+        self.save_last(optimizer)
+        self.stop_if_told()
         progress.epoch += 1
         progress.total_epoch += 1
         progress.batch = 0
-        items = self._validate(phase)
-        if progress.best is None or better(items, progress.best, no_item_may_fall=phase.no_score_may_fall):
-            progress.best, progress.best_epoch, progress.stale = items, progress.epoch, 0
+        scores = self._validate(phase)
+        if progress.best is None or better(scores, progress.best, none_may_fall=phase.no_score_may_fall):
+            progress.best, progress.best_epoch, progress.stale = scores, progress.epoch, 0
             if phase.keep != "last":
-                progress.best_weights = trained_weights(run.model, phase)
+                progress.best_weights = trained_weights(self.model, phase)
         else:
             progress.stale += 1
 
     def _end(self, phase: Phase) -> bool:
         """Put the weights to keep in place and return whether they differ from those before the phase."""
-        run, progress = self.run, self.run.progress
-        kept_last = phase.keep == "last"
-        if not kept_last:
+        progress = self.progress
+        if phase.keep != "last":
             assert progress.best_weights is not None
-            run.model.load_state_dict(progress.best_weights, strict=False)
-        changed = phase.keep != "if_better" or progress.best_epoch > 0
-        run.logger.log(f"{phase.name}: {_outcome_of(phase, progress)}")
-        run.save_best(phase.name)
-        return changed
+            self.model.load_state_dict(progress.best_weights, strict=False)
+        self.logger.log(f"{phase.name}: {_outcome_of(phase, progress)}")
+        self.save_best(phase.name)
+        return phase.keep != "if_better" or progress.best_epoch > 0
 
-    def _validate(self, phase: Phase) -> dict[str, float]:
-        """Measure the network on the validation photos and return the items that this phase is judged by."""
-        run, progress, validation = self.run, self.run.progress, self.run.validation
-        scales = max(progress.trained_scales, phase.num_scales_run(run.model.num_scales))
-        propose = phase.proposes and scales == max(phase.scales)  # by the last scale that is trained
-        predictions = validation.predict(scales, fused=progress.fusion_trained, propose=propose)
-        result = validation.report(predictions)
-        items = phase.scores(result, phase.validation_loss(run.model, predictions))
-        figures = flat(result) | {f"judged_{k}": v for k, v in items.items()}
-        run.logger.scalars("val", figures, step=progress.step, phase=phase.name)
-        run.logger.log(f"{phase.name} epoch {progress.epoch}: {summary(result)}")
-        for warning in collapse_warnings(result["regions"], run.model.bounds):
-            run.logger.log(f"warning: {warning}")
-        picture = validation.picture(predictions)
-        if picture is not None:
-            run.logger.picture("val/regions", picture, step=progress.step)
-        return items
+    # --- validation
 
-    def _loader(self, phase: Phase, start_batch: int) -> Any:
-        run = self.run
-        return train_loader(
-            run.data,
-            run.config.data,
-            seed=run.config.run.seed,
-            epoch=run.progress.total_epoch,
-            start_batch=start_batch,
-            photos=phase.photos,
-            num_noise=phase.num_noise(),
-            rank=run.world.rank,
-            num_ranks=run.world.size,
+    def predict(self, num_scales: int, *, fused: bool, propose: bool = False) -> Predictions:
+        """Return what the network answers on the validation photos, see :func:`racnn.engine.evaluator.predict`."""
+        return predict(
+            self.model,
+            self.eval_batches("val"),
+            device=self.device,
+            num_scales=num_scales,
+            propose=propose,
+            fused=fused,
+            world=self.world,
+            after_batch=self._stop_in_validation,
         )
 
+    def measure(self, predictions: Predictions) -> dict[str, Any]:
+        """Return the report on predictions of the validation photos."""
+        return report(predictions, data=self.data, split="val", bounds=self.model.bounds)
 
-class _Context:
-    """What a phase may use before its first step, see :class:`racnn.models.phase.PhaseContext`.
+    def _validate(self, phase: Phase) -> dict[str, float]:
+        """Measure the network on the validation photos and return the scores that this phase is judged by."""
+        progress, logger = self.progress, self.logger
+        scales = max(progress.trained_scales, phase.num_scales_run(self.model.num_scales))
+        propose = phase.proposes and scales == max(phase.scales)  # by the last scale that is trained
+        predictions = self.predict(scales, fused=progress.fusion_trained, propose=propose)
+        result = self.measure(predictions)
+        scores = phase.scores(result, phase.validation_loss(self.model, predictions))
+        judged = {f"judged_{name}": value for name, value in scores.items()}
+        logger.scalars("val", figures(result) | judged, step=progress.step, phase=phase.name)
+        logger.log(f"{phase.name} epoch {progress.epoch}: {summary(result)}")
+        for warning in collapse_warnings(result["regions"], self.model.bounds):
+            logger.log(f"warning: {warning}")
+        if self.config.run.num_preview and predictions.proposals and self.world.is_main_process:
+            logger.picture("val/regions", self._preview(predictions), step=progress.step)
+        return scores
 
-    Args:
-        run: The run.
-        phase: The phase.
-        batches: Returns the phase's training batches, shuffled.
-    """
+    def _preview(self, predictions: Predictions) -> np.ndarray:
+        """Return the first validation photos with their regions and views."""
+        val = self.data.splits["val"].without_augmentation()
+        shown = range(min(self.config.run.num_preview, len(val)))
+        photos = torch.stack([val[(0, i)]["image"] for i in shown]).float() / 255.0
+        regions = [region[: len(photos)] for region in predictions.regions[1:]]
+        boxes = [to_boxes_xyxy(region, (photos.shape[2], photos.shape[3])) for region in regions]
+        sizes = zip(regions, self.config.model.view_sizes[1:], strict=False)
+        return preview(
+            photos, boxes, [zoom(photos, region, (side, side)).clamp(0, 1) for region, side in sizes]
+        )
 
-    def __init__(self, run: Run, phase: Phase, batches: Callable[[], Any]) -> None:
-        self.run = run
+    def best_report(self) -> dict[str, Any]:
+        """Return the validation report of ``best.pt``."""
+        found: dict[str, Any] = self.world.from_main_process(self._read_best_report)
+        return found
+
+    def _read_best_report(self) -> dict[str, Any]:
+        stored = open_checkpoint(self.folder / "best.pt")
+        if stored.content.val_report is None:
+            raise CheckpointError(
+                f"{stored.path}: holds no report on the validation photos, so it is no best.pt"
+            )
+        return stored.content.val_report
+
+    # --- photos
+
+    def train_batches(self, phase: Phase, start: int = 0) -> Any:
+        """Return the phase's training batches of this epoch, shuffled, from one on."""
+        return train_loader(
+            self.data,
+            self.config.data,
+            seed=self.config.run.seed,
+            epoch=self.progress.total_epoch,
+            start_batch=start,
+            photos=phase.photos,
+            num_noise=phase.num_noise(),
+            rank=self.world.rank,
+            num_ranks=self.world.size,
+        )
+
+    def eval_batches(self, split: str) -> Any:
+        """Return this process's photos of a split, unchanged and in order."""
+        world = self.world
+        return eval_loader(self.data.splits[split], self.config.data, rank=world.rank, num_ranks=world.size)
+
+    # --- stopping and saving
+
+    def stopped(self) -> bool:
+        """Return whether this process or another one was told to stop."""
+        if self.world.size == 1:
+            return bool(self.interrupt.signal)
+        told = torch.tensor(float(bool(self.interrupt.signal)), device=self.device)
+        return bool(self.world.total(told).item())
+
+    def stop_if_told(self) -> None:
+        """Leave here, where everything is saved, if this process or another one was told to stop."""
+        if self.stopped():
+            self.stop()
+
+    def stop(self) -> NoReturn:
+        """Leave here, where everything is saved, together with the other processes."""
+        self.world.wait()  # or torchrun would end the first process while it writes
+        number = self.interrupt.signal or signal.SIGTERM
+        self.logger.log(f"stopped by signal {number} after step {self.progress.step}; go on with --resume")
+        raise SystemExit(128 + number)
+
+    def _stop_in_validation(self) -> None:
+        """Leave in the middle of a validation, which a run that is taken up from its last checkpoint repeats."""
+        if self.world.size == 1 and (self.folder / "last.pt").exists():
+            self.stop_if_told()
+
+    def _content(self) -> dict[str, Any]:
+        data, found = self.data, self._run_dir.digests()
+        return {
+            "model": {key: value.cpu() for key, value in self.model.state_dict().items()},
+            "config": dump_config(self.config),
+            "dataset": data.dataset,
+            "class_names": list(data.class_names),
+            "val_names": list(data.val_names),
+            "train_names": data.training_names(),
+            "train_digests": [found[name] for name in data.training_names() if name in found],
+            "val_digests": [found[name] for name in data.val_names if name in found],
+            "trained_scales": self.progress.trained_scales,
+            "fusion_trained": self.progress.fusion_trained,
+            "step": self.progress.step,
+            "provenance": self._starts,
+        }
+
+    def save_last(self, optimizer: torch.optim.Optimizer | None) -> None:
+        """Write ``last.pt``, with the state of the optimizer in the middle of a phase, and keep the one before."""
+        if not self.world.is_main_process:
+            return
+        self.progress.log_length = self.logger.length()
+        content = self._content() | {
+            "progress": dict(vars(self.progress)),
+            "optimizer": None if optimizer is None else optimizer.state_dict(),
+        }
+        save_checkpoint(self.folder / "last.pt", content, previous=self.folder / "previous.pt")
+
+    def save_best(self, phase_name: str) -> None:
+        """Write ``best.pt`` if this network is more complete than the best one so far, or as complete and better."""
+        progress = self.progress
+        scales = max(progress.trained_scales, 1)
+        result = self.measure(self.predict(scales, fused=progress.fusion_trained))
+        name = "fused" if "fused" in result["top1"] else "mean"
+        key = [float(scales + progress.fusion_trained), result["top1"][name], result["log_prob"][name]]
+        if not progress.best_key or key >= progress.best_key:
+            progress.best_key = key
+            if self.world.is_main_process:
+                save_checkpoint(
+                    self.folder / "best.pt", self._content() | {"val_report": result, "phase": phase_name}
+                )
+
+
+class Context:
+    """What a phase may use before its first step, see :class:`racnn.models.phase.PhaseContext`."""
+
+    def __init__(self, trainer: Trainer, phase: Phase) -> None:
+        self.trainer = trainer
         self.phase = phase
-        self.batches = batches
-        self.model = run.model
+        self.model = trainer.model
 
     def read(self, what: str, split: str, call: Callable[..., Any], **settings: Any) -> Any:
-        """Return what a call finds in the photos of a split, showing how far it is.
-
-        Raises:
-            Stop: The run was told to stop.
-        """
-        run = self.run
+        """Return what a call finds in the photos of a split, showing how far it is; leave if told to stop."""
+        trainer = self.trainer
 
         def after_batch() -> None:
-            run.logger.tick()
-            if run.world.size == 1:  # several stop together, after the last batch
+            trainer.logger.tick()
+            if trainer.world.size == 1:  # several stop together, after the last batch
                 self._stop_if_told()
 
-        batches = run.validation.batches(split)
-        run.logger.start_bar(f"{self.phase.name}: {what}, {split}", len(batches), 0)
+        batches = trainer.eval_batches(split)
+        trainer.logger.start_bar(f"{self.phase.name}: {what}, {split}", len(batches), 0)
         found = call(
-            run.model,
+            self.model,
             batches,
             self.phase.scales[0],
             self.phase,
-            device=run.device,
-            gather=run.world.gather,
+            device=trainer.device,
+            gather=trainer.world.gather,
             after_batch=after_batch,
             **settings,
         )
-        run.logger.close_bar()
+        trainer.logger.close_bar()
         self._stop_if_told()
         return found
 
     def _stop_if_told(self) -> None:
         """Stop with a checkpoint to go on from, if the run was told to."""
-        if self.run.stopped():
-            if not (self.run.folder / "last.pt").exists():
-                self.run.save_last(None)
-            self.run.stop()
+        if self.trainer.stopped():
+            if not (self.trainer.folder / "last.pt").exists():
+                self.trainer.save_last(None)
+            self.trainer.stop()
 
     def attach(self, split: str, boxes: Tensor) -> None:
         """Let the photos of a split bring along a pseudo box each."""
-        self.run.data.splits[split].pseudo_boxes = boxes.numpy()
+        self.trainer.data.splits[split].pseudo_boxes = boxes.numpy()
 
     def detach(self) -> None:
         """Let no photo bring one along."""
-        for photos in self.run.data.splits.values():
+        for photos in self.trainer.data.splits.values():
             photos.pseudo_boxes = None
 
     def descriptor_norms(self) -> list[float]:
         """Return the mean length of each scale's descriptors, from some training photos of all classes."""
-        some = itertools.islice(self.batches(), NORM_BATCHES)  # shuffled
-        return predict(self.model, some, device=self.run.device, world=self.run.world).norms
+        trainer = self.trainer
+        some = itertools.islice(trainer.train_batches(self.phase), NORM_BATCHES)  # shuffled
+        return predict(self.model, some, device=trainer.device, world=trainer.world).norms
 
     def answers(self) -> tuple[list[Tensor], Tensor]:
         """Return the logits of every scale on the validation photos, and the labels."""
-        predictions = self.run.validation.predict(self.model.num_scales, fused=False)
+        predictions = self.trainer.predict(self.model.num_scales, fused=False)
         return predictions.logits, predictions.labels
 
     def log(self, text: str) -> None:
         """Print a line."""
-        self.run.logger.log(text)
+        self.trainer.logger.log(text)
 
 
 def trained_weights(model: nn.Module, phase: Phase) -> dict[str, Tensor]:
@@ -353,12 +573,25 @@ def trained_weights(model: nn.Module, phase: Phase) -> dict[str, Tensor]:
     return {key: value.detach().cpu().clone() for key, value in state.items() if id(value) in own}
 
 
+def better(new: Mapping[str, float], old: Mapping[str, float], *, none_may_fall: bool) -> bool:
+    """Return whether the mean of the scores rose and, if asked, none of them fell."""
+    if none_may_fall and any(new[name] < old[name] for name in old):
+        return False
+    return sum(new.values()) > sum(old.values())
+
+
 def _outcome_of(phase: Phase, progress: Progress) -> str:
-    """Return which epoch of a finished phase was kept, and by which figures."""
+    """Return which epoch of a finished phase was kept, and by which scores."""
     if phase.keep == "last":
         return "kept the last epoch"
-    before = f" ({shown_items(progress.start)} before)" if progress.start else ""
+    before = f" ({_shown(progress.start)} before)" if progress.start else ""
     if phase.keep == "if_better" and not progress.best_epoch:
         return f"no epoch was better, nothing changed{before}"
     assert progress.best is not None
-    return f"kept epoch {progress.best_epoch}: {shown_items(progress.best)}{before}"
+    return f"kept epoch {progress.best_epoch}: {_shown(progress.best)}{before}"
+
+
+def _shown(scores: Mapping[str, float]) -> str:
+    """Return scores in words, the mean of several."""
+    mean = sum(scores.values()) / len(scores)
+    return f"loss {-mean:.4f}" if "loss" in scores else f"log-probability {mean:.3f}"

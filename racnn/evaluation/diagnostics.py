@@ -7,11 +7,18 @@ from itertools import pairwise
 from typing import Any
 
 from racnn.config import Config
+from racnn.data import Data
+from racnn.data.contents import WORDS, describe_copies, find_copies
+from racnn.data.listing import describe_passed
+from racnn.data.loader import num_left_over
+from racnn.data.names import lookalike_warnings
 from racnn.models.phase import Phase
+from racnn.sections import DataConfig
 
 SAME = 0.01  # standard deviation over photos, of a region's centre and side in its view, that says nothing of the photo
 COLLAPSE_SHARE = 0.5  # of the regions at a bound, from which a warning is given
 IMBALANCE = 10  # photos of the largest class for one of the smallest, from which a warning is given
+MOST_NAMED = 20  # groups of copies, or classes
 WIDE = 0.85  # mean side of a region, as a share of its view's, from which zooming in hardly enlarges anything
 
 
@@ -141,3 +148,30 @@ def imbalance_warning(counts: Sequence[int], class_names: Sequence[str], balance
         f"class '{common}' has {many} training photos and '{rare}' has {few}: rare classes will be neglected; "
         "try data.balance=weights or data.balance=sampling"
     )
+
+
+def describe_data(data: Data, config: DataConfig) -> list[str]:
+    """Return what a user should know of the data before the first step, one line each: above all what makes figures worth less."""
+    lines = [f"left out {name}: {reason}" for name, reason in data.skipped.items()]
+    if data.passed_over:
+        lines.append(describe_passed(data.passed_over))
+    splits = {split: photos.records for split, photos in data.splits.items()}
+    copies = describe_copies(find_copies(splits), data.class_names, most=MOST_NAMED)
+    lines += ["warning: " + "\n".join(copies)] if copies else []
+    for split in ("val", "test"):
+        labels = {record.label for record in splits[split]}
+        if missing := [name for label, name in enumerate(data.class_names) if label not in labels]:
+            named = ", ".join(f"'{name}'" for name in missing[:MOST_NAMED])
+            more = ", ..." if len(missing) > MOST_NAMED else ""
+            none = f"no {WORDS[split]} photos of {len(missing)} classes, which are not measured"
+            lines.append(f"warning: {none}: {named}{more}")
+    lines += [f"warning: {line}" for line in lookalike_warnings(data.class_names)]
+    for split in ("train", "held_out"):
+        if num_left_over(len(splits.get(split, [])), config.batch_size) == 1:
+            lines.append(
+                f"{split}: {len(splits[split])} photos leave a single one over at {config.batch_size} a batch; it joins the "
+                "batch before it"
+            )
+    if warning := imbalance_warning(data.class_counts(), data.class_names, config.balance):
+        lines.append(f"warning: {warning}")
+    return lines

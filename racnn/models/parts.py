@@ -36,10 +36,20 @@ class Parts:
                 found.append(call({key: value[start : start + size] for key, value in batch.items()}))
                 start += size
             except torch.OutOfMemoryError:
-                if size == 1:
-                    raise TrainingError(
-                        "the GPU has not enough memory for a single photo; take another --device, or smaller model.view_sizes"
-                    ) from None
-                self.size = (size + 1) // 2
-                torch.cuda.empty_cache()
+                self.size = halved(size)
         return found
+
+
+def halved(size: int) -> int:
+    """Return how many photos to try at a time where the GPU has no memory for ``size``.
+
+    Raises:
+        TrainingError: It has none for a single photo.
+    """
+    if size == 1:
+        raise TrainingError(
+            "the GPU has not enough memory for a single photo; take smaller model.view_sizes or a smaller backbone, "
+            "run.precision=bf16, or another --device"
+        )
+    torch.cuda.empty_cache()
+    return (size + 1) // 2

@@ -11,9 +11,15 @@ import pytest
 import torch
 
 from racnn.engine import files
-from racnn.engine.checkpoint import load_checkpoint, save_checkpoint
-from racnn.engine.files import sweep, temporary_of, write_atomically, write_text
-from racnn.engine.folder import RUN_FILES
+from racnn.engine.checkpoint import (
+    load_checkpoint,
+    save_checkpoint,
+    sweep,
+    temporary_of,
+    write_atomically,
+    write_text,
+)
+from racnn.engine.run_dir import RUN_FILES
 
 
 def content(step):

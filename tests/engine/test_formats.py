@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from racnn.engine.checkpoint import FORMAT, load_checkpoint
+from racnn.engine.checkpoint import FORMAT, load_checkpoint, open_checkpoint
 from racnn.engine.evaluator import evaluate_trained
 from racnn.engine.predictor import load
-from racnn.engine.stored import open_checkpoint
 from racnn.engine.trainer import fit
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"

@@ -3,8 +3,14 @@
 import pytest
 import torch
 
-from racnn.engine.loop import EpochState, NonFiniteError, predict, train_one_epoch
-from racnn.engine.steps import build_optimizer, train_only
+from racnn.engine.loop import (
+    EpochState,
+    NonFiniteError,
+    build_optimizer,
+    predict,
+    train_one_epoch,
+    train_only,
+)
 from racnn.errors import TrainingError
 from racnn.models import RACNN
 from racnn.models.racnn.phases import Classification, make_phase

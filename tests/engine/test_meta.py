@@ -6,7 +6,7 @@ import pytest
 import torch
 from every_step import PHASES
 
-from racnn.engine.steps import train_only
+from racnn.engine.loop import train_only
 from racnn.models import RACNN
 from racnn.models.racnn import phases
 from racnn.models.racnn.phases import make_phase

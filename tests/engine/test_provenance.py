@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 import racnn
 from racnn.data import build_data
 from racnn.engine.checkpoint import load_checkpoint
-from racnn.engine.provenance import commit_of, fingerprint, provenance, with_start
+from racnn.engine.run_dir import commit_of, fingerprint, provenance, with_start
 from racnn.engine.trainer import fit
 
 CPU = torch.device("cpu")

@@ -8,11 +8,9 @@ import torch
 from safetensors import safe_open
 
 from racnn.config import dump_config, parse_config
-from racnn.engine.checkpoint import FORMAT, load_checkpoint
-from racnn.engine.digest import digest
+from racnn.engine.checkpoint import FORMAT, digest, load_checkpoint, write_published
 from racnn.engine.evaluator import evaluate_trained
 from racnn.engine.predictor import export_trained, load
-from racnn.engine.published import write_published
 from racnn.errors import CheckpointError, DamagedError
 
 

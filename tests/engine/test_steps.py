@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from racnn.engine.steps import build_optimizer, train_only
+from racnn.engine.loop import build_optimizer, train_only
 from racnn.models import RACNN
 from racnn.models.racnn.phases import make_phase
 

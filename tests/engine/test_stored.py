@@ -5,10 +5,14 @@ import copy
 import pytest
 import torch
 
-from racnn.engine.checkpoint import load_checkpoint, save_checkpoint
+from racnn.engine.checkpoint import (
+    check_content,
+    check_resumable,
+    load_checkpoint,
+    open_checkpoint,
+    save_checkpoint,
+)
 from racnn.engine.predictor import load
-from racnn.engine.resume import check_resumable
-from racnn.engine.stored import check_content, open_checkpoint
 from racnn.engine.trainer import fit
 from racnn.errors import CheckpointError, UserError
 

@@ -19,18 +19,14 @@ from PIL import Image
 from racnn.config import load_config, parse_config
 from racnn.data import build_data, eval_loader
 from racnn.engine import trainer
-from racnn.engine.checkpoint import digest, load_checkpoint
+from racnn.engine.checkpoint import digest, load_checkpoint, temporary_of
 from racnn.engine.distributed import ProcessGroup
-from racnn.engine.evaluator import data_of
-from racnn.engine.files import temporary_of
-from racnn.engine.folder import refuse_other_photos
+from racnn.engine.evaluator import Validation, data_of
 from racnn.engine.logger import Logger
 from racnn.engine.loop import predict
 from racnn.engine.predictor import load
-from racnn.engine.provenance import fingerprint
-from racnn.engine.run import Run
-from racnn.engine.trainer import Trainer, fit
-from racnn.engine.validation import Validation
+from racnn.engine.run_dir import fingerprint, refuse_other_photos
+from racnn.engine.trainer import Run, Trainer, fit
 from racnn.errors import CheckpointError, ConfigError, DataError, TrainingError
 from racnn.models.backbone import BACKBONES
 from racnn.models.racnn import phases
@@ -78,7 +74,7 @@ def stop_at(monkeypatch, at, action, *, validating=False):
             if self.count == at and validating and kind == "val":
                 action()
 
-    monkeypatch.setattr("racnn.engine.run.Logger", Stopping)
+    monkeypatch.setattr("racnn.engine.trainer.Logger", Stopping)
 
 
 def terminate(number=signal.SIGTERM):
@@ -934,7 +930,7 @@ class TestSignalInAValidation:
 
 class TestTwoProcessesInOneFolder:
     HOLD = (
-        "import sys, pathlib; from racnn.engine.lock import FolderLock\n"
+        "import sys, pathlib; from racnn.engine.run_dir import FolderLock\n"
         "lock = FolderLock(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
     )
 

@@ -8,7 +8,7 @@ import torch
 from every_step import PHASES
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from racnn.engine.steps import train_only
+from racnn.engine.loop import train_only
 from racnn.models import RACNN
 from racnn.models.racnn.phases import make_phase
 from racnn.ops import crop as zoom

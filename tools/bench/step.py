@@ -19,8 +19,7 @@ from bench.figures import Figure, share_of_time, summary, take_turns, times_as_f
 from bench.memory import in_fresh_process, peak_added
 from bench.networks import default_config, ours, photos, plain
 from racnn.config import Config
-from racnn.engine.loop import EpochState, train_one_epoch
-from racnn.engine.steps import build_optimizer, train_only
+from racnn.engine.loop import EpochState, build_optimizer, train_one_epoch, train_only
 from racnn.models import RACNN
 from racnn.models.phase import Phase
 from racnn.models.racnn.losses import true_class_prob

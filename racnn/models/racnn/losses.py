@@ -113,16 +113,6 @@ def apn_init_losses(
     return {f"apn_init_{number}": loss, "loss": loss}
 
 
-def balanced_weights(counts: Sequence[int]) -> Tensor:
-    """Return class weights [C] by which every class counts the same: ``N / (C n_c)``, whose mean over photos is 1.
-
-    Args:
-        counts: Photos of each class, at least 1.
-    """
-    photos = torch.tensor(counts, dtype=torch.float32)
-    return photos.sum() / (len(counts) * photos)
-
-
 def fusion_losses(fused: Tensor, labels: Tensor, *, class_weights: Tensor | None = None) -> dict[str, Tensor]:
     """Return the cross entropy of the fused logits [B, C] as ``fusion`` and ``loss``."""
     loss = _cross_entropy(fused, labels, class_weights)

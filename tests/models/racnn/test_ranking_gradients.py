@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from racnn.config import load_config
-from racnn.engine.steps import build_optimizer, train_only
+from racnn.engine.loop import build_optimizer, train_only
 from racnn.errors import ConfigError
 from racnn.models import RACNN
 from racnn.models.racnn import ranking_gradients as ranking

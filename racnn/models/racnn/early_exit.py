@@ -19,7 +19,6 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from racnn.engine.loop import Predictions
 from racnn.errors import ConfigError
 from racnn.models.family import combined_log_probs
 from racnn.models.racnn.calibration import pool_weights
@@ -68,7 +67,13 @@ class Outcome:
 
 
 def calibrate(
-    predictions: Predictions, costs: Sequence[float], *, network: str, tolerance: float = 0.0
+    logits: Sequence[Tensor],
+    fused: Tensor | None,
+    labels: Tensor,
+    costs: Sequence[float],
+    *,
+    network: str,
+    tolerance: float = 0.0,
 ) -> tuple[EarlyExit, list[Outcome]]:
     """Choose the pools and the threshold on validation photos.
 
@@ -77,7 +82,9 @@ def calibrate(
     validation, and how many are won by chance differs from one set of photos to the next.
 
     Args:
-        predictions: Predictions on photos that the network was not trained on, all scales run.
+        logits: [N, C] per scale, on photos that the network was not trained on.
+        fused: [N, C] of the fusion layer, or None.
+        labels: [N].
         costs: From :func:`scale_costs`.
         network: Digest of the weights.
         tolerance: Share of the photos.
@@ -85,12 +92,10 @@ def calibrate(
     Returns:
         The choice, and what thresholds between never and always stopping at scale 1 make of the same photos.
     """
-    depths = len(predictions.logits)
-    pools = tuple(
-        tuple(pool_weights(predictions.logits[:depth], predictions.labels)) for depth in range(1, depths)
-    )
-    answers = answers_by_depth(predictions.logits, predictions.fused, pools)
-    confidences, right = _judged(answers, predictions.labels)
+    depths = len(logits)
+    pools = tuple(tuple(pool_weights(logits[:depth], labels)) for depth in range(1, depths))
+    answers = answers_by_depth(logits, fused, pools)
+    confidences, right = _judged(answers, labels)
     candidates = [NEVER, *confidences[:-1].unique().flip(0).tolist()]
     some = max(1, len(candidates) // MOST_CANDIDATES)
     outcomes = [

@@ -5,7 +5,10 @@ import json
 import pytest
 import torch
 
-from racnn.engine.early_exit import (
+from racnn.engine.loop import Predictions
+from racnn.errors import ConfigError
+from racnn.models import RACNN
+from racnn.models.racnn.early_exit import (
     NEVER,
     EarlyExit,
     answers_by_depth,
@@ -17,9 +20,6 @@ from racnn.engine.early_exit import (
     outcome,
     scale_costs,
 )
-from racnn.engine.loop import Predictions
-from racnn.errors import ConfigError
-from racnn.models import RACNN
 
 COSTS = (0.5, 0.3, 0.2)
 CLASSES = 6

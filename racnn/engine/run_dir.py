@@ -1,30 +1,48 @@
-"""The folder of a run: may a run begin or go on there?"""
+"""The folder of a run: who may use it, what is in it, and whether a run may begin or go on there.
+
+In the order of this module: the folder in the hands of its run; may the run use it; what must be as it was when it goes on;
+a lock against other processes; the provenance that is written beside the weights.
+"""
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import importlib.metadata
 import json
 import os
+import platform
 import shlex
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import torch
 import yaml
 
+import racnn
 from racnn.config import Config, dump_config
 from racnn.data import Data
-from racnn.data.contents import PhotoFile
+from racnn.data.contents import PhotoFile, read_photo_files, short_digests
 from racnn.data.loader import num_left_over
 from racnn.data.sources.folder import class_places
-from racnn.engine.checkpoint import is_whole
-from racnn.engine.distributed import ProcessGroup
-from racnn.engine.files import sweep, write_text
-from racnn.engine.lock import FolderLock
-from racnn.engine.provenance import fingerprint
-from racnn.engine.resume import check_resumable
-from racnn.engine.stored import Content, Stored, open_checkpoint
+from racnn.engine.checkpoint import (
+    Content,
+    Stored,
+    check_resumable,
+    is_whole,
+    open_checkpoint,
+    sweep,
+    write_text,
+)
+from racnn.engine.distributed import ALONE, ProcessGroup
 from racnn.errors import CheckpointError, ConfigError, DamagedError, DataError
-from racnn.written import refuse_blocked, remove_empty
+from racnn.written import file_sha256, make_folders, refuse_blocked, remove_empty
+
+if sys.platform != "win32":
+    import fcntl
 
 RUN_FILES = (
     "last.pt",
@@ -55,9 +73,12 @@ FREE_KEYS = (
     "run.activation_checkpointing",
     "run.compile",
 )
+LOCK = ".racnn.lock"
+# what numbers and pixels hang on
+PACKAGES = ("torch", "torchvision", "timm", "albumentations", "opencv-python-headless", "pillow", "numpy")
 
 
-class RunFolder:
+class RunDir:
     """The folder of a run in the hands of its first process, from the question whether it may be used to leaving it.
 
     Args:
@@ -68,6 +89,7 @@ class RunFolder:
         self.path = path
         self._lock: FolderLock | None = None
         self._entered = False
+        self._photos: dict[str, PhotoFile] = {}
 
     def open(
         self, config: Config, world: ProcessGroup, *, resume: bool, overwrite: bool, restarted: bool
@@ -100,19 +122,52 @@ class RunFolder:
             )
         return open_folder(self.path, config, resume=resume, overwrite=overwrite)
 
-    def enter(
-        self,
-        config: Config,
-        starts: Sequence[dict[str, Any]],
-        *,
-        new: bool,
-        contents: Mapping[str, PhotoFile] | None = None,
-    ) -> str:
-        """Make the folder ready and return the text of its ``config.yaml``, see :func:`enter_folder`."""
-        self._entered = True
-        return enter_folder(self.path, config, starts, new=new, contents=contents)
+    def enter(self, config: Config, starts: Sequence[dict[str, Any]], *, new: bool) -> str:
+        """Make the folder ready and return the text of its ``config.yaml``.
 
-    def known_contents(self) -> dict[str, PhotoFile]:
+        Args:
+            config: Goes into ``config.yaml``, resolved.
+            starts: From :func:`with_start`, go into ``run.json``.
+            new: A run begins here: an earlier one is deleted.
+        """
+        self._entered = True
+        folder = self.path
+        folder.mkdir(parents=True, exist_ok=True)
+        if new:
+            clear_folder(folder)
+        if _is_dump(folder / DUMP):
+            (folder / DUMP).unlink()
+        sweep(folder / name for name in RUN_FILES)
+        write_text(folder / "run.json", json.dumps({"starts": starts}, indent=2) + "\n")
+        resolved = yaml.safe_dump(dump_config(config), sort_keys=False)
+        write_text(folder / "config.yaml", resolved)
+        if self._photos:
+            write_text(folder / "photos.json", json.dumps(self._photos) + "\n")
+        return resolved
+
+    def read_photos(self, data: Data, *, again: bool) -> None:
+        """Find out what the photos hold; ``again``: those that are as they were when the run was here last are not read.
+
+        Raises:
+            DataError: A photo cannot be read.
+        """
+        splits = [data.splits[name] for name in ("train", "held_out", "val") if name in data.splits]
+        records = [record for photos in splits for record in photos.records]
+        self._photos = read_photo_files(records, self._known_photos() if again else {})
+
+    def digests(self) -> dict[str, str]:
+        """Return by name the start of the sha256 of the photos that were read, as a checkpoint keeps it."""
+        return short_digests(self._photos)
+
+    def leave(self, step: int) -> None:
+        """Let others in. A start that failed, before the first step and checkpoint, leaves nothing in their way."""
+        if self._lock is None:
+            return
+        if self._entered and not step and not (self.path / "last.pt").exists():
+            clear_folder(self.path)
+        self._lock.release()
+
+    def _known_photos(self) -> dict[str, PhotoFile]:
         """Return by name what the photos held when the folder was entered last, as far as that can be read."""
         try:
             rows = json.loads((self.path / "photos.json").read_text(encoding="utf-8"))
@@ -129,14 +184,6 @@ class RunFolder:
             RecursionError,
         ):  # it only saves time
             return {}
-
-    def leave(self, step: int) -> None:
-        """Let others in. A start that failed, before the first step and checkpoint, leaves nothing in their way."""
-        if self._lock is None:
-            return
-        if self._entered and not step and not (self.path / "last.pt").exists():
-            clear_folder(self.path)
-        self._lock.release()
 
 
 def open_folder(folder: Path, config: Config, *, resume: bool, overwrite: bool) -> Stored | None:
@@ -180,29 +227,25 @@ def is_run(folder: Path) -> bool:
     return isinstance(found, dict) and isinstance(found.get("starts"), list)
 
 
-def _is_dump(path: Path) -> bool:
-    """Return whether a file is what a run leaves that had to stop."""
+def launch_of(folder: Path) -> str | None:
+    """Return the name of the launch that was the last to enter a folder, see :class:`racnn.engine.distributed.ProcessGroup`."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return not path.is_symlink() and isinstance(found, dict) and found.keys() == DUMP_KEYS
+        name = json.loads((folder / "run.json").read_text(encoding="utf-8"))["starts"][-1]["launch"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # none, or not written by a run
+        return None
+    return name if isinstance(name, str) else None
 
 
-def _refuse_edited_config(folder: Path) -> None:
-    """Refuse to replace a ``config.yaml`` that is not as a run writes it: with comments, or in another form."""
-    path = folder / "config.yaml"
-    if not os.path.lexists(path):
-        return
-    try:
-        text = path.read_text(encoding="utf-8")
-        written = yaml.safe_dump(yaml.safe_load(text), sort_keys=False) == text
-    except (OSError, ValueError, yaml.YAMLError):
-        written = False
-    if not written or path.is_symlink():
-        raise ConfigError(
-            f"{path}: was changed by hand, and a run would replace it; move it to another place, and name it there with --config"
-        )
+def clear_folder(folder: Path) -> None:
+    """Delete an earlier run, and nothing else; ``run.json``, by which it is known to be one, last."""
+    sweep(folder / name for name in RUN_FILES)
+    for path in (folder / name for name in sorted(RUN_FILES, key="run.json".__eq__)):
+        if path.is_dir() and not path.is_symlink():
+            for events in path.glob("events.out.tfevents.*"):
+                events.unlink()
+            remove_empty([path])
+        else:
+            path.unlink(missing_ok=True)
 
 
 def refuse_output_among_classes(config: Config) -> None:
@@ -248,7 +291,7 @@ def refuse_other_photos(content: Content, data: Data, contents: Mapping[str, str
     Args:
         content: Content of the checkpoint.
         data: As it is now.
-        contents: By name the digests of the photos, see :func:`racnn.engine.provenance.digests`.
+        contents: By name the digests of the photos, see :func:`racnn.data.contents.short_digests`.
 
     Raises:
         DataError: Photos were added or removed, hold something else, or are in another order or of other classes.
@@ -286,61 +329,6 @@ def refuse_other_photos(content: Content, data: Data, contents: Mapping[str, str
                 f"--resume: {len(exchanged)} photos hold something else than when the run began, for example "
                 f"{', '.join(exchanged[:3])}; restore them, or begin a new run"
             )
-
-
-def enter_folder(
-    folder: Path,
-    config: Config,
-    starts: Sequence[dict[str, Any]],
-    *,
-    new: bool,
-    contents: Mapping[str, PhotoFile] | None = None,
-) -> str:
-    """Make the folder ready: clear it for a new run, sweep it for one that goes on, write down what is run.
-
-    Args:
-        folder: Folder of the run.
-        config: Goes into ``config.yaml``, resolved.
-        starts: From :mod:`racnn.engine.provenance`, go into ``run.json``.
-        new: Whether a run begins here.
-        contents: By name what the photos hold, goes into ``photos.json``.
-
-    Returns:
-        The text of ``config.yaml``.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    if new:
-        clear_folder(folder)
-    if _is_dump(folder / DUMP):
-        (folder / DUMP).unlink()
-    sweep(folder / name for name in RUN_FILES)
-    write_text(folder / "run.json", json.dumps({"starts": starts}, indent=2) + "\n")
-    resolved = yaml.safe_dump(dump_config(config), sort_keys=False)
-    write_text(folder / "config.yaml", resolved)
-    if contents:
-        write_text(folder / "photos.json", json.dumps(contents) + "\n")
-    return resolved
-
-
-def launch_of(folder: Path) -> str | None:
-    """Return the name of the launch that was the last to enter a folder, see :class:`racnn.engine.distributed.ProcessGroup`."""
-    try:
-        name = json.loads((folder / "run.json").read_text(encoding="utf-8"))["starts"][-1]["launch"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # none, or not written by a run
-        return None
-    return name if isinstance(name, str) else None
-
-
-def clear_folder(folder: Path) -> None:
-    """Delete an earlier run, and nothing else; ``run.json``, by which it is known to be one, last."""
-    sweep(folder / name for name in RUN_FILES)
-    for path in (folder / name for name in sorted(RUN_FILES, key="run.json".__eq__)):
-        if path.is_dir() and not path.is_symlink():
-            for events in path.glob("events.out.tfevents.*"):
-                events.unlink()
-            remove_empty([path])
-        else:
-            path.unlink(missing_ok=True)
 
 
 def _open_last(last: Path) -> Stored:
@@ -394,3 +382,169 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in items:
         out |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
     return out
+
+
+def _is_dump(path: Path) -> bool:
+    """Return whether a file is what a run leaves that had to stop."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return not path.is_symlink() and isinstance(found, dict) and found.keys() == DUMP_KEYS
+
+
+def _refuse_edited_config(folder: Path) -> None:
+    """Refuse to replace a ``config.yaml`` that is not as a run writes it: with comments, or in another form."""
+    path = folder / "config.yaml"
+    if not os.path.lexists(path):
+        return
+    try:
+        text = path.read_text(encoding="utf-8")
+        written = yaml.safe_dump(yaml.safe_load(text), sort_keys=False) == text
+    except (OSError, ValueError, yaml.YAMLError):
+        written = False
+    if not written or path.is_symlink():
+        raise ConfigError(
+            f"{path}: was changed by hand, and a run would replace it; move it to another place, and name it there with --config"
+        )
+
+
+class FolderLock:
+    """Keeps other processes out of a run's folder until it is released, or this process ends, however it ends.
+
+    It is a record lock, which the loader's workers do not inherit: they may outlive a process that was killed. Where the file
+    system knows no locks, and on Windows, it keeps nobody out.
+
+    Args:
+        folder: Is made if it is not there.
+
+    Raises:
+        ConfigError: Another process holds it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._made = make_folders(folder)
+        self.path = folder / LOCK
+        self.file: IO[str] | None = None
+        if sys.platform != "win32":
+            self.file = self._locked()
+            while not os.fstat(self.file.fileno()).st_nlink:  # another process deleted it in between
+                self.file.close()
+                self.file = self._locked()
+
+    def _locked(self) -> IO[str]:
+        file = self.path.open("a")
+        if sys.platform != "win32":
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                file.close()
+                raise ConfigError(
+                    f"{self.path.parent}: another process is training there; wait until it ends, or choose another --out"
+                ) from None
+            except OSError:
+                pass
+        return file
+
+    def release(self) -> None:
+        """Let others in. Folders that were made for this and are empty go."""
+        self.path.unlink(missing_ok=True)
+        remove_empty(self._made)
+        if self.file is not None:
+            self.file.close()
+
+
+def provenance(
+    config: Config, data: Data, device: torch.device, *, step: int, world: ProcessGroup = ALONE
+) -> dict[str, Any]:
+    """Return what a start of a run is made of, in plain types.
+
+    Args:
+        config: Configuration of the run.
+        data: Its photos; none is opened.
+        device: Where it runs.
+        step: From which on.
+        world: The processes that train.
+    """
+    return {
+        "step": step,
+        "command": shlex.join(sys.argv),
+        "folder": os.getcwd(),  # what relative paths are relative to
+        "versions": {
+            "racnn": racnn.__version__,
+            "python": platform.python_version(),
+            **{name: _version(name) for name in PACKAGES},
+        },
+        "commit": commit_of(Path(racnn.__file__).parent.parent),
+        "device": _device_name(device),
+        "processes": world.size,
+        "launch": world.launch,
+        "threads": torch.get_num_threads(),
+        "seeds": {"run": config.run.seed, "split": config.data.split_seed},
+        "photos": fingerprint(data),
+        "weights": _digest_of_weights(config.model.weights),
+    }
+
+
+def with_start(starts: Sequence[dict[str, Any]], start: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the starts of a run with another one, which is left out if nothing but its step is new."""
+    same = bool(starts) and {**starts[-1], "step": start["step"]} == start
+    return [*starts] if same else [*starts, start]
+
+
+def fingerprint(data: Data) -> dict[str, dict[str, Any]]:
+    """Return, for each split, how many photos it has and the sha256 of their sorted names with their classes."""
+    return {split: _fingerprint(data, split) for split in data.splits}
+
+
+def _fingerprint(data: Data, split: str) -> dict[str, Any]:
+    records = data.splits[split].records
+    lines = sorted(f"{record.name}\t{data.class_names[record.label]}\n" for record in records)
+    text = "".join(lines).encode(errors="surrogatepass")  # a file's name may be any bytes
+    return {"num": len(lines), "sha256": hashlib.sha256(text).hexdigest()}
+
+
+def _digest_of_weights(weights: str | None) -> str | None:
+    """Return the sha256 of the file that the network's first weights come from, None where it is no file here."""
+    if weights is None or not Path(weights).is_file():
+        return None
+    return file_sha256(Path(weights))
+
+
+@functools.cache
+def commit_of(root: Path) -> dict[str, Any] | None:
+    """Return the commit of a checkout, and whether files were changed since; None where there is none."""
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"sha": commit.strip(), "changed": bool(changed.strip())}
+
+
+def _version(package: str) -> str | None:
+    """Return what is installed, without importing it."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git(root: Path, *words: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=10
+    )
+    return done.stdout
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"cuda: {torch.cuda.get_device_name(device)}"
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{device.type}: {next(models, platform.processor() or platform.machine())}"
