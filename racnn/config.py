@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_origin
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SerializeAsAny, ValidationError, model_validator
 
 from racnn.errors import ConfigError, did_you_mean
 from racnn.mistakes import explain, misread, mistakes, shown
@@ -27,8 +27,8 @@ class Config(Section):
 
     run: RunConfig = RunConfig()
     data: DataConfig = DataConfig()
-    model: ModelSection = ModelConfig()
-    schedule: tuple[Phase | AlternationConfig, ...] = Field(..., min_length=1)
+    model: SerializeAsAny[ModelSection] = ModelConfig()
+    schedule: tuple[SerializeAsAny[Phase] | AlternationConfig, ...] = Field(..., min_length=1)
 
     @model_validator(mode="after")
     def _held_out_photos_are_there(self) -> Config:
@@ -125,7 +125,7 @@ def parse_config(
 
 def dump_config(config: Config) -> dict[str, Any]:
     """Return the resolved configuration as plain YAML and JSON types."""
-    return config.model_dump(mode="json", serialize_as_any=True)
+    return config.model_dump(mode="json")
 
 
 def _family_of(values: Mapping[str, Any]) -> tuple[Family, list[str]]:

@@ -121,16 +121,18 @@ def test_inspect_tells_it_in_words(finished, racnn):
 
 def test_inspect_tells_where_a_run_was_stopped(short, racnn, tmp_path, monkeypatch):
     from racnn.engine import trainer
+    from racnn.engine.logger import Logger
 
     phase = {"kind": "classification", "scales": [1], "epochs": 3, "lr": 0.01}
-    plain = trainer.Trainer._finish_epoch
+    plain, validations = Logger.scalars, []
 
-    def stop(self, *given):
-        plain(self, *given)
-        if self.run.progress.epoch == 2:
+    def stop(self, kind, *given, **rest):
+        validations.extend([kind] * (kind == "val"))
+        if len(validations) == 2:
             raise KeyError
+        plain(self, kind, *given, **rest)
 
-    monkeypatch.setattr(trainer.Trainer, "_finish_epoch", stop)
+    monkeypatch.setattr(Logger, "scalars", stop)
     with pytest.raises(KeyError):
         trainer.fit(short(tmp_path, schedule=[phase]), device=torch.device("cpu"))
     assert (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from racnn.engine import files
+from racnn.engine import checkpoint as files
 from racnn.engine.checkpoint import load_checkpoint
 
 TESTS = Path(__file__).parent

@@ -10,13 +10,13 @@ from conftest import tiny_values
 from fuzz import NESTED, NUMBERS, WORDS, is_refused, little_memory, mutate
 
 from racnn.config import parse_config
-from racnn.engine import run
+from racnn.engine import trainer
 from racnn.engine.checkpoint import digest, disallowed, load_checkpoint
 from racnn.engine.predictor import load
 from racnn.engine.run_dir import open_folder
 from racnn.engine.trainer import fit
 from racnn.errors import DamagedError, TrainingError, UserError
-from racnn.models.racnn import model as network
+from racnn.models.racnn import apn as network
 
 CPU = torch.device("cpu")
 STOPS = (3, 6, 9)  # in apn_init by AdamW, ranking, fusion
@@ -46,7 +46,7 @@ def stopped(small_apn, tmp_path_factory):
     values["model"] = {"backbone": "tiny", "view_sizes": [16, 16], "shared_backbone": True}
     values["run"]["num_preview"] = 0
     config = parse_config(values, origin="test")
-    plain, kept = run.save_checkpoint, {}
+    plain, kept = trainer.save_checkpoint, {}
 
     def keep(path, content, **rest):
         plain(path, content, **rest)
@@ -54,7 +54,7 @@ def stopped(small_apn, tmp_path_factory):
             kept.setdefault(content["step"], path.read_bytes())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "save_checkpoint", keep)
+        patch.setattr(trainer, "save_checkpoint", keep)
         fit(config, device=CPU)
     assert tuple(kept) == STOPS
     return config, list(kept.values())

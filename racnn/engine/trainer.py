@@ -32,7 +32,7 @@ from racnn.engine.checkpoint import (
     write_text,
 )
 from racnn.engine.device import determinism, prepare
-from racnn.engine.distributed import ProcessGroup, join, leave, own_device
+from racnn.engine.distributed import ALONE, ProcessGroup, join, leave, own_device
 from racnn.engine.evaluator import Predictions, figures, predict, report, summary
 from racnn.engine.logger import Logger, Silence
 from racnn.engine.loop import EpochState, NonFiniteError, build_optimizer, train_one_epoch, train_only
@@ -105,7 +105,13 @@ class Trainer:
     """
 
     def __init__(
-        self, config: Config, *, device: torch.device, world: ProcessGroup, resume: bool, overwrite: bool
+        self,
+        config: Config,
+        *,
+        device: torch.device,
+        world: ProcessGroup = ALONE,
+        resume: bool = False,
+        overwrite: bool = False,
     ) -> None:
         self.config = config
         self.device = device

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, SerializeAsAny, model_validator
 from torch import Tensor, nn
 
 from racnn.sections import Fraction, Section
@@ -31,6 +31,9 @@ class PhaseContext(Protocol):
     def descriptor_norms(self) -> list[float]:
         """Return the mean length of each scale's descriptors, from some training photos."""
 
+    def descriptors(self, split: str, num_scales: int) -> tuple[list[Tensor], Tensor]:
+        """Return the descriptors [N, D] of each scale on the photos of a split, unchanged and in order, and the labels [N]."""
+
     def answers(self) -> tuple[list[Tensor], Tensor]:
         """Return the logits of every scale on the validation photos, and the labels."""
 
@@ -46,6 +49,7 @@ class Phase(Section):
     only if it is better than before the phase.
     """
 
+    fitted: ClassVar[bool] = False  # in one go by :meth:`fit`; an epoch then takes no gradient steps
     no_score_may_fall: ClassVar[bool] = False  # an epoch in which one does is not better
     names_regions: ClassVar[bool] = False  # ``scales`` name regions, of which there is one fewer
     proposes: ClassVar[bool] = False  # is judged by what the last scale that it runs proposes
@@ -92,6 +96,10 @@ class Phase(Section):
             class_weights: [C], or None; a loss that knows no classes leaves them alone.
         """
         raise AssertionError(f"{type(self).__name__} has no loss")
+
+    def fit(self, context: PhaseContext) -> None:
+        """Set the modules of :meth:`trained` in one go, if the kind is ``fitted``; the same call gives the same bits."""
+        raise AssertionError(f"{type(self).__name__} is not fitted")
 
     def score_names(self, num_scales: int) -> list[str]:
         """Return the names of :meth:`scores`, where so many scales are looked at."""
@@ -192,7 +200,7 @@ class Phase(Section):
 class AlternationConfig(Section):
     """Phases repeated in turn until none of them is kept, the paper's "until neither changes", or ``rounds`` are over."""
 
-    alternate: tuple[Phase, ...] = Field(..., min_length=1)
+    alternate: tuple[SerializeAsAny[Phase], ...] = Field(..., min_length=1)
     rounds: int = Field(1, ge=1)
 
 

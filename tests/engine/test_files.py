@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import torch
 
-from racnn.engine import files
+from racnn.engine import checkpoint as files
 from racnn.engine.checkpoint import (
     load_checkpoint,
     save_checkpoint,

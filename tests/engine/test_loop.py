@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from racnn.engine.evaluator import predict
 from racnn.engine.loop import (
     EpochState,
     NonFiniteError,
     build_optimizer,
-    predict,
     train_one_epoch,
     train_only,
 )

@@ -4,7 +4,8 @@ from itertools import pairwise
 
 import pytest
 
-from racnn.engine.schedule import better, learning_rate
+from racnn.engine.loop import learning_rate
+from racnn.engine.trainer import better
 from racnn.models.racnn.phases import make_phase
 
 SHARES = [i / 1000 for i in range(1000)]
@@ -44,8 +45,8 @@ def test_the_learning_rate_does_not_jump():
     ],
 )
 def test_better_is_a_higher_mean_and_for_ranking_no_item_that_falls(new, old, loose, strict):
-    assert better(new, old, no_item_may_fall=False) is loose
-    assert better(new, old, no_item_may_fall=True) is strict
+    assert better(new, old, none_may_fall=False) is loose
+    assert better(new, old, none_may_fall=True) is strict
 
 
 LOG_PROB = {"scale_1": -1.0, "scale_2": -2.0, "scale_3": -3.0, "mean": -1.5, "fused": -0.5}

@@ -21,12 +21,11 @@ from racnn.data import build_data, eval_loader
 from racnn.engine import trainer
 from racnn.engine.checkpoint import digest, load_checkpoint, temporary_of
 from racnn.engine.distributed import ProcessGroup
-from racnn.engine.evaluator import Validation, data_of
+from racnn.engine.evaluator import data_of, predict
 from racnn.engine.logger import Logger
-from racnn.engine.loop import predict
 from racnn.engine.predictor import load
 from racnn.engine.run_dir import fingerprint, refuse_other_photos
-from racnn.engine.trainer import Run, Trainer, fit
+from racnn.engine.trainer import Trainer, fit
 from racnn.errors import CheckpointError, ConfigError, DataError, TrainingError
 from racnn.models.backbone import BACKBONES
 from racnn.models.racnn import phases
@@ -180,9 +179,9 @@ def test_a_phase_that_made_nothing_better_leaves_the_network_as_it_was(finished,
     monkeypatch.setattr(trainer, "better", lambda *_, **__: False)
     changes = {"run__num_preview": 0, "data__synthetic__num_train": 16}
     config = tiny_if_better(tmp_path / "run", finished, **changes)
-    run = Run(config, device=CPU, resume=False, overwrite=False)
+    run = Trainer(config, device=CPU)
     before = digest(run.model.state_dict())
-    Trainer(run).train()
+    run.train()
     run.logger.close()
     assert run.progress.outcomes == [False]
     assert digest(run.model.state_dict()) == before
@@ -214,14 +213,18 @@ def test_every_kind_of_phase_can_keep_what_it_learns_in_every_way(kind, keep, ti
     assert outcomes[1] or keep == "if_better"
 
 
-def test_a_scale_starts_from_the_one_it_is_told_to(short, tmp_path):
+def test_a_scale_starts_from_the_one_it_is_told_to(short, tmp_path, monkeypatch):
     phase = {"kind": "classification", "scales": [2], "init_from": 1, "epochs": 1, "lr": 0.1}
-    run = Run(short(tmp_path / "run", schedule=[phase]), device=CPU, resume=False, overwrite=False)
+    run = Trainer(short(tmp_path / "run", schedule=[phase]), device=CPU)
     starts = []
-    work = Trainer(run)
-    work._run_epoch = lambda *_: starts.append({k: v.clone() for k, v in run.model.state_dict().items()})
+
+    def no_steps(model, *_):
+        starts.append({k: v.clone() for k, v in model.state_dict().items()})
+        return iter(())
+
+    monkeypatch.setattr(trainer, "train_one_epoch", no_steps)
     torch.nn.init.normal_(run.model.classifiers[0].weight)
-    work.train()
+    run.train()
     run.logger.close()
     (state,) = starts
     for key in ("backbones.{}.features.0.weight", "classifiers.{}.weight", "classifiers.{}.bias"):
@@ -545,9 +548,9 @@ def test_a_number_that_is_not_finite_stops_before_the_step(short, tmp_path, monk
 
     monkeypatch.setattr(Classification, "losses", spoilt)
     config = short(tmp_path / "run", data__synthetic__num_train=64, run__save_every=1)
-    run = Run(config, device=CPU, resume=False, overwrite=False)
+    run = Trainer(config, device=CPU)
     with pytest.raises(TrainingError, match=rf"phase 01-classification_1: .*{named}"):
-        Trainer(run).train()
+        run.train()
     run.logger.close()
     after = dict(run.model.named_parameters())
     assert all(torch.equal(after[name], value) for name, value in before[2].items())
@@ -771,20 +774,19 @@ def test_that_only_the_last_map_can_be_read_is_said(known, tiny, tmp_path, monke
 
 
 @pytest.mark.parametrize("zoom_from", ["source", "parent"])
-def test_photos_carry_pseudo_boxes_only_where_a_phase_needs_them(zoom_from, tiny, tmp_path):
+def test_photos_carry_pseudo_boxes_only_where_a_phase_needs_them(zoom_from, tiny, tmp_path, monkeypatch):
     config = tiny(tmp_path / "run", model__zoom_from=zoom_from)
-    run = Run(config, device=CPU, resume=False, overwrite=False)
-    work = Trainer(run)
-    seen, plain = {}, work._run_epoch
+    run = Trainer(config, device=CPU)
+    seen, plain = {}, trainer.train_one_epoch
 
-    def look(phase, *more):
+    def look(model, batches, phase, *more):
         seen[phase.name] = {
             split: run.data.splits[split].pseudo_boxes is not None for split in ("train", "val")
         }
-        plain(phase, *more)
+        return plain(model, batches, phase, *more)
 
-    work._run_epoch = look
-    work.train()
+    monkeypatch.setattr(trainer, "train_one_epoch", look)
+    run.train()
     run.logger.close()
     assert {"02-apn_init_1", "03-classification_2", "07-classification_1_2_3"} <= seen.keys()
     for name, carried in seen.items():
@@ -887,7 +889,7 @@ class TestSignalInAValidation:
         """Be told to stop while the photos of the n-th validation are looked at."""
 
         def at(number):
-            plain, seen, ended = Validation.predict, [], []
+            plain, seen, ended = Trainer.predict, [], []
 
             def watched(self, *args, **rest):
                 seen.append(None)
@@ -897,7 +899,7 @@ class TestSignalInAValidation:
                 ended.append(None)
                 return answers
 
-            monkeypatch.setattr(Validation, "predict", watched)
+            monkeypatch.setattr(Trainer, "predict", watched)
             return ended
 
         return at

@@ -16,7 +16,7 @@ from torch import Tensor
 from bench.device import shares_of_the_peak, waiter
 from bench.figures import Calls, Figure, share_of_time, summary, take_turns, times_as_fast
 from bench.networks import default_config, ours, photos, plain
-from racnn.engine.loop import predict
+from racnn.engine.evaluator import predict
 from racnn.models import RACNN
 from racnn.models.racnn.early_exit import NEVER, EarlyExit, look_until_sure, scale_costs
 

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from racnn.errors import ConfigError
+from racnn.errors import ConfigError, did_you_mean
 from racnn.models.backbone import Backbone, build_backbone
 from racnn.models.racnn.apn import build_apn
 from racnn.ops.crop import CROPS
@@ -117,6 +117,11 @@ class RACNNOutput:
 
 def build(config: ModelConfig, *, num_classes: int, weights: bool) -> RACNN:
     """Return the network that the model section describes; without its weights where ``weights`` is False."""
+    if config.crop not in CROPS:
+        raise ConfigError(
+            f"model.crop: no sampler is called '{config.crop}'{did_you_mean(config.crop, CROPS)}; "
+            f"expected {', '.join(CROPS)}"
+        )
     options = config.model_dump(exclude={"family", "weights", "bounds"})
     return RACNN(
         num_classes=num_classes,

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from racnn.engine.loop import Predictions
+from racnn.engine.evaluator import Predictions
 from racnn.errors import ConfigError
 from racnn.models import RACNN
 from racnn.models.racnn.early_exit import (
@@ -68,10 +68,15 @@ class TestOutcome:
         assert found.stopped == pytest.approx(stopped)
 
 
+def parts_of(known):
+    """Return logits, fused logits and labels of predictions."""
+    return known.logits, known.fused, known.labels
+
+
 class TestCalibrate:
     def test_nothing_is_lost_on_the_photos_it_is_chosen_on_and_cost_is_saved(self):
         known = predictions()
-        early, curve = calibrate(known, COSTS, network="n")
+        early, curve = calibrate(*parts_of(known), COSTS, network="n")
         answers = answers_by_depth(known.logits, known.fused, early.pools)
         never, chosen = (outcome(answers, known.labels, t, COSTS) for t in (NEVER, early.threshold))
         assert chosen.lost == 0.0
@@ -83,8 +88,8 @@ class TestCalibrate:
 
     def test_tolerance_buys_cost_and_is_kept(self):
         known = predictions()
-        strict, _ = calibrate(known, COSTS, network="n")
-        loose, _ = calibrate(known, COSTS, network="n", tolerance=0.05)
+        strict, _ = calibrate(*parts_of(known), COSTS, network="n")
+        loose, _ = calibrate(*parts_of(known), COSTS, network="n", tolerance=0.05)
         answers = answers_by_depth(known.logits, known.fused, loose.pools)
         assert loose.threshold < strict.threshold
         assert outcome(answers, known.labels, loose.threshold, COSTS).lost <= 0.05
@@ -96,14 +101,14 @@ class TestCalibrate:
         last = torch.tensor([[0.0, 9.0], [0.0, 9.0], [9.0, 0.0]])
         empty = torch.zeros(3, 0)
         known = Predictions([first, last], last, torch.tensor(labels), [], [], empty, empty, [])
-        early, _ = calibrate(known, (0.5, 0.5), network="n")
+        early, _ = calibrate(*parts_of(known), (0.5, 0.5), network="n")
         answers = answers_by_depth(known.logits, known.fused, early.pools)
         chosen = outcome(answers, known.labels, early.threshold, (0.5, 0.5))
         assert chosen.lost == 0.0
         assert chosen.stopped == pytest.approx((1 / 3, 2 / 3) if stop else (0.0, 1.0))
 
     def test_pools_hold_a_weight_for_each_scale_so_far(self):
-        early, _ = calibrate(predictions(), COSTS, network="n")
+        early, _ = calibrate(*parts_of(predictions()), COSTS, network="n")
         assert [len(weights) for weights in early.pools] == [1, 2]
 
     def test_answers_are_probabilities_and_the_last_is_the_full_one(self):
@@ -221,7 +226,7 @@ class TestFile:
 
 def test_text_names_threshold_accuracy_cost_and_stops():
     known = predictions()
-    early, curve = calibrate(known, COSTS, network="n")
+    early, curve = calibrate(*parts_of(known), COSTS, network="n")
     chosen = outcome(
         answers_by_depth(known.logits, known.fused, early.pools), known.labels, early.threshold, COSTS
     )
