@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from racnn.models.racnn.early_exit import (
     outcome,
     scale_costs,
 )
+from racnn.models.racnn.model import RACNN
 from racnn.ops.regions import compose
 
 
@@ -37,7 +38,8 @@ from racnn.ops.regions import compose
 class Predictions:
     """What a network said of every photo of a split, on the CPU; lists hold one entry a scale or region.
 
-    ``pseudo_boxes`` are the boxes that its photos brought along for an APN to learn, [N, 4], or None.
+    ``pseudo_boxes`` are the boxes that its photos brought along for an APN to learn, [N, 4], or None. ``descriptors`` are
+    kept only where they are asked for.
     """
 
     logits: list[Tensor]
@@ -47,7 +49,7 @@ class Predictions:
     regions: list[Tensor]
     boxes: Tensor
     parts: Tensor
-    norms: list[float]
+    descriptors: list[Tensor]
     pseudo_boxes: Tensor | None = None
 
 
@@ -59,7 +61,7 @@ def predict(
     device: torch.device,
     num_scales: int | None = None,
     propose: bool = False,
-    fused: bool = True,
+    descriptors: bool = False,
     world: ProcessGroup = ALONE,
     after_batch: Callable[[], None] = lambda: None,
 ) -> Predictions:
@@ -71,7 +73,7 @@ def predict(
         device: Where the network is.
         num_scales: Run only the first ones; None runs all.
         propose: Keep also the proposal of the last of them, which nothing is cropped by.
-        fused: Keep the fusion layer's logits where all scales are run.
+        descriptors: Keep what the classifiers read, too.
         world: The processes that share the batches; all of them return the predictions of all photos.
         after_batch: Called after each batch; it may raise to stop.
 
@@ -89,10 +91,10 @@ def predict(
             raise TrainingError("the network gives answers that are not finite: its training has diverged")
         return {
             "logits": [x.float().cpu() for x in output.logits],
-            "fused": output.fused.float().cpu() if fused and output.fused is not None else None,
+            "fused": None if output.fused is None else output.fused.float().cpu(),
             "proposals": [x.cpu() for x in proposals],
             "regions": [x.cpu() for x in regions],
-            "norms": [x.norm(dim=1).cpu() for x in output.descriptors],
+            "descriptors": [x.float().cpu() for x in output.descriptors] if descriptors else [],
             **{key: batch.get(key) for key in ("label", "box", "parts", "pseudo_box")},
         }
 
@@ -109,7 +111,7 @@ def predict(
         regions=every["regions"],
         boxes=every["box"],
         parts=every["parts"],
-        norms=[norm.mean().item() for norm in every["norms"]],
+        descriptors=every["descriptors"],
         pseudo_boxes=every["pseudo_box"],
     )
 
@@ -317,6 +319,10 @@ def calibrate_early_exit(trained: Predictor, data: Data) -> tuple[EarlyExit, lis
     Raises:
         ConfigError: Fewer than two scales are trained.
     """
+    if not isinstance(trained.model, RACNN):
+        raise ConfigError(
+            f"--early-exit: is of RA-CNN; a network of model.family {trained.config.model.family} always looks as often"
+        )
     if trained.scales < 2:
         raise ConfigError("--early-exit: the network has one trained scale, after which it always stops")
     size = trained.config.data.source_size
@@ -326,10 +332,7 @@ def calibrate_early_exit(trained: Predictor, data: Data) -> tuple[EarlyExit, lis
 
 
 def _predict(trained: Predictor, photos: PhotoDataset) -> Predictions:
-    return predict(
-        trained.model,
-        eval_loader(photos, trained.config.data),
-        device=next(trained.model.parameters()).device,
-        num_scales=trained.scales,
-        fused=trained.fused,
-    )
+    device = next(trained.model.parameters()).device
+    batches = eval_loader(photos, trained.config.data)
+    found = predict(trained.model, batches, device=device, num_scales=trained.scales)
+    return found if trained.fused else replace(found, fused=None)

@@ -141,7 +141,8 @@ class Predictor:
         answers = combined_log_probs(output.logits, fused)
         looks = {f"scale_{number}": logits for number, logits in enumerate(output.logits, start=1)}
         looks |= {} if fused is None else {"fused": fused}
-        boxes = output.boxes_xyxy((config.source_size, config.source_size))
+        side = config.source_size
+        boxes = [to_boxes_xyxy(region, (side, side)) for region in output.regions[1:]]
         views = [model.to_pixels(view).cpu() for view in output.views]
         return [
             Prediction(
@@ -188,7 +189,12 @@ class Predictor:
 
         def answers(part: dict[str, Tensor]) -> list[tuple[list[int], Tensor, list[Tensor]]]:
             images = part["image"].to(device, non_blocking=True)
-            stopped = look_until_sure(self.model, images, early, scales=self.scales, fused=self.fused)
+            if early is None:
+                output = self.model(images, num_scales=self.scales)
+                answer = combined_log_probs(output.logits, output.fused if self.fused else None)
+                stopped = [(torch.arange(len(images)), answer, output.regions)]
+            else:
+                stopped = look_until_sure(self.model, images, early, scales=self.scales, fused=self.fused)
             return [
                 (part["position"][index.cpu()].tolist(), answer.cpu(), [region.cpu() for region in regions])
                 for index, answer, regions in stopped

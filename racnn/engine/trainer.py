@@ -12,6 +12,7 @@ import itertools
 import json
 import signal
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -229,14 +230,18 @@ class Trainer:
         phase.prepare(context)
         if progress.start is None:
             self._begin(phase, context)
-        optimizer = build_optimizer(self.model, phase)
+        optimizer = None if phase.fitted else build_optimizer(self.model, phase)
         if self.optimizer_state is not None:
+            assert optimizer is not None
             restore_optimizer(optimizer, self.optimizer_state)
             self.optimizer_state = None
         batches = len(self.train_batches(phase))
         self.logger.start_bar(phase.name, phase.epochs * batches, progress.epoch * batches + progress.batch)
         while progress.epoch < phase.epochs and not (phase.patience and progress.stale >= phase.patience):
-            self._run_epoch(phase, optimizer, batches)
+            if optimizer is None:
+                phase.fit(context)
+            else:
+                self._run_epoch(phase, optimizer, batches)
             self._finish_epoch(phase, optimizer)
         self.logger.close_bar()
         context.detach()
@@ -329,7 +334,7 @@ class Trainer:
         self.world.wait()  # or torchrun would end the first process while it writes
         return path
 
-    def _finish_epoch(self, phase: Phase, optimizer: torch.optim.Optimizer) -> None:
+    def _finish_epoch(self, phase: Phase, optimizer: torch.optim.Optimizer | None) -> None:
         """Save, validate, and remember the best. What follows the save is done again if the run is taken up from it."""
         progress = self.progress
         self.save_last(optimizer)
@@ -359,16 +364,16 @@ class Trainer:
 
     def predict(self, num_scales: int, *, fused: bool, propose: bool = False) -> Predictions:
         """Return what the network answers on the validation photos, see :func:`racnn.engine.evaluator.predict`."""
-        return predict(
+        found = predict(
             self.model,
             self.eval_batches("val"),
             device=self.device,
             num_scales=num_scales,
             propose=propose,
-            fused=fused,
             world=self.world,
             after_batch=self._stop_in_validation,
         )
+        return found if fused else replace(found, fused=None)
 
     def measure(self, predictions: Predictions) -> dict[str, Any]:
         """Return the report on predictions of the validation photos."""
@@ -559,7 +564,23 @@ class Context:
         """Return the mean length of each scale's descriptors, from some training photos of all classes."""
         trainer = self.trainer
         some = itertools.islice(trainer.train_batches(self.phase), NORM_BATCHES)  # shuffled
-        return predict(self.model, some, device=trainer.device, world=trainer.world).norms
+        found = predict(self.model, some, device=trainer.device, descriptors=True, world=trainer.world)
+        return [descriptors.norm(dim=1).mean().item() for descriptors in found.descriptors]
+
+    def descriptors(self, split: str, num_scales: int) -> tuple[list[Tensor], Tensor]:
+        """Return the descriptors [N, D] of each scale on the photos of a split, unchanged and in order, and the labels."""
+        trainer = self.trainer
+        found = predict(
+            self.model,
+            trainer.eval_batches(split),
+            device=trainer.device,
+            num_scales=num_scales,
+            descriptors=True,
+            world=trainer.world,
+            after_batch=self._stop_if_told if trainer.world.size == 1 else lambda: None,
+        )
+        self._stop_if_told()
+        return found.descriptors, found.labels
 
     def answers(self) -> tuple[list[Tensor], Tensor]:
         """Return the logits of every scale on the validation photos, and the labels."""
