@@ -214,7 +214,6 @@ def evaluate(
     """Measure a checkpoint on a split of its dataset, or on other photos with labels."""
     if split not in (None, "test", "val", "train", "all"):
         raise ConfigError(f"--split: expected test, val or train, or all, got '{split}'")
-    from racnn.data.listing import describe_passed
     from racnn.engine.evaluator import evaluate_trained
     from racnn.evaluation.report import format_report
     from racnn.models.racnn.early_exit import early_exit_file, format_early_exit
@@ -235,17 +234,24 @@ def evaluate(
     if early_exit:
         _write_json(choice, report["early_exit"]["choice"], flag="--early-exit")
         print(f"\n{format_early_exit(report)}\n\nfor `racnn predict --early-exit`: {choice}")
+    _print_notes(report, on_other_photos=data is not None)
+    if json_file is not None:
+        _write_json(json_file, report, flag="--json")
+        print(f"\nwritten to {json_file}")
+
+
+def _print_notes(report: dict[str, Any], *, on_other_photos: bool) -> None:
+    """Print what must be known of the measured photos: left out, trained on, copies, and what lies beside them."""
+    from racnn.data.listing import describe_passed
+
     if report["num_skipped"]:
         print(f"\n{report['num_skipped']} damaged photos of the data set were left out")
-    if data is not None or report.get("num_trained_on"):
+    if on_other_photos or report.get("num_trained_on"):
         print(f"\n{_seen_in_training(report)}")
     for warning in report.get("warnings", ()):
         print(f"warning: {warning}")
     if report.get("passed_over"):
         print(describe_passed(Counter(report["passed_over"])))
-    if json_file is not None:
-        _write_json(json_file, report, flag="--json")
-        print(f"\nwritten to {json_file}")
 
 
 def _seen_in_training(report: dict[str, Any]) -> str:

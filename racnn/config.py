@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_origin
+from typing import Any
 
 from pydantic import Field, SerializeAsAny, ValidationError, model_validator
 
@@ -16,8 +16,8 @@ from racnn.errors import ConfigError, did_you_mean
 from racnn.mistakes import explain, misread, mistakes, shown
 from racnn.models import FAMILIES, Family
 from racnn.models.phase import AlternationConfig, Phase
-from racnn.plain_yaml import parse_yaml, read_yaml
-from racnn.sections import MOST_SCALES, DataConfig, ModelConfig, ModelSection, RunConfig, Section, members
+from racnn.plain_yaml import assign, read_yaml, split_override
+from racnn.sections import DataConfig, ModelConfig, ModelSection, RunConfig, Section, members
 
 SECTIONS: dict[str, type[Section]] = {"run": RunConfig, "data": DataConfig}
 
@@ -72,14 +72,14 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
         ConfigError: Every mistake found, one line each, with its dotted path.
     """
     values = read_yaml(path) if path is not None else {}
-    pairs = [_split_override(text) for text in overrides]
+    pairs = [split_override(text, _types_of) for text in overrides]
     for keys, value, text in pairs:
         if keys[0] != "schedule" or len(keys) == 1:
-            _assign(values, keys, value, text)
+            assign(values, keys, value, text)
     _expand_schedule(values)
     for keys, value, text in pairs:
         if keys[0] == "schedule" and len(keys) > 1:
-            _assign(values, keys, value, text)
+            assign(values, keys, value, text)
     given = {".".join(keys): text for keys, _, text in pairs}
     return parse_config(values, origin=str(path) if path else "the configuration", given=given)
 
@@ -104,7 +104,7 @@ def parse_config(
     for key, section in sections.items():
         parts[key], found = _read(section, values.get(key, {}), key, stored)
         lines += found
-    parts["schedule"], found = _read_schedule(values, family, stored)
+    parts["schedule"], found = _read_entries(values.get("schedule"), family, "schedule", stored)
     lines += found
     places = {
         key: [f"{name}.{key}" for name, s in sections.items() if key in s.model_fields] for key in values
@@ -147,14 +147,8 @@ def _read(section: type[Section], value: Any, path: str, stored: bool) -> tuple[
         return None, lines or [explain(item, section, path) for item in error.errors()]
 
 
-def _read_schedule(values: Mapping[str, Any], family: Family, stored: bool) -> tuple[list[Any], list[str]]:
-    """Return the entries of the schedule, and what is wrong with them."""
-    if "schedule" not in values:
-        return [], ["schedule: field required"]
-    return _read_entries(values["schedule"], family, "schedule", stored)
-
-
 def _read_entries(entries: Any, family: Family, path: str, stored: bool) -> tuple[list[Any], list[str]]:
+    """Return the entries of a schedule or an alternation, and what is wrong with them."""
     if not isinstance(entries, list | tuple) or not entries:
         return [], [f"{path}: expected a list of phases, got {shown(entries)}"]
     found, lines = [], []
@@ -223,22 +217,6 @@ def _idle_requests(config: Config) -> list[str]:
     return lines
 
 
-def _split_override(text: str) -> tuple[list[str], Any, str]:
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f"--set {text}: expected key=value, for example --set data.batch_size=8")
-    keys = key.strip().split(".")
-    types = _types_of(keys)
-    if types and all(each in (str, Path, type(None)) or get_origin(each) is Literal for each in types):
-        if get_origin(types[0]) is Literal:
-            value = value.strip()
-        if not value:
-            none = ", or null for none" if type(None) in types else ""
-            raise ConfigError(f"--set {text}: expected a value after the ={none}")
-        return keys, None if value == "null" and type(None) in types else value, text
-    return keys, parse_yaml(value, f"--set {text}: the value is"), text
-
-
 def _types_of(keys: Sequence[str]) -> tuple[Any, ...]:
     """Return the types that the value of a key may have, in whichever family; () for no single key."""
     families = FAMILIES.values()
@@ -257,49 +235,19 @@ def _types_of(keys: Sequence[str]) -> tuple[Any, ...]:
     return members(fields[0].annotation) if fields and len(keys) > 1 else ()
 
 
-def _assign(values: dict[str, Any], keys: list[str], value: Any, text: str) -> None:
-    node: Any = values
-    for depth, key in enumerate(keys):
-        where, last = ".".join(keys[:depth]), depth == len(keys) - 1
-        index: Any = key
-        if isinstance(node, list):
-            if not key.isdigit() or int(key) >= len(node):
-                raise ConfigError(
-                    f"--set {text}: '{key}' is not a position in {where}, which has {len(node)} items"
-                )
-            index = int(key)
-        elif not isinstance(node, dict):
-            raise ConfigError(f"--set {text}: '{where}' is a single value and has no keys")
-        elif not last and node.get(key) is None:
-            if keys[depth + 1].isdigit():
-                name = ".".join(keys[: depth + 1])
-                raise ConfigError(
-                    f"--set {text}: {name} is not in the file; give the whole list: --set {name}=[...]"
-                )
-            node[key] = {}
-        if last:
-            node[index] = value
-        else:
-            node = node[index]
-
-
 def _expand_schedule(values: dict[str, Any]) -> None:
     """Replace a schedule's name by its phases."""
     schedule = values.get("schedule", "recipe")
     if not isinstance(schedule, str):
         return
-    schedules = _family_of(values)[0].schedules
-    if schedule not in schedules:
+    family, _ = _family_of(values)
+    if schedule not in family.schedules:
         raise ConfigError(
-            f"schedule: no schedule is called '{schedule}'{did_you_mean(schedule, schedules)}; "
-            f"expected {', '.join(schedules)} or a list of phases"
+            f"schedule: no schedule is called '{schedule}'{did_you_mean(schedule, family.schedules)}; "
+            f"expected {', '.join(family.schedules)} or a list of phases"
         )
-    model = values.get("model")
-    sizes = model.get("view_sizes") if isinstance(model, dict) else None
-    if (
-        not isinstance(sizes, list)
-        or not 0 < len(sizes) <= MOST_SCALES
-        or not all(isinstance(size, int | float) for size in sizes)
-    ):
-        sizes = ModelConfig().view_sizes  # a mistake, if there is one, is told of by itself
-    values["schedule"] = schedules[schedule](sizes)
+    try:
+        sizes = family.config.model_validate(values.get("model", {})).view_sizes
+    except ValidationError:  # is told of by itself
+        sizes = family.config().view_sizes
+    values["schedule"] = family.schedules[schedule](sizes)

@@ -1,10 +1,11 @@
-"""YAML as people write it: no key twice, numbers in decimal alone."""
+"""YAML as people write it, no key twice and numbers in decimal alone, and ``a.b=c`` on top of it."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_origin
 
 import yaml
 
@@ -46,6 +47,64 @@ def parse_yaml(text: str, origin: str) -> Any:
         return yaml.load(text, Loader=_PlainLoader)  # a SafeLoader
     except NOT_YAML as error:
         raise ConfigError(f"{origin} not valid YAML: {error}") from None
+
+
+def split_override(
+    text: str, types_of: Callable[[Sequence[str]], tuple[Any, ...]]
+) -> tuple[list[str], Any, str]:
+    """Return the keys, the value and the text of a ``a.b=c`` string.
+
+    Args:
+        text: As it was given.
+        types_of: Returns the types that the value of a key may have; () where that is not known.
+
+    Raises:
+        ConfigError: It is no such string, or its value is not YAML.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {text}: expected key=value, for example --set data.batch_size=8")
+    keys = key.strip().split(".")
+    types = types_of(keys)
+    if types and all(each in (str, Path, type(None)) or get_origin(each) is Literal for each in types):
+        if get_origin(types[0]) is Literal:
+            value = value.strip()
+        if not value:
+            none = ", or null for none" if type(None) in types else ""
+            raise ConfigError(f"--set {text}: expected a value after the ={none}")
+        return keys, None if value == "null" and type(None) in types else value, text
+    return keys, parse_yaml(value, f"--set {text}: the value is"), text
+
+
+def assign(values: dict[str, Any], keys: Sequence[str], value: Any, text: str) -> None:
+    """Put a value where its keys say, making the mappings on the way; items of a list are named by position.
+
+    Raises:
+        ConfigError: A key is no position of a list, or leads through a single value; ``text`` is quoted.
+    """
+    node: Any = values
+    for depth, key in enumerate(keys):
+        where, last = ".".join(keys[:depth]), depth == len(keys) - 1
+        index: Any = key
+        if isinstance(node, list):
+            if not key.isdigit() or int(key) >= len(node):
+                raise ConfigError(
+                    f"--set {text}: '{key}' is not a position in {where}, which has {len(node)} items"
+                )
+            index = int(key)
+        elif not isinstance(node, dict):
+            raise ConfigError(f"--set {text}: '{where}' is a single value and has no keys")
+        elif not last and node.get(key) is None:
+            if keys[depth + 1].isdigit():
+                name = ".".join(keys[: depth + 1])
+                raise ConfigError(
+                    f"--set {text}: {name} is not in the file; give the whole list: --set {name}=[...]"
+                )
+            node[key] = {}
+        if last:
+            node[index] = value
+        else:
+            node = node[index]
 
 
 class _PlainLoader(yaml.SafeLoader):

@@ -97,20 +97,7 @@ def build_data(
         DataError: The data set is missing, damaged, or too small to be split, or does not hold ``val_names``, or
             has other classes than ``class_names``.
     """
-    if config.dataset not in DATASETS:
-        raise ConfigError(
-            f"data.dataset: no data set is called '{config.dataset}'{did_you_mean(config.dataset, DATASETS)}; "
-            f"expected {', '.join(DATASETS)}"
-        )
-    catalog = DATASETS[config.dataset](config)
-    if class_names is not None:
-        catalog = _with_classes(catalog, config, class_names)
-    if config.exclude is not None:
-        catalog = without(catalog, read_exclusions(config.exclude.expanduser()))
-    skipped: dict[str, str] = {}
-    if config.on_error == "skip":
-        skipped = find_damaged(catalog, config)
-        catalog = without(catalog, skipped)
+    catalog, skipped = _read_catalog(config, class_names)
     if val_names is not None:
         val_names = [name for name in val_names if name not in skipped]
     train, val = _split(catalog, config, val_names)
@@ -143,6 +130,24 @@ def build_data(
         skipped=skipped,
         passed_over=catalog.passed_over,
     )
+
+
+def _read_catalog(config: DataConfig, class_names: Sequence[str] | None) -> tuple[Catalog, dict[str, str]]:
+    """Return what the data set holds but for excluded and damaged photos, and why each of the latter cannot be read."""
+    if config.dataset not in DATASETS:
+        raise ConfigError(
+            f"data.dataset: no data set is called '{config.dataset}'{did_you_mean(config.dataset, DATASETS)}; "
+            f"expected {', '.join(DATASETS)}"
+        )
+    catalog = DATASETS[config.dataset](config)
+    if class_names is not None:
+        catalog = _with_classes(catalog, config, class_names)
+    if config.exclude is not None:
+        catalog = without(catalog, read_exclusions(config.exclude.expanduser()))
+    if config.on_error != "skip":
+        return catalog, {}
+    skipped = find_damaged(catalog, config)
+    return without(catalog, skipped), skipped
 
 
 def _with_classes(catalog: Catalog, config: DataConfig, class_names: Sequence[str]) -> Catalog:

@@ -1,27 +1,32 @@
-"""Run a network over photos with labels and measure it: the validation of a run, ``racnn evaluate``."""
+"""Run a network over photos with labels: the validation of a run, what a phase asks beforehand, ``racnn evaluate``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+import itertools
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from racnn.config import Config
 from racnn.data import Data, PhotoDataset, build_data, eval_loader
 from racnn.data.build import build_to_measure
 from racnn.data.contents import DIGEST_LENGTH, describe_copies, find_copies, read_contents
 from racnn.data.sources.catalog import Record
 from racnn.data.sources.manifest import list_names
 from racnn.data.statistics import refuse_misplaced_boxes
+from racnn.engine.checkpoint import Progress
 from racnn.engine.distributed import ALONE, ProcessGroup
 from racnn.engine.predictor import Predictor, network_digest
 from racnn.errors import ConfigError, DataError, TrainingError
-from racnn.evaluation.report import evaluation_report
+from racnn.evaluation import draw
+from racnn.evaluation.report import Predictions, evaluation_report
 from racnn.models.parts import Parts
-from racnn.models.phase import Batch
+from racnn.models.phase import Batch, Phase
 from racnn.models.racnn.early_exit import (
     EarlyExit,
     Outcome,
@@ -31,26 +36,13 @@ from racnn.models.racnn.early_exit import (
     scale_costs,
 )
 from racnn.models.racnn.model import RACNN
-from racnn.ops.regions import compose
+from racnn.ops.crop import zoom
+from racnn.ops.regions import compose, to_boxes_xyxy
 
+if TYPE_CHECKING:
+    from racnn.engine.trainer import Trainer
 
-@dataclass
-class Predictions:
-    """What a network said of every photo of a split, on the CPU; lists hold one entry a scale or region.
-
-    ``pseudo_boxes`` are the boxes that its photos brought along for an APN to learn, [N, 4], or None. ``descriptors`` are
-    kept only where they are asked for.
-    """
-
-    logits: list[Tensor]
-    fused: Tensor | None
-    labels: Tensor
-    proposals: list[Tensor]
-    regions: list[Tensor]
-    boxes: Tensor
-    parts: Tensor
-    descriptors: list[Tensor]
-    pseudo_boxes: Tensor | None = None
+NORM_BATCHES = 8  # of training photos, from which the mean length of the descriptors is taken
 
 
 @torch.no_grad()
@@ -133,17 +125,11 @@ def report(predictions: Predictions, *, data: Data, split: str, bounds: Any) -> 
     ``num_skipped`` counts the damaged photos that were left out of the whole data set.
     """
     measured = evaluation_report(
+        predictions,
         dataset=data.dataset,
         split=split,
         class_names=data.class_names,
-        logits={f"scale_{s}": logits for s, logits in enumerate(predictions.logits, start=1)},
-        fused=predictions.fused,
-        labels=predictions.labels,
-        proposals=predictions.proposals,
-        regions=predictions.regions[1:],
         bounds=list(bounds)[: len(predictions.proposals)],
-        boxes=predictions.boxes,
-        parts=predictions.parts,
         focus_parts=data.focus_parts,
     )
     return measured | {"num_skipped": len(data.skipped)}
@@ -165,6 +151,116 @@ def summary(result: dict[str, Any]) -> str:
     shown = "  ".join(f"{name} {100 * value:.1f}" for name, value in result["top1"].items())
     sides = "  ".join(f"side_{n[-1]} {s['tl_mean']:.2f}" for n, s in result["regions"].items())
     return f"val top-1 % {shown}  {sides}".rstrip()
+
+
+def outcome_of(phase: Phase, progress: Progress) -> str:
+    """Return which epoch of a finished phase was kept, and by which scores."""
+    if phase.keep == "last":
+        return "kept the last epoch"
+    before = f" ({_shown(progress.start)} before)" if progress.start else ""
+    if phase.keep == "if_better" and not progress.best_epoch:
+        return f"no epoch was better, nothing changed{before}"
+    assert progress.best is not None
+    return f"kept epoch {progress.best_epoch}: {_shown(progress.best)}{before}"
+
+
+def _shown(scores: Mapping[str, float]) -> str:
+    """Return scores in words, the mean of several."""
+    mean = sum(scores.values()) / len(scores)
+    return f"loss {-mean:.4f}" if "loss" in scores else f"log-probability {mean:.3f}"
+
+
+def preview(predictions: Predictions, photos: PhotoDataset, config: Config) -> np.ndarray:
+    """Return a picture [H, W, 3] of the first photos with their regions and views."""
+    plain = photos.without_augmentation()
+    images = torch.stack([plain[(0, i)]["image"] for i in range(min(config.run.num_preview, len(plain)))])
+    images = images.float() / 255.0
+    regions = [region[: len(images)] for region in predictions.regions[1:]]
+    boxes = [to_boxes_xyxy(region, (images.shape[2], images.shape[3])) for region in regions]
+    sizes = zip(regions, config.model.view_sizes[1:], strict=False)
+    views = [zoom(images, region, (side, side)).clamp(0, 1) for region, side in sizes]
+    return draw.preview(images, boxes, views)
+
+
+class Context:
+    """What a phase may use before its first step, see :class:`racnn.models.phase.PhaseContext`."""
+
+    def __init__(self, trainer: Trainer, phase: Phase) -> None:
+        self.trainer = trainer
+        self.phase = phase
+        self.model = trainer.model
+
+    def read(self, what: str, split: str, call: Callable[..., Any], **settings: Any) -> Any:
+        """Return what a call finds in the photos of a split, showing how far it is; leave if told to stop."""
+        trainer = self.trainer
+
+        def after_batch() -> None:
+            trainer.logger.tick()
+            if trainer.world.size == 1:  # several stop together, after the last batch
+                self._stop_if_told()
+
+        batches = trainer.eval_batches(split)
+        trainer.logger.start_bar(f"{self.phase.name}: {what}, {split}", len(batches), 0)
+        found = call(
+            self.model,
+            batches,
+            self.phase.scales[0],
+            self.phase,
+            device=trainer.device,
+            gather=trainer.world.gather,
+            after_batch=after_batch,
+            **settings,
+        )
+        trainer.logger.close_bar()
+        self._stop_if_told()
+        return found
+
+    def _stop_if_told(self) -> None:
+        """Stop with a checkpoint to go on from, if the run was told to."""
+        if self.trainer.stopped():
+            if not (self.trainer.folder / "last.pt").exists():
+                self.trainer.save_last(None)
+            self.trainer.stop()
+
+    def attach(self, split: str, boxes: Tensor) -> None:
+        """Let the photos of a split bring along a pseudo box each."""
+        self.trainer.data.splits[split].pseudo_boxes = boxes.numpy()
+
+    def detach(self) -> None:
+        """Let no photo bring one along."""
+        for photos in self.trainer.data.splits.values():
+            photos.pseudo_boxes = None
+
+    def descriptor_norms(self) -> list[float]:
+        """Return the mean length of each scale's descriptors, from some training photos of all classes."""
+        trainer = self.trainer
+        some = itertools.islice(trainer.train_batches(self.phase), NORM_BATCHES)  # shuffled
+        found = predict(self.model, some, device=trainer.device, descriptors=True, world=trainer.world)
+        return [descriptors.norm(dim=1).mean().item() for descriptors in found.descriptors]
+
+    def descriptors(self, split: str, num_scales: int) -> tuple[list[Tensor], Tensor]:
+        """Return the descriptors [N, D] of each scale on the photos of a split, unchanged and in order, and the labels."""
+        trainer = self.trainer
+        found = predict(
+            self.model,
+            trainer.eval_batches(split),
+            device=trainer.device,
+            num_scales=num_scales,
+            descriptors=True,
+            world=trainer.world,
+            after_batch=self._stop_if_told if trainer.world.size == 1 else lambda: None,
+        )
+        self._stop_if_told()
+        return found.descriptors, found.labels
+
+    def answers(self) -> tuple[list[Tensor], Tensor]:
+        """Return the logits of every scale on the validation photos, and the labels."""
+        predictions = self.trainer.predict(self.model.num_scales, fused=False)
+        return predictions.logits, predictions.labels
+
+    def log(self, text: str) -> None:
+        """Print a line."""
+        self.trainer.logger.log(text)
 
 
 def data_of(trained: Predictor, *, root: Path | None = None, skip_damaged: bool = False) -> Data:
@@ -219,22 +315,18 @@ def evaluate_trained(
             photos were trained on.
     """
     own = root is None or is_data_of_run(trained, root)
+    if early_exit and not own:
+        raise ConfigError(f"--early-exit: chooses on the run's validation photos, which are not in {root}")
+    data = (
+        data_of(trained, root=root, skip_damaged=skip_damaged)
+        if root is None or own
+        else _other_data(trained, root, skip_damaged=skip_damaged)
+    )
+    split = split or ("test" if own else "all")
     if own:
-        data = data_of(trained, root=root, skip_damaged=skip_damaged)
-        split = split or "test"
         _refuse_leaked(trained, data, split)
-    else:
-        if early_exit:
-            raise ConfigError(
-                f"--early-exit: chooses on the run's validation photos, which are not in {root}"
-            )
-        assert root is not None
-        changes = {"on_error": "skip", "most_skipped": 1.0} if skip_damaged else {}
-        config = trained.config.data.model_copy(update=changes)
-        data = build_to_measure(config, root, class_names=trained.class_names)
-        split = split or "all"
-        if split not in data.splits:
-            raise ConfigError(f"--split {split}: {root} brings no such photos, only {', '.join(data.splits)}")
+    elif split not in data.splits:
+        raise ConfigError(f"--split {split}: {root} brings no such photos, only {', '.join(data.splits)}")
     refuse_misplaced_boxes(data)
     calibrated = calibrate_early_exit(trained, data) if early_exit else None
     measured_on = _split_of(data, split)
@@ -247,15 +339,24 @@ def evaluate_trained(
         measured["warnings"] = describe_copies(find_copies(splits), data.class_names)
         measured["passed_over"] = dict(data.passed_over)
     if calibrated is not None:
-        early, curve = calibrated
-        answers = answers_by_depth(predictions.logits, predictions.fused, early.pools)
-        achieved = outcome(answers, predictions.labels, early.threshold, early.costs)
-        measured["early_exit"] = {
-            "choice": asdict(early),
-            "val_curve": [asdict(each) for each in curve],
-            **asdict(achieved),
-        }
+        measured["early_exit"] = _early_exit_report(*calibrated, predictions)
     return measured
+
+
+def _other_data(trained: Predictor, root: Path, *, skip_damaged: bool) -> Data:
+    changes = {"on_error": "skip", "most_skipped": 1.0} if skip_damaged else {}
+    config = trained.config.data.model_copy(update=changes)
+    return build_to_measure(config, root, class_names=trained.class_names)
+
+
+def _early_exit_report(early: EarlyExit, curve: list[Outcome], predictions: Predictions) -> dict[str, Any]:
+    answers = answers_by_depth(predictions.logits, predictions.fused, early.pools)
+    achieved = outcome(answers, predictions.labels, early.threshold, early.costs)
+    return {
+        "choice": asdict(early),
+        "val_curve": [asdict(each) for each in curve],
+        **asdict(achieved),
+    }
 
 
 def is_data_of_run(trained: Predictor, root: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -182,41 +183,42 @@ class Predictor:
         Raises:
             DataError: A path does not exist, or a folder holds no photos.
         """
-        side = self.config.data.source_size
         batches, transform = photo_batches(places, self.config.data, batch_size=batch_size, workers=workers)
-        device = next(self.model.parameters()).device
-        parts = Parts()
-
-        def answers(part: dict[str, Tensor]) -> list[tuple[list[int], Tensor, list[Tensor]]]:
-            images = part["image"].to(device, non_blocking=True)
-            if early is None:
-                output = self.model(images, num_scales=self.scales)
-                answer = combined_log_probs(output.logits, output.fused if self.fused else None)
-                stopped = [(torch.arange(len(images)), answer, output.regions)]
-            else:
-                stopped = look_until_sure(self.model, images, early, scales=self.scales, fused=self.fused)
-            return [
-                (part["position"][index.cpu()].tolist(), answer.cpu(), [region.cpu() for region in regions])
-                for index, answer, regions in stopped
-            ]
-
+        parts, side = Parts(), self.config.data.source_size
         for batch in batches:
             rows: list[dict[str, Any]] = [{"photo": str(path)} for path in batch.paths]
             for position, error in batch.errors.items():
                 rows[position]["error"] = error
             readable = [position for position in range(len(rows)) if position not in batch.errors]
             given = {"image": batch.images, "position": torch.tensor(readable)}
-            found = parts.run(answers, given) if readable else []
-            for positions, answer, regions in itertools.chain(*found):
+            found = parts.run(partial(self._answer, early), given) if readable else []
+            for positions, log_probs, regions in itertools.chain(*found):
                 boxes = [to_boxes_xyxy(region, (side, side)) for region in regions[1:]]
                 for i, position in enumerate(positions):
                     size = batch.sizes[position]
                     assert size is not None
                     rows[position] |= answer_dict(
-                        _best(answer[i], self.class_names, top),
+                        _best(log_probs[i], self.class_names, top),
                         [transform.to_photo(box[i].tolist(), size) for box in boxes],
                     )
             yield from rows
+
+    @torch.no_grad()
+    def _answer(
+        self, early: EarlyExit | None, part: dict[str, Tensor]
+    ) -> list[tuple[list[int], Tensor, list[Tensor]]]:
+        """Return positions, log-probabilities and regions of photos that were looked at equally often, on the CPU."""
+        images = part["image"].to(next(self.model.parameters()).device, non_blocking=True)
+        if early is None:
+            output = self.model(images, num_scales=self.scales)
+            log_probs = combined_log_probs(output.logits, output.fused if self.fused else None)
+            stopped = [(torch.arange(len(images)), log_probs, output.regions)]
+        else:
+            stopped = look_until_sure(self.model, images, early, scales=self.scales, fused=self.fused)
+        return [
+            (part["position"][index.cpu()].tolist(), log_probs.cpu(), [region.cpu() for region in regions])
+            for index, log_probs, regions in stopped
+        ]
 
 
 def load(path: Path | str, device: torch.device | str = "cpu") -> Predictor:

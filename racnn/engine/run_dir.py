@@ -27,6 +27,7 @@ from racnn.config import Config, dump_config
 from racnn.data import Data
 from racnn.data.contents import PhotoFile, read_photo_files, short_digests
 from racnn.data.loader import num_left_over
+from racnn.data.sources.catalog import Record
 from racnn.data.sources.folder import class_places
 from racnn.engine.checkpoint import (
     Content,
@@ -154,6 +155,37 @@ class RunDir:
         splits = [data.splits[name] for name in ("train", "held_out", "val") if name in data.splits]
         records = [record for photos in splits for record in photos.records]
         self._photos = read_photo_files(records, self._known_photos() if again else {})
+
+    def refuse_other_photos(self, content: Content, data: Data, batch_size: int) -> None:
+        """Refuse to go on with other photos, or other batches of them, than those the run began with.
+
+        Raises:
+            DataError: Photos were added or removed, hold something else, or are in another order or of other classes.
+            CheckpointError: An earlier version stopped in an epoch whose batches would be others now.
+        """
+        refuse_other_batches(content, data, batch_size)
+        refuse_other_photos(content, data, self.digests())
+
+    def dump(
+        self,
+        phase: str,
+        step: int,
+        values: Mapping[str, float],
+        records: Sequence[Record],
+        world: ProcessGroup,
+    ) -> Path:
+        """Write down the batch whose loss or gradient was not finite, and return where."""
+        content = {
+            "phase": phase,
+            "step": step,
+            "values": {name: str(value) for name, value in values.items()},
+            "photos": [str(record.path or record.name) for record in records],
+        }
+        path = self.path / DUMP
+        if world.is_main_process:
+            write_text(path, json.dumps(content, indent=2) + "\n")
+        world.wait()  # or torchrun would end the first process while it writes
+        return path
 
     def digests(self) -> dict[str, str]:
         """Return by name the start of the sha256 of the photos that were read, as a checkpoint keeps it."""

@@ -8,15 +8,12 @@ random state, and a run that is stopped and resumed ends with the weights it wou
 from __future__ import annotations
 
 import gc
-import itertools
-import json
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -30,32 +27,27 @@ from racnn.engine.checkpoint import (
     open_checkpoint,
     restore_optimizer,
     save_checkpoint,
-    write_text,
 )
 from racnn.engine.device import determinism, prepare
 from racnn.engine.distributed import ALONE, ProcessGroup, join, leave, own_device
-from racnn.engine.evaluator import Predictions, figures, predict, report, summary
+from racnn.engine.evaluator import (
+    Context,
+    figures,
+    outcome_of,
+    predict,
+    preview,
+    report,
+    summary,
+)
 from racnn.engine.logger import Logger, Silence
 from racnn.engine.loop import EpochState, NonFiniteError, build_optimizer, train_one_epoch, train_only
-from racnn.engine.run_dir import (
-    DUMP,
-    RunDir,
-    provenance,
-    refuse_other_batches,
-    refuse_other_photos,
-    refuse_output_among_classes,
-    with_start,
-)
+from racnn.engine.run_dir import RunDir, provenance, refuse_output_among_classes, with_start
 from racnn.engine.signals import Interrupt
 from racnn.errors import CheckpointError, TrainingError
 from racnn.evaluation.diagnostics import collapse_warnings, describe_data
-from racnn.evaluation.draw import preview
+from racnn.evaluation.report import Predictions
 from racnn.models import build_model
 from racnn.models.phase import Phase, upcoming
-from racnn.ops.crop import zoom
-from racnn.ops.regions import to_boxes_xyxy
-
-NORM_BATCHES = 8  # of training photos, from which the mean length of the descriptors is taken
 
 
 def fit(
@@ -94,15 +86,7 @@ def fit(
 class Trainer:
     """A run: its network, data, progress and folder, made anew or taken up, and the way through its phases.
 
-    Args:
-        config: The whole of it; ``run.out`` names the run's folder.
-        device: Where to train.
-        world: The processes that train together.
-        resume: Go on from the folder's ``last.pt``.
-        overwrite: Delete an earlier run in the folder first.
-
-    Raises:
-        ConfigError: As :func:`fit` does.
+    Arguments and errors are those of :func:`fit`; ``world`` are the processes that train together.
     """
 
     def __init__(
@@ -170,8 +154,7 @@ class Trainer:
             refuse_misplaced_boxes(self.data)
             self._run_dir.read_photos(self.data, again=content is not None)
         if content:
-            refuse_other_batches(content, self.data, config.data.batch_size)
-            refuse_other_photos(content, self.data, self._run_dir.digests())
+            self._run_dir.refuse_other_photos(content, self.data, config.data.batch_size)
         balanced = config.data.balance == "weights"
         self.class_weights = self.data.class_weights().to(self.device) if balanced else None
 
@@ -292,7 +275,10 @@ class Trainer:
                     if stop:
                         self.stop()
         except NonFiniteError as error:
-            path = self._dump(phase, error)
+            records, index = self.data.splits[phase.photos].records, self.world.gather(error.index)
+            path = self._run_dir.dump(
+                phase.name, progress.step, error.values, [records[i] for i in index], self.world
+            )
             if not self.world.is_main_process:  # which says it
                 raise SystemExit(1) from None
             raise TrainingError(f"{error}. {path} names the photos of the batch and all losses") from None
@@ -318,22 +304,6 @@ class Trainer:
         while state.messages:
             self.logger.log(state.messages.pop(0))
 
-    def _dump(self, phase: Phase, error: NonFiniteError) -> Path:
-        """Write down the batch whose loss or gradient was not finite."""
-        records = self.data.splits[phase.photos].records
-        index = self.world.gather(error.index)
-        content = {
-            "phase": phase.name,
-            "step": self.progress.step,
-            "values": {name: str(value) for name, value in error.values.items()},
-            "photos": [str(records[i].path or records[i].name) for i in index],
-        }
-        path = self.folder / DUMP
-        if self.world.is_main_process:
-            write_text(path, json.dumps(content, indent=2) + "\n")
-        self.world.wait()  # or torchrun would end the first process while it writes
-        return path
-
     def _finish_epoch(self, phase: Phase, optimizer: torch.optim.Optimizer | None) -> None:
         """Save, validate, and remember the best. What follows the save is done again if the run is taken up from it."""
         progress = self.progress
@@ -356,7 +326,7 @@ class Trainer:
         if phase.keep != "last":
             assert progress.best_weights is not None
             self.model.load_state_dict(progress.best_weights, strict=False)
-        self.logger.log(f"{phase.name}: {_outcome_of(phase, progress)}")
+        self.logger.log(f"{phase.name}: {outcome_of(phase, progress)}")
         self.save_best(phase.name)
         return phase.keep != "if_better" or progress.best_epoch > 0
 
@@ -393,33 +363,17 @@ class Trainer:
         for warning in collapse_warnings(result["regions"], self.model.bounds):
             logger.log(f"warning: {warning}")
         if self.config.run.num_preview and predictions.proposals and self.world.is_main_process:
-            logger.picture("val/regions", self._preview(predictions), step=progress.step)
+            picture = preview(predictions, self.data.splits["val"], self.config)
+            logger.picture("val/regions", picture, step=progress.step)
         return scores
-
-    def _preview(self, predictions: Predictions) -> np.ndarray:
-        """Return the first validation photos with their regions and views."""
-        val = self.data.splits["val"].without_augmentation()
-        shown = range(min(self.config.run.num_preview, len(val)))
-        photos = torch.stack([val[(0, i)]["image"] for i in shown]).float() / 255.0
-        regions = [region[: len(photos)] for region in predictions.regions[1:]]
-        boxes = [to_boxes_xyxy(region, (photos.shape[2], photos.shape[3])) for region in regions]
-        sizes = zip(regions, self.config.model.view_sizes[1:], strict=False)
-        return preview(
-            photos, boxes, [zoom(photos, region, (side, side)).clamp(0, 1) for region, side in sizes]
-        )
 
     def best_report(self) -> dict[str, Any]:
         """Return the validation report of ``best.pt``."""
-        found: dict[str, Any] = self.world.from_main_process(self._read_best_report)
+        path = self.folder / "best.pt"
+        found = self.world.from_main_process(lambda: open_checkpoint(path).content.val_report)
+        if found is None:
+            raise CheckpointError(f"{path}: holds no report on the validation photos, so it is no best.pt")
         return found
-
-    def _read_best_report(self) -> dict[str, Any]:
-        stored = open_checkpoint(self.folder / "best.pt")
-        if stored.content.val_report is None:
-            raise CheckpointError(
-                f"{stored.path}: holds no report on the validation photos, so it is no best.pt"
-            )
-        return stored.content.val_report
 
     # --- photos
 
@@ -511,87 +465,6 @@ class Trainer:
                 )
 
 
-class Context:
-    """What a phase may use before its first step, see :class:`racnn.models.phase.PhaseContext`."""
-
-    def __init__(self, trainer: Trainer, phase: Phase) -> None:
-        self.trainer = trainer
-        self.phase = phase
-        self.model = trainer.model
-
-    def read(self, what: str, split: str, call: Callable[..., Any], **settings: Any) -> Any:
-        """Return what a call finds in the photos of a split, showing how far it is; leave if told to stop."""
-        trainer = self.trainer
-
-        def after_batch() -> None:
-            trainer.logger.tick()
-            if trainer.world.size == 1:  # several stop together, after the last batch
-                self._stop_if_told()
-
-        batches = trainer.eval_batches(split)
-        trainer.logger.start_bar(f"{self.phase.name}: {what}, {split}", len(batches), 0)
-        found = call(
-            self.model,
-            batches,
-            self.phase.scales[0],
-            self.phase,
-            device=trainer.device,
-            gather=trainer.world.gather,
-            after_batch=after_batch,
-            **settings,
-        )
-        trainer.logger.close_bar()
-        self._stop_if_told()
-        return found
-
-    def _stop_if_told(self) -> None:
-        """Stop with a checkpoint to go on from, if the run was told to."""
-        if self.trainer.stopped():
-            if not (self.trainer.folder / "last.pt").exists():
-                self.trainer.save_last(None)
-            self.trainer.stop()
-
-    def attach(self, split: str, boxes: Tensor) -> None:
-        """Let the photos of a split bring along a pseudo box each."""
-        self.trainer.data.splits[split].pseudo_boxes = boxes.numpy()
-
-    def detach(self) -> None:
-        """Let no photo bring one along."""
-        for photos in self.trainer.data.splits.values():
-            photos.pseudo_boxes = None
-
-    def descriptor_norms(self) -> list[float]:
-        """Return the mean length of each scale's descriptors, from some training photos of all classes."""
-        trainer = self.trainer
-        some = itertools.islice(trainer.train_batches(self.phase), NORM_BATCHES)  # shuffled
-        found = predict(self.model, some, device=trainer.device, descriptors=True, world=trainer.world)
-        return [descriptors.norm(dim=1).mean().item() for descriptors in found.descriptors]
-
-    def descriptors(self, split: str, num_scales: int) -> tuple[list[Tensor], Tensor]:
-        """Return the descriptors [N, D] of each scale on the photos of a split, unchanged and in order, and the labels."""
-        trainer = self.trainer
-        found = predict(
-            self.model,
-            trainer.eval_batches(split),
-            device=trainer.device,
-            num_scales=num_scales,
-            descriptors=True,
-            world=trainer.world,
-            after_batch=self._stop_if_told if trainer.world.size == 1 else lambda: None,
-        )
-        self._stop_if_told()
-        return found.descriptors, found.labels
-
-    def answers(self) -> tuple[list[Tensor], Tensor]:
-        """Return the logits of every scale on the validation photos, and the labels."""
-        predictions = self.trainer.predict(self.model.num_scales, fused=False)
-        return predictions.logits, predictions.labels
-
-    def log(self, text: str) -> None:
-        """Print a line."""
-        self.trainer.logger.log(text)
-
-
 def trained_weights(model: nn.Module, phase: Phase) -> dict[str, Tensor]:
     """Return a copy of the weights, and of batch norm's statistics, that a phase can change."""
     trunks, heads = phase.trained(model)
@@ -605,20 +478,3 @@ def better(new: Mapping[str, float], old: Mapping[str, float], *, none_may_fall:
     if none_may_fall and any(new[name] < old[name] for name in old):
         return False
     return sum(new.values()) > sum(old.values())
-
-
-def _outcome_of(phase: Phase, progress: Progress) -> str:
-    """Return which epoch of a finished phase was kept, and by which scores."""
-    if phase.keep == "last":
-        return "kept the last epoch"
-    before = f" ({_shown(progress.start)} before)" if progress.start else ""
-    if phase.keep == "if_better" and not progress.best_epoch:
-        return f"no epoch was better, nothing changed{before}"
-    assert progress.best is not None
-    return f"kept epoch {progress.best_epoch}: {_shown(progress.best)}{before}"
-
-
-def _shown(scores: Mapping[str, float]) -> str:
-    """Return scores in words, the mean of several."""
-    mean = sum(scores.values()) / len(scores)
-    return f"loss {-mean:.4f}" if "loss" in scores else f"log-probability {mean:.3f}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,35 +23,50 @@ from racnn.evaluation.metrics import (
 )
 
 
+@dataclass
+class Predictions:
+    """What a network said of every photo of a split, on the CPU; lists hold one entry a scale or region.
+
+    Attributes:
+        logits: [N, C] per scale.
+        fused: [N, C] logits of the fused classifier, or None.
+        labels: [N] integers in [0, C).
+        proposals: [N, 3] per region after the first, each in the frame of its parent view.
+        regions: [N, 3] in the frame of the source, the whole image first.
+        boxes: [N, 4] xyxy of the objects in the frame of the source, NaN where unknown.
+        parts: [N, P, 3] of (x, y, visible) in the frame of the source; P may be 0.
+        descriptors: [N, D] per scale, where they were asked for.
+        pseudo_boxes: [N, 4], those that the photos brought along for an APN to learn, or None.
+    """
+
+    logits: list[Tensor]
+    fused: Tensor | None
+    labels: Tensor
+    proposals: list[Tensor]
+    regions: list[Tensor]
+    boxes: Tensor
+    parts: Tensor
+    descriptors: list[Tensor] = field(default_factory=list)
+    pseudo_boxes: Tensor | None = None
+
+
 def evaluation_report(
+    predictions: Predictions,
     *,
     dataset: str,
     split: str,
     class_names: Sequence[str],
-    logits: Mapping[str, Tensor],
-    fused: Tensor | None,
-    labels: Tensor,
-    proposals: Sequence[Tensor],
-    regions: Sequence[Tensor],
     bounds: Sequence[tuple[float, float]],
-    boxes: Tensor,
-    parts: Tensor,
-    focus_parts: Sequence[int],
+    focus_parts: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Return everything that is reported about one evaluated split, ready for ``json.dumps``.
 
     Args:
+        predictions: On its photos.
         dataset: Name of the data set.
         split: Name of the split.
         class_names: C names.
-        logits: ``scale_1``, ``scale_2``, ... to [N, C].
-        fused: [N, C] logits of the fused classifier, if there is one.
-        labels: [N] integers in [0, C).
-        proposals: [N, 3] per region, each in the frame of its parent view.
-        regions: The same in the frame of the source.
         bounds: The range of tl, per region.
-        boxes: [N, 4] xyxy in the frame of the source, NaN where unknown.
-        parts: [N, P, 3] of (x, y, visible) in the frame of the source; P may be 0.
         focus_parts: Indices of the parts whose mean is the telling point.
 
     Returns:
@@ -62,12 +78,14 @@ def evaluation_report(
     Raises:
         ValueError: There are no photos, the shapes do not fit, or logits are not finite.
     """
-    labels = labels.detach().cpu().long()
-    log_probs = _answers(logits, fused, labels, len(class_names))
+    logits = {f"scale_{s}": each for s, each in enumerate(predictions.logits, start=1)}
+    labels = predictions.labels.detach().cpu().long()
+    log_probs = _answers(logits, predictions.fused, labels, len(class_names))
     ranks = {key: rank_of_truth(values, labels) for key, values in log_probs.items()}
     single = [key for key in ranks if key != "scale_1+2"]
-    points = focus_points(parts, focus_parts)
-    parents = [None, *regions[:-1]]  # region_1 is cut from the whole source
+    points = focus_points(predictions.parts, focus_parts)
+    finer = predictions.regions[1:]
+    parents = [None, *finer[:-1]]  # region_1 is cut from the whole source
     n = len(labels)
     return {
         "dataset": dataset,
@@ -81,12 +99,12 @@ def evaluation_report(
         "log_prob": {key: float(log_probs[key].gather(1, labels[:, None]).mean()) for key in single},
         "per_class": per_class({key: ranks[key] == 0 for key in single}, labels, class_names),
         "localisation": {
-            f"region_{s}": localisation(region, boxes, points, parent)
-            for s, (region, parent) in enumerate(zip(regions, parents, strict=False), start=1)
+            f"region_{s}": localisation(region, predictions.boxes, points, parent)
+            for s, (region, parent) in enumerate(zip(finer, parents, strict=False), start=1)
         },
         "regions": {
             f"region_{s}": region_statistics(region, limits)
-            for s, (region, limits) in enumerate(zip(proposals, bounds, strict=True), start=1)
+            for s, (region, limits) in enumerate(zip(predictions.proposals, bounds, strict=True), start=1)
         },
     }
 

@@ -269,3 +269,18 @@ def build_backbone(name: str, *, weights: str | None = None) -> Backbone:
         state = read_weights(weights, source=backbone.source)
         load_trunk(backbone.features, state, left_out=backbone.left_out, origin=weights)
     return backbone
+
+
+@torch.no_grad()
+def reason_against_view(backbone: Backbone, side: int, reader: nn.Module | None = None) -> str:
+    """Return why a backbone cannot take a square view of a size, or a reader its features; '' if they can."""
+    try:
+        # on the meta device shapes are known and nothing is computed
+        features = copy.deepcopy(backbone).to("meta").eval()(torch.zeros(1, 3, side, side, device="meta"))
+        if reader is not None:
+            reader(torch.zeros(features.shape))
+    except NotImplementedError:
+        return ""  # an operation whose shapes are not known without computing it
+    except (RuntimeError, AssertionError, ValueError) as error:
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    return ""

@@ -10,7 +10,8 @@ import pytest
 import torch
 from conftest import sure_of
 
-from racnn.evaluation.report import evaluation_report, format_report
+from racnn.evaluation.report import Predictions, evaluation_report, format_report
+from racnn.ops.regions import whole
 
 NAN = math.nan
 
@@ -35,7 +36,11 @@ def _report(**changed: Any) -> dict[str, Any]:
         "parts": torch.tensor([[[0.1, 0.2, 1.0], [0.3, 0.4, 0.0]]]).expand(n, 2, 3),
         "focus_parts": [0, 1],
     }
-    return evaluation_report(**{**given, **changed})
+    values = {**given, **changed}
+    looks = {key: values.pop(key) for key in ("fused", "labels", "proposals", "boxes", "parts")}
+    regions = [whole(len(looks["labels"])), *values.pop("regions")]
+    predictions = Predictions(logits=list(values.pop("logits").values()), regions=regions, **looks)
+    return evaluation_report(predictions, **values)
 
 
 class TestReport:

@@ -1,9 +1,28 @@
 """The first family: RA-CNN itself."""
 
+from racnn.errors import ConfigError, did_you_mean
 from racnn.models.family import Family
-from racnn.models.racnn.model import build
+from racnn.models.racnn.model import RACNN
 from racnn.models.racnn.phases import PHASES
 from racnn.models.racnn.schedules import SCHEDULES
+from racnn.ops.crop import CROPS
 from racnn.sections import ModelConfig
+
+
+def build(config: ModelConfig, *, num_classes: int, weights: bool) -> RACNN:
+    """Return the network that the model section describes; without its weights where ``weights`` is False."""
+    if config.crop not in CROPS:
+        raise ConfigError(
+            f"model.crop: no sampler is called '{config.crop}'{did_you_mean(config.crop, CROPS)}; "
+            f"expected {', '.join(CROPS)}"
+        )
+    options = config.model_dump(exclude={"family", "weights", "bounds"})
+    return RACNN(
+        num_classes=num_classes,
+        weights=config.weights if weights else None,
+        bounds=config.region_bounds(),
+        **options,
+    )
+
 
 FAMILY = Family(config=ModelConfig, build=build, phases=PHASES, schedules=SCHEDULES)

@@ -192,10 +192,17 @@ def look_until_sure(
             if len(done):
                 stopped.append((index[done], pooled[done], [region[done] for region in output.regions]))
                 source, index = source[left], index[left]
-                output.scales = [each.select(left) for each in output.scales]
+                output.scales = [_select(each, left) for each in output.scales]
             if not len(index):
                 break
     return stopped
+
+
+def _select(scale: ScaleOutput, index: Tensor) -> ScaleOutput:
+    """Return the output of the images with indices [K]."""
+    proposal = None if scale.proposal is None else scale.proposal[index]
+    tensors = (scale.region, scale.view, scale.features, scale.descriptor, scale.logits)
+    return ScaleOutput(*(tensor[index] for tensor in tensors), proposal=proposal)  # type: ignore[misc]
 
 
 def _next_scale(model: RACNN, source: Tensor, before: Sequence[ScaleOutput]) -> ScaleOutput:

@@ -16,7 +16,6 @@ Convention
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -26,13 +25,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from racnn.errors import ConfigError, did_you_mean
-from racnn.models.backbone import Backbone, build_backbone
+from racnn.errors import ConfigError
+from racnn.models.backbone import Backbone, build_backbone, reason_against_view
 from racnn.models.racnn.apn import build_apn
 from racnn.ops.crop import CROPS
 from racnn.ops.mask import frame_steepness
 from racnn.ops.regions import compose, jitter, to_boxes_xyxy, whole
-from racnn.sections import ModelConfig, default_bounds
+from racnn.sections import default_bounds
 
 
 @dataclass
@@ -60,17 +59,6 @@ class ScaleOutput:
         """The proposal in the frame of the image, [B, 3]; no gradient reaches coarser regions."""
         assert self.proposal is not None, "the finest scale proposes nothing"
         return compose(self.region.detach(), self.proposal)
-
-    def select(self, index: Tensor) -> ScaleOutput:
-        """Return the output of the images with indices [K]."""
-        return ScaleOutput(
-            region=self.region[index],
-            view=self.view[index],
-            features=self.features[index],
-            descriptor=self.descriptor[index],
-            logits=self.logits[index],
-            proposal=None if self.proposal is None else self.proposal[index],
-        )
 
 
 @dataclass
@@ -113,22 +101,6 @@ class RACNNOutput:
     def boxes_xyxy(self, size: tuple[int, int]) -> list[Tensor]:
         """Return the region of each finer view as pixel boxes [B, 4] of an image of size (h, w)."""
         return [to_boxes_xyxy(region, size) for region in self.regions[1:]]
-
-
-def build(config: ModelConfig, *, num_classes: int, weights: bool) -> RACNN:
-    """Return the network that the model section describes; without its weights where ``weights`` is False."""
-    if config.crop not in CROPS:
-        raise ConfigError(
-            f"model.crop: no sampler is called '{config.crop}'{did_you_mean(config.crop, CROPS)}; "
-            f"expected {', '.join(CROPS)}"
-        )
-    options = config.model_dump(exclude={"family", "weights", "bounds"})
-    return RACNN(
-        num_classes=num_classes,
-        weights=config.weights if weights else None,
-        bounds=config.region_bounds(),
-        **options,
-    )
 
 
 class RACNN(nn.Module):
@@ -375,33 +347,19 @@ class RACNN(nn.Module):
                 cells than the paper's APN was built for.
         """
         for scale, size in enumerate(self.view_sizes, start=1):
-            if reason := self._reason_against(scale, size, propose=scale < self.num_scales):
+            apn = self.apns[scale - 1] if scale < self.num_scales else None
+            if reason := reason_against_view(self.backbone(scale), size, apn):
                 raise ConfigError(
                     f"model.view_sizes: views of {size} px do not suit scale {scale} ({reason}); a multiple of "
                     f"{self.backbone(scale).stride} suits most backbones, and some take only one size"
                 )
         for scale, factor in enlargements:
             side = self._enlarged_side(scale, factor)
-            if factor > 1.0 and (reason := self._reason_against(scale, side, propose=False)):
+            if factor > 1.0 and (reason := reason_against_view(self.backbone(scale), side)):
                 raise ConfigError(
                     f"schedule: the apn_init phase of scales: [{scale}] has enlarge: {factor:g}, but the backbone takes "
                     f"no view of {side} px ({reason}); set enlarge to 1 there"
                 )
-
-    @torch.no_grad()
-    def _reason_against(self, scale: int, side: int, *, propose: bool) -> str:
-        """Return why a scale cannot classify a view of a size, or propose a region of it; '' if it can."""
-        try:
-            # on the meta device shapes are known and nothing is computed
-            tried = copy.deepcopy(self.backbone(scale)).to("meta").eval()
-            features = tried(torch.zeros(1, 3, side, side, device="meta"))
-            if propose:
-                self.apns[scale - 1](torch.zeros(features.shape))
-        except NotImplementedError:
-            return ""  # an operation whose shapes are not known without computing it
-        except (RuntimeError, AssertionError, ValueError) as error:
-            return (str(error).splitlines() or [type(error).__name__])[0]
-        return ""
 
     def _enlarged_side(self, scale: int, factor: float) -> int:
         """Return the side in whole cells of the feature map; a part of one would shift the map."""

@@ -115,10 +115,18 @@ class Classification(Phase):
         return (*self.scales, self.init_from or 1)
 
 
-class ApnInit(Phase):
-    """Regress an APN to the box that the map of its frozen scale shows."""
+class _RegionPhase(Phase):
+    """Trains APNs; ``scales`` name the scales that propose."""
 
     names_regions: ClassVar[bool] = True
+
+    def trained(self, model: RACNN) -> tuple[list[nn.Module], list[nn.Module]]:
+        return [model.apns[scale - 1] for scale in self.scales], []
+
+
+class ApnInit(_RegionPhase):
+    """Regress an APN to the box that the map of its frozen scale shows."""
+
     proposes: ClassVar[bool] = True
 
     kind: Literal["apn_init"]
@@ -136,9 +144,6 @@ class ApnInit(Phase):
     trim: float = Field(
         0.0, ge=0.0, lt=0.25, description="component: share of the response that the box leaves out a side"
     )
-
-    def trained(self, model: RACNN) -> tuple[list[nn.Module], list[nn.Module]]:
-        return [model.apns[scale - 1] for scale in self.scales], []
 
     def losses(self, model: RACNN, batch: Batch, class_weights: Tensor | None = None) -> dict[str, Tensor]:
         """Return the loss of the APN against the batch's ``pseudo_box``."""
@@ -197,10 +202,9 @@ class ApnInit(Phase):
         return found
 
 
-class Ranking(Phase):
-    """Move the APNs so that each finer scale is surer of the true class than the coarser one."""
+class Ranking(_RegionPhase):
+    """Move the APNs so that each finer scale gives the true class a higher probability than the coarser one."""
 
-    names_regions: ClassVar[bool] = True
     no_score_may_fall: ClassVar[bool] = True
 
     kind: Literal["ranking"]
@@ -213,9 +217,6 @@ class Ranking(Phase):
     spread: Fraction = Field(
         0.1, gt=0.0, description="smoothed: distance of a pair, as a share of the region's side"
     )
-
-    def trained(self, model: RACNN) -> tuple[list[nn.Module], list[nn.Module]]:
-        return [model.apns[scale - 1] for scale in self.scales], []
 
     def losses(self, model: RACNN, batch: Batch, class_weights: Tensor | None = None) -> dict[str, Tensor]:
         """Return the ranking losses of the regions, ``ranking_s``, and their sum ``loss``."""

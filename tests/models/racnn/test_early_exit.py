@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from racnn.engine.evaluator import Predictions
 from racnn.errors import ConfigError
+from racnn.evaluation.report import Predictions
 from racnn.models import RACNN
 from racnn.models.racnn.early_exit import (
     NEVER,

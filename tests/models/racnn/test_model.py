@@ -92,16 +92,6 @@ class TestOutput:
         assert torch.equal(output.proposals[-1], further.proposals[scales - 1])
         assert torch.equal(output.scales[-1].next_region, further.regions[-1])
 
-    def test_some_images_of_a_batch(self) -> None:
-        whole_batch = _model()(_images(4))
-        index = torch.tensor([3, 1])
-        for scale, kept in zip(
-            whole_batch.scales, (each.select(index) for each in whole_batch.scales), strict=True
-        ):
-            assert torch.equal(kept.logits, scale.logits[index])
-            assert torch.equal(kept.view, scale.view[index])
-            assert (kept.proposal is None) == (scale.proposal is None)
-
     def test_descriptor_is_the_mean_of_the_features_and_logits_its_linear_layer(self) -> None:
         model = _model()
         output = model(_images())
