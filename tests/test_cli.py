@@ -180,10 +180,10 @@ def test_a_damaged_test_photo_is_named_and_can_be_left_out(folder_run, racnn, tm
 
 
 def test_a_run_ends_with_its_verdict(racnn, tiny_file, tmp_path, monkeypatch):
-    from racnn.evaluation import diagnostics as remarks
+    from racnn.evaluation import diagnostics
 
     seen = []
-    monkeypatch.setattr(remarks, "diagnose", lambda *given: seen.append(given) or ["look at this"])
+    monkeypatch.setattr(diagnostics, "diagnose", lambda *given: seen.append(given) or ["look at this"])
     schedule = [{"kind": "classification", "scales": [1], "epochs": 1, "lr": 0.01}]
     result = racnn(
         "train", "--config", tiny_file(tmp_path / "c.yaml", out=tmp_path / "run", schedule=schedule)

@@ -20,7 +20,7 @@ from racnn.engine.loop import (
 )
 from racnn.engine.trainer import fit
 from racnn.models import RACNN
-from racnn.models.racnn.phases import make_phase
+from racnn.models.racnn import make_phase
 from racnn.ops.crop import zoom
 from racnn.ops.heatmap import largest_component
 

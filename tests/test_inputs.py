@@ -192,7 +192,7 @@ def _(place, net):
 def _(place, net):
     command = ("visualize", net.best, save(place / "p.jpg"), "--out", place / "out")
     assert run(*command).code == 0
-    (place / "out" / "p.png").write_bytes(b"my remarks")
+    (place / "out" / "p.png").write_bytes(b"my notes")
     return command
 
 
@@ -240,7 +240,7 @@ def _(place, net):
     return "train", "--config", config, "--out", place / "mine", "--overwrite"
 
 
-@row(LOSS, "a run over a configuration with remarks", code=2, says=["config.yaml", "changed by hand"])
+@row(LOSS, "a run over a configuration with comments", code=2, says=["config.yaml", "changed by hand"])
 def _(place, net):
     assert run(*train(place, net.photos)).code == 0
     with (place / "run" / "config.yaml").open("a") as file:

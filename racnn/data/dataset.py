@@ -46,7 +46,7 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
     Attributes:
         pseudo_boxes: None, or a box a photo, [N, 4] xyxy in the frame of the source without random changes, see
             :mod:`racnn.models.racnn.pseudo_boxes`. They follow the random changes. Half of the samples then show the whole photo: after a
-            random crop everything is larger than it will be in use, and an APN that is not yet sure of a size proposes the mean.
+            random crop everything is larger than it will be in use, and an APN that is still uncertain of the size proposes the mean.
         num_noise: How many random numbers a sample brings along for the training step.
     """
 

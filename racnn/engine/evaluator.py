@@ -54,7 +54,7 @@ def predict(
     num_scales: int | None = None,
     propose: bool = False,
     descriptors: bool = False,
-    world: ProcessGroup = ALONE,
+    processes: ProcessGroup = ALONE,
     after_batch: Callable[[], None] = lambda: None,
 ) -> Predictions:
     """Run the network over batches without random changes. What the GPU has no memory for is taken in halves.
@@ -66,7 +66,7 @@ def predict(
         num_scales: Run only the first ones; None runs all.
         propose: Keep also the proposal of the last of them, which nothing is cropped by.
         descriptors: Keep what the classifiers read, too.
-        world: The processes that share the batches; all of them return the predictions of all photos.
+        processes: The processes that share the batches; all of them return the predictions of all photos.
         after_batch: Called after each batch; it may raise to stop.
 
     Raises:
@@ -94,7 +94,7 @@ def predict(
     for batch in batches:
         rows.append(_joined(parts.run(answers, batch)))
         after_batch()
-    every = _joined(world.gather(rows))
+    every = _joined(processes.gather(rows))
     return Predictions(
         logits=every["logits"],
         fused=every["fused"],
@@ -196,7 +196,7 @@ class Context:
 
         def after_batch() -> None:
             trainer.logger.tick()
-            if trainer.world.size == 1:  # several stop together, after the last batch
+            if trainer.processes.size == 1:  # several stop together, after the last batch
                 self._stop_if_told()
 
         batches = trainer.eval_batches(split)
@@ -207,7 +207,7 @@ class Context:
             self.phase.scales[0],
             self.phase,
             device=trainer.device,
-            gather=trainer.world.gather,
+            gather=trainer.processes.gather,
             after_batch=after_batch,
             **settings,
         )
@@ -235,7 +235,9 @@ class Context:
         """Return the mean length of each scale's descriptors, from some training photos of all classes."""
         trainer = self.trainer
         some = itertools.islice(trainer.train_batches(self.phase), NORM_BATCHES)  # shuffled
-        found = predict(self.model, some, device=trainer.device, descriptors=True, world=trainer.world)
+        found = predict(
+            self.model, some, device=trainer.device, descriptors=True, processes=trainer.processes
+        )
         return [descriptors.norm(dim=1).mean().item() for descriptors in found.descriptors]
 
     def descriptors(self, split: str, num_scales: int) -> tuple[list[Tensor], Tensor]:
@@ -247,8 +249,8 @@ class Context:
             device=trainer.device,
             num_scales=num_scales,
             descriptors=True,
-            world=trainer.world,
-            after_batch=self._stop_if_told if trainer.world.size == 1 else lambda: None,
+            processes=trainer.processes,
+            after_batch=self._stop_if_told if trainer.processes.size == 1 else lambda: None,
         )
         self._stop_if_told()
         return found.descriptors, found.labels

@@ -55,7 +55,7 @@ class EpochState:
         length: Optimizer steps of the phase.
         class_weights: [C] on the device, or None.
         micro_batch: Photos of a batch on the device at a time; 0: all. Halved where the GPU has no memory for more.
-        world: The processes that share the batches.
+        processes: The processes that share the batches.
         interrupt: Tells whether this process was asked to stop; None: it never is.
         messages: Lines for the log.
     """
@@ -67,7 +67,7 @@ class EpochState:
     length: int = 1
     class_weights: Tensor | None = None
     micro_batch: int = 0
-    world: ProcessGroup = ALONE
+    processes: ProcessGroup = ALONE
     interrupt: Interrupt | None = None
     messages: list[str] = field(default_factory=list)
 
@@ -111,7 +111,7 @@ def train_one_epoch(
         TrainingError: There is no memory for a single photo.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    step = _joined_step(Step(model, phase, state.class_weights), state.device, state.world)
+    step = _joined_step(Step(model, phase, state.class_weights), state.device, state.processes)
     asked = state.micro_batch
     for batch in batches:
         num = len(batch["label"])
@@ -122,7 +122,7 @@ def train_one_epoch(
             torch.manual_seed(mix_seed(state.seed, state.step) >> 1)  # fits a signed 64-bit number
             optimizer.zero_grad(set_to_none=True)
             parts = _parts(num, state.micro_batch or num, join=state.micro_batch == asked)
-            losses = _add_gradients(step, batch, state.device, parts, state.world)
+            losses = _add_gradients(step, batch, state.device, parts, state.processes)
             if losses is None:
                 size = min(state.micro_batch or num, num)
                 state.micro_batch = halved(size)
@@ -132,7 +132,7 @@ def train_one_epoch(
         norm = torch.nn.utils.clip_grad_norm_(parameters, phase.clip_grad or float("inf"))
         asked_to_stop = bool(state.interrupt and state.interrupt.signal)
         told = torch.full_like(norm, float(asked_to_stop), dtype=torch.float32).reshape(1)
-        sums = state.world.total(torch.cat([torch.stack(list(losses.values())), told]))
+        sums = state.processes.total(torch.cat([torch.stack(list(losses.values())), told]))
         *values, stop = torch.cat([sums[:-1], norm.float().reshape(1), sums[-1:]]).tolist()
         metrics = dict(zip([*losses, "grad_norm"], values, strict=True))
         if not all(math.isfinite(value) for value in values):
@@ -156,9 +156,9 @@ class Step(nn.Module):
         return self.phase.losses(self.model, batch, self.class_weights)
 
 
-def _joined_step(step: Step, device: torch.device, world: ProcessGroup) -> nn.Module:
+def _joined_step(step: Step, device: torch.device, processes: ProcessGroup) -> nn.Module:
     """Return the step; of several processes the one that averages the gradients over them."""
-    if world.size == 1:
+    if processes.size == 1:
         return step
     if device.type == "cuda":
         return DistributedDataParallel(step, [device.index], gradient_as_bucket_view=True)
@@ -169,7 +169,11 @@ def _joined_step(step: Step, device: torch.device, world: ProcessGroup) -> nn.Mo
 
 
 def _add_gradients(
-    step: nn.Module, batch: Batch, device: torch.device, parts: Sequence[tuple[int, int]], world: ProcessGroup
+    step: nn.Module,
+    batch: Batch,
+    device: torch.device,
+    parts: Sequence[tuple[int, int]],
+    processes: ProcessGroup,
 ) -> dict[str, Tensor] | None:
     """Add up the gradients of a batch, part by part.
 
@@ -186,7 +190,7 @@ def _add_gradients(
             with step.no_sync() if apart else nullcontext():  # type: ignore[operator]
                 terms = step(to_device(part, device))
                 # the average over processes makes it their sum
-                (world.size * share * terms["loss"]).backward()
+                (processes.size * share * terms["loss"]).backward()
             for name, value in terms.items():
                 losses[name] = losses.get(name, 0.0) + share * value.detach().float()
     except ValueError as error:
@@ -198,7 +202,7 @@ def _add_gradients(
             "larger model.view_sizes"
         ) from None
     except torch.OutOfMemoryError:
-        if world.size > 1:  # the others are waiting for this process's gradients
+        if processes.size > 1:  # the others are waiting for this process's gradients
             raise TrainingError(
                 "a GPU has not enough memory for its share of the batch; set run.micro_batch, or a smaller data.batch_size"
             ) from None

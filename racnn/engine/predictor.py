@@ -26,7 +26,7 @@ from racnn.evaluation import draw
 from racnn.models import RACNN, build_model
 from racnn.models.family import combined_log_probs
 from racnn.models.parts import Parts
-from racnn.models.racnn.early_exit import EarlyExit, look_until_sure
+from racnn.models.racnn.early_exit import EarlyExit, look_until_confident
 from racnn.ops.regions import to_boxes_xyxy
 from racnn.written import refuse_foreign
 
@@ -214,7 +214,7 @@ class Predictor:
             log_probs = combined_log_probs(output.logits, output.fused if self.fused else None)
             stopped = [(torch.arange(len(images)), log_probs, output.regions)]
         else:
-            stopped = look_until_sure(self.model, images, early, scales=self.scales, fused=self.fused)
+            stopped = look_until_confident(self.model, images, early, scales=self.scales, fused=self.fused)
         return [
             (part["position"][index.cpu()].tolist(), log_probs.cpu(), [region.cpu() for region in regions])
             for index, log_probs, regions in stopped

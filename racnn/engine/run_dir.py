@@ -93,7 +93,7 @@ class RunDir:
         self._photos: dict[str, PhotoFile] = {}
 
     def open(
-        self, config: Config, world: ProcessGroup, *, resume: bool, overwrite: bool, restarted: bool
+        self, config: Config, processes: ProcessGroup, *, resume: bool, overwrite: bool, restarted: bool
     ) -> Stored | None:
         """Lock the folder and return what the run goes on from, or None where it is a new one, see :func:`open_folder`.
 
@@ -101,7 +101,7 @@ class RunDir:
 
         Args:
             config: Configuration of the run.
-            world: The processes that train.
+            processes: The processes that train.
             resume: A run in the folder is to be gone on with.
             overwrite: A run in the folder is to be replaced.
             restarted: torchrun has started a process again.
@@ -114,7 +114,7 @@ class RunDir:
         if self.path.exists() or not resume:
             self._lock = FolderLock(self.path)
         last_is_there = (self.path / "last.pt").exists()
-        if world.launch is not None and world.launch == launch_of(self.path):
+        if processes.launch is not None and processes.launch == launch_of(self.path):
             resume, overwrite = last_is_there, not last_is_there
         elif restarted and overwrite and last_is_there:
             raise ConfigError(
@@ -172,7 +172,7 @@ class RunDir:
         step: int,
         values: Mapping[str, float],
         records: Sequence[Record],
-        world: ProcessGroup,
+        processes: ProcessGroup,
     ) -> Path:
         """Write down the batch whose loss or gradient was not finite, and return where."""
         content = {
@@ -182,9 +182,9 @@ class RunDir:
             "photos": [str(record.path or record.name) for record in records],
         }
         path = self.path / DUMP
-        if world.is_main_process:
+        if processes.is_main_process:
             write_text(path, json.dumps(content, indent=2) + "\n")
-        world.wait()  # or torchrun would end the first process while it writes
+        processes.wait()  # or torchrun would end the first process while it writes
         return path
 
     def digests(self) -> dict[str, str]:
@@ -487,7 +487,7 @@ class FolderLock:
 
 
 def provenance(
-    config: Config, data: Data, device: torch.device, *, step: int, world: ProcessGroup = ALONE
+    config: Config, data: Data, device: torch.device, step: int, processes: ProcessGroup = ALONE
 ) -> dict[str, Any]:
     """Return what a start of a run is made of, in plain types.
 
@@ -496,7 +496,7 @@ def provenance(
         data: Its photos; none is opened.
         device: Where it runs.
         step: From which on.
-        world: The processes that train.
+        processes: The processes that train.
     """
     return {
         "step": step,
@@ -509,8 +509,8 @@ def provenance(
         },
         "commit": commit_of(Path(racnn.__file__).parent.parent),
         "device": _device_name(device),
-        "processes": world.size,
-        "launch": world.launch,
+        "processes": processes.size,
+        "launch": processes.launch,
         "threads": torch.get_num_threads(),
         "seeds": {"run": config.run.seed, "split": config.data.split_seed},
         "photos": fingerprint(data),

@@ -70,9 +70,9 @@ def fit(
         SystemExit: 143 or 130 after SIGTERM or SIGINT, with ``last.pt`` saved.
     """
     device = own_device(device)
-    world = join(device)
+    processes = join(device)
     with determinism(config.run.deterministic, device):
-        trainer = Trainer(config, device=device, world=world, resume=resume, overwrite=overwrite)
+        trainer = Trainer(config, device=device, processes=processes, resume=resume, overwrite=overwrite)
         with trainer.interrupt:
             try:
                 trainer.train()
@@ -86,7 +86,7 @@ def fit(
 class Trainer:
     """A run: its network, data, progress and folder, made anew or taken up, and the way through its phases.
 
-    Arguments and errors are those of :func:`fit`; ``world`` are the processes that train together.
+    Arguments and errors are those of :func:`fit`; ``processes`` are the processes that train together.
     """
 
     def __init__(
@@ -94,13 +94,13 @@ class Trainer:
         config: Config,
         *,
         device: torch.device,
-        world: ProcessGroup = ALONE,
+        processes: ProcessGroup = ALONE,
         resume: bool = False,
         overwrite: bool = False,
     ) -> None:
         self.config = config
         self.device = device
-        self.world = world
+        self.processes = processes
         self.folder = Path(config.run.out)
         self.interrupt = Interrupt()
         self.progress = Progress()
@@ -108,36 +108,37 @@ class Trainer:
         self.logger = cast(Logger, Silence())
         self._run_dir = RunDir(self.folder)
         self._micro_batch = 0  # smaller than the configuration's where the GPU turns out to be
-        world.from_main_process(lambda: refuse_output_among_classes(config))
-        restarted = world.restarted()
+        processes.from_main_process(lambda: refuse_output_among_classes(config))
+        restarted = processes.restarted()
 
         def open_folder() -> Content | None:
             stored = self._run_dir.open(
-                config, world, resume=resume, overwrite=overwrite, restarted=restarted
+                config, processes, resume=resume, overwrite=overwrite, restarted=restarted
             )
             return stored.content if stored else None
 
         try:
-            self._build(world.from_main_process(open_folder))
+            self._build(processes.from_main_process(open_folder))
         except BaseException:
             self.close()
             raise
 
     def _build(self, content: Content | None) -> None:
         """Make or take up the data and the network; enter the folder last, when all that can fail has not."""
-        with self.world.main_process_first():  # a mistake is told once
+        with self.processes.main_process_first():  # a mistake is told once
             self._load_data(content)
             self._build_model(content)
             splits = sorted(self.data.splits.keys() - {"test"}) if self.config.data.cache else []
             for split in splits:  # a disk may be full
-                self.data.splits[split].use_cache(print if self.world.is_main_process else lambda _: None)
-            lines = describe_data(self.data, self.config.data) if self.world.is_main_process else []
-        start = provenance(self.config, self.data, self.device, step=self.progress.step, world=self.world)
+                self.data.splits[split].use_cache(print if self.processes.is_main_process else lambda _: None)
+            lines = (
+                describe_data(self.data, self.config.data, self.device)
+                if self.processes.is_main_process
+                else []
+            )
+        start = provenance(self.config, self.data, self.device, self.progress.step, self.processes)
         self._starts = with_start(content.provenance if content else [], start)
-        self.world.from_main_process(lambda: self._enter_folder(new=content is None))
-        sizes = ", ".join(f"{len(photos)} {split}" for split, photos in self.data.splits.items())
-        classes = len(self.data.class_names)
-        self.logger.log(f"{self.data.dataset}: {classes} classes, photos: {sizes}; on {self.device}")
+        self.processes.from_main_process(lambda: self._enter_folder(new=content is None))
         for line in lines:
             self.logger.log(line)
 
@@ -150,7 +151,7 @@ class Trainer:
             val_names=content.val_names if content else None,
             class_names=content.class_names if content else None,
         )
-        if self.world.is_main_process:
+        if self.processes.is_main_process:
             refuse_misplaced_boxes(self.data)
             self._run_dir.read_photos(self.data, again=content is not None)
         if content:
@@ -170,7 +171,7 @@ class Trainer:
             self.model.load_state_dict(content.model)
             self.progress, self.optimizer_state = content.progress, content.optimizer
             if self.progress.best_key and not is_whole(self.folder / "best.pt"):
-                if self.world.is_main_process:
+                if self.processes.is_main_process:
                     print(
                         "warning: best.pt cannot be read; the network at the end of the next phase takes its place"
                     )
@@ -253,7 +254,7 @@ class Trainer:
             length=phase.epochs * batches,
             class_weights=self.class_weights,
             micro_batch=self._micro_batch,
-            world=self.world,
+            processes=self.processes,
             interrupt=self.interrupt,
         )
         train_only(self.model, phase)
@@ -268,18 +269,18 @@ class Trainer:
                 self._say(state)
                 self._log_step(step.losses, step.rates, phase)
                 # several processes stop at the same step, all of them knowing
-                stop = step.stop if self.world.size > 1 else bool(self.interrupt.signal)
+                stop = step.stop if self.processes.size > 1 else bool(self.interrupt.signal)
                 due = stop or bool(every and progress.step % every == 0)
                 if due and progress.batch < batches:  # _finish_epoch saves after the last one
                     self.save_last(optimizer)
                     if stop:
                         self.stop()
         except NonFiniteError as error:
-            records, index = self.data.splits[phase.photos].records, self.world.gather(error.index)
+            records, index = self.data.splits[phase.photos].records, self.processes.gather(error.index)
             path = self._run_dir.dump(
-                phase.name, progress.step, error.values, [records[i] for i in index], self.world
+                phase.name, progress.step, error.values, [records[i] for i in index], self.processes
             )
-            if not self.world.is_main_process:  # which says it
+            if not self.processes.is_main_process:  # which says it
                 raise SystemExit(1) from None
             raise TrainingError(f"{error}. {path} names the photos of the batch and all losses") from None
         finally:
@@ -288,8 +289,8 @@ class Trainer:
         if self.device.type == "cuda" and loader:
             memory = {"peak_gib": torch.cuda.max_memory_allocated(self.device) / 2**30}
             self.logger.scalars("memory", memory, step=progress.step, phase=phase.name)
-        self.world.same_buffers(self.model)
-        if self.world.size > 1:
+        self.processes.same_buffers(self.model)
+        if self.processes.size > 1:
             gc.collect()  # DistributedDataParallel refers to itself, and holds a copy of all gradients
 
     def _log_step(self, losses: Mapping[str, float], rates: list[float], phase: Phase) -> None:
@@ -340,7 +341,7 @@ class Trainer:
             device=self.device,
             num_scales=num_scales,
             propose=propose,
-            world=self.world,
+            processes=self.processes,
             after_batch=self._stop_in_validation,
         )
         return found if fused else replace(found, fused=None)
@@ -362,7 +363,7 @@ class Trainer:
         logger.log(f"{phase.name} epoch {progress.epoch}: {summary(result)}")
         for warning in collapse_warnings(result["regions"], self.model.bounds):
             logger.log(f"warning: {warning}")
-        if self.config.run.num_preview and predictions.proposals and self.world.is_main_process:
+        if self.config.run.num_preview and predictions.proposals and self.processes.is_main_process:
             picture = preview(predictions, self.data.splits["val"], self.config)
             logger.picture("val/regions", picture, step=progress.step)
         return scores
@@ -370,7 +371,7 @@ class Trainer:
     def best_report(self) -> dict[str, Any]:
         """Return the validation report of ``best.pt``."""
         path = self.folder / "best.pt"
-        found = self.world.from_main_process(lambda: open_checkpoint(path).content.val_report)
+        found = self.processes.from_main_process(lambda: open_checkpoint(path).content.val_report)
         if found is None:
             raise CheckpointError(f"{path}: holds no report on the validation photos, so it is no best.pt")
         return found
@@ -387,23 +388,25 @@ class Trainer:
             start_batch=start,
             photos=phase.photos,
             num_noise=phase.num_noise(),
-            rank=self.world.rank,
-            num_ranks=self.world.size,
+            rank=self.processes.rank,
+            num_ranks=self.processes.size,
         )
 
     def eval_batches(self, split: str) -> Any:
         """Return this process's photos of a split, unchanged and in order."""
-        world = self.world
-        return eval_loader(self.data.splits[split], self.config.data, rank=world.rank, num_ranks=world.size)
+        processes = self.processes
+        return eval_loader(
+            self.data.splits[split], self.config.data, rank=processes.rank, num_ranks=processes.size
+        )
 
     # --- stopping and saving
 
     def stopped(self) -> bool:
         """Return whether this process or another one was told to stop."""
-        if self.world.size == 1:
+        if self.processes.size == 1:
             return bool(self.interrupt.signal)
         told = torch.tensor(float(bool(self.interrupt.signal)), device=self.device)
-        return bool(self.world.total(told).item())
+        return bool(self.processes.total(told).item())
 
     def stop_if_told(self) -> None:
         """Leave here, where everything is saved, if this process or another one was told to stop."""
@@ -412,14 +415,14 @@ class Trainer:
 
     def stop(self) -> NoReturn:
         """Leave here, where everything is saved, together with the other processes."""
-        self.world.wait()  # or torchrun would end the first process while it writes
+        self.processes.wait()  # or torchrun would end the first process while it writes
         number = self.interrupt.signal or signal.SIGTERM
         self.logger.log(f"stopped by signal {number} after step {self.progress.step}; go on with --resume")
         raise SystemExit(128 + number)
 
     def _stop_in_validation(self) -> None:
         """Leave in the middle of a validation, which a run that is taken up from its last checkpoint repeats."""
-        if self.world.size == 1 and (self.folder / "last.pt").exists():
+        if self.processes.size == 1 and (self.folder / "last.pt").exists():
             self.stop_if_told()
 
     def _content(self) -> dict[str, Any]:
@@ -441,7 +444,7 @@ class Trainer:
 
     def save_last(self, optimizer: torch.optim.Optimizer | None) -> None:
         """Write ``last.pt``, with the state of the optimizer in the middle of a phase, and keep the one before."""
-        if not self.world.is_main_process:
+        if not self.processes.is_main_process:
             return
         self.progress.log_length = self.logger.length()
         content = self._content() | {
@@ -459,7 +462,7 @@ class Trainer:
         key = [float(scales + progress.fusion_trained), result["top1"][name], result["log_prob"][name]]
         if not progress.best_key or key >= progress.best_key:
             progress.best_key = key
-            if self.world.is_main_process:
+            if self.processes.is_main_process:
                 save_checkpoint(
                     self.folder / "best.pt", self._content() | {"val_report": result, "phase": phase_name}
                 )

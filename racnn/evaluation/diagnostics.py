@@ -150,9 +150,11 @@ def imbalance_warning(counts: Sequence[int], class_names: Sequence[str], balance
     )
 
 
-def describe_data(data: Data, config: DataConfig) -> list[str]:
+def describe_data(data: Data, config: DataConfig, device: object) -> list[str]:
     """Return what a user should know of the data before the first step, one line each: above all what makes figures worth less."""
     lines = [f"left out {name}: {reason}" for name, reason in data.skipped.items()]
+    sizes = ", ".join(f"{len(photos)} {split}" for split, photos in data.splits.items())
+    lines.append(f"{data.dataset}: {len(data.class_names)} classes, photos: {sizes}; on {device}")
     if data.passed_over:
         lines.append(describe_passed(data.passed_over))
     splits = {split: photos.records for split, photos in data.splits.items()}

@@ -72,7 +72,7 @@ def relative(outer: Tensor, region: Tensor) -> Tensor:
 
 
 def jitter(region: Tensor, noise: Tensor, *, low: float = 0.0, high: float = 1.0) -> Tensor:
-    """Shake regions as a proposal errs: centre by up to 0.1 ``tl``, logarithm of the side by up to 0.2.
+    """Jitter regions as a proposal errs: centre by up to 0.1 ``tl``, logarithm of the side by up to 0.2.
 
     Args:
         region: [B, 3].

@@ -13,7 +13,8 @@ from racnn.engine.loop import (
 )
 from racnn.errors import TrainingError
 from racnn.models import RACNN
-from racnn.models.racnn.phases import Classification, make_phase
+from racnn.models.racnn import make_phase
+from racnn.models.racnn.phases import Classification
 from racnn.models.racnn.pseudo_boxes import read_boxes
 
 CPU = torch.device("cpu")

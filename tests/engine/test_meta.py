@@ -8,8 +8,7 @@ from every_step import PHASES
 
 from racnn.engine.loop import train_only
 from racnn.models import RACNN
-from racnn.models.racnn import phases
-from racnn.models.racnn.phases import make_phase
+from racnn.models.racnn import make_phase, phases
 
 META = torch.device("meta")
 

@@ -6,7 +6,7 @@ import pytest
 
 from racnn.engine.loop import learning_rate
 from racnn.engine.trainer import better
-from racnn.models.racnn.phases import make_phase
+from racnn.models.racnn import make_phase
 
 SHARES = [i / 1000 for i in range(1000)]
 

@@ -5,7 +5,7 @@ import torch
 
 from racnn.engine.loop import build_optimizer, train_only
 from racnn.models import RACNN
-from racnn.models.racnn.phases import make_phase
+from racnn.models.racnn import make_phase
 
 NUM_CLASSES = 5
 

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from racnn.engine.loop import train_only
 from racnn.models import RACNN
-from racnn.models.racnn.phases import make_phase
+from racnn.models.racnn import make_phase
 from racnn.ops import crop as zoom
 
 MOVED = {"lift_fresh", "_local_scalar_dense", "is_nonzero", "equal", "allclose"}  # to the device, or from it

@@ -11,7 +11,7 @@ from racnn.engine.evaluator import data_of
 from racnn.engine.predictor import load
 from racnn.errors import ConfigError
 from racnn.evaluation.metrics import localisation
-from racnn.models.racnn.phases import make_phase
+from racnn.models.racnn import make_phase
 from racnn.models.racnn.pseudo_boxes import find_common_part
 from racnn.ops.heatmap import component_region
 from racnn.ops.regions import clamp, compose

@@ -18,7 +18,7 @@ from bench.figures import Calls, Figure, share_of_time, summary, take_turns, tim
 from bench.networks import default_config, ours, photos, plain
 from racnn.engine.evaluator import predict
 from racnn.models import RACNN
-from racnn.models.racnn.early_exit import NEVER, EarlyExit, look_until_sure, scale_costs
+from racnn.models.racnn.early_exit import NEVER, EarlyExit, look_until_confident, scale_costs
 
 
 def measure(*, backbone: str, batch: int, side: int, rounds: int, device: torch.device) -> list[Figure]:
@@ -34,7 +34,7 @@ def measure(*, backbone: str, batch: int, side: int, rounds: int, device: torch.
 
     def early(threshold: float) -> Callable[[], object]:
         when = EarlyExit("", threshold, pools, tuple(costs))
-        return partial(look_until_sure, model, data["image"], when, scales=scales, fused=True)
+        return partial(look_until_confident, model, data["image"], when, scales=scales, fused=True)
 
     calls: Calls = {
         baseline: partial(one_at_a_time, plain(config, device).eval(), data["image"]),

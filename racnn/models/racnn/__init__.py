@@ -1,7 +1,10 @@
 """The first family: RA-CNN itself."""
 
+from typing import Any
+
 from racnn.errors import ConfigError, did_you_mean
 from racnn.models.family import Family
+from racnn.models.phase import Phase
 from racnn.models.racnn.model import RACNN
 from racnn.models.racnn.phases import PHASES
 from racnn.models.racnn.schedules import SCHEDULES
@@ -26,3 +29,8 @@ def build(config: ModelConfig, *, num_classes: int, weights: bool) -> RACNN:
 
 
 FAMILY = Family(config=ModelConfig, build=build, phases=PHASES, schedules=SCHEDULES)
+
+
+def make_phase(**values: Any) -> Phase:
+    """Return a phase with its scales as they are given."""
+    return PHASES[values["kind"]].model_validate(values)

@@ -1,4 +1,4 @@
-"""Confident early exit: a photo goes to a finer scale only if the coarser ones are not sure of it.
+"""Confident early exit: a photo goes to a finer scale only if the coarser ones are not confident.
 
 Convention
     Depth d is the number of scales that a photo was run through. Its answer before the last depth is a pool of the
@@ -137,7 +137,7 @@ def outcome(answers: Sequence[Tensor], labels: Tensor, threshold: float, costs: 
 
 
 def _judged(answers: Sequence[Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how sure the answers are, and whether they are right, [depths, N]."""
+    """Return how confident the answers are, and whether they are right, [depths, N]."""
     confidences = torch.stack([answer.exp().amax(dim=1) for answer in answers])
     return confidences, torch.stack([answer.argmax(dim=1) == labels for answer in answers])
 
@@ -148,17 +148,17 @@ def _outcome(confidences: Tensor, right: Tensor, threshold: float, costs: Sequen
     hits, lost, cost, stopped = 0, 0, 0.0, []
     for depth in range(depths):
         cost += costs[depth] * int(left.sum())
-        sure = confidences[depth] >= threshold if depth < depths - 1 else torch.ones_like(left)
-        here = left & sure
+        confident = confidences[depth] >= threshold if depth < depths - 1 else torch.ones_like(left)
+        here = left & confident
         hits += int(right[depth][here].sum())
         lost += int((right[-1] & ~right[depth])[here].sum())
         stopped.append(int(here.sum()) / num)
-        left = left & ~sure
+        left = left & ~confident
     return Outcome(threshold, hits / num, lost / num, cost / num, tuple(stopped))
 
 
 @torch.no_grad()
-def look_until_sure(
+def look_until_confident(
     model: RACNN, images: Tensor, early: EarlyExit | None, *, scales: int, fused: bool
 ) -> list[tuple[Tensor, Tensor, list[Tensor]]]:
     """Run the recursion on each image only as far as it needs, or, without a choice when to stop, on all of them.
@@ -187,8 +187,8 @@ def look_until_sure(
             break
         if early is not None:
             pooled = pooled_answer(output.logits, early.pools[scale - 1])
-            sure = pooled.exp().amax(dim=1) >= early.threshold
-            done, left = sure.nonzero()[:, 0], (~sure).nonzero()[:, 0]
+            confident = pooled.exp().amax(dim=1) >= early.threshold
+            done, left = confident.nonzero()[:, 0], (~confident).nonzero()[:, 0]
             if len(done):
                 stopped.append((index[done], pooled[done], [region[done] for region in output.regions]))
                 source, index = source[left], index[left]

@@ -60,14 +60,16 @@ def ranking_losses(
         logits: [B, C] per scale.
         labels: [B].
         regions: s for the pairs (s, s + 1), that is for the APNs that are trained, counted from 1.
-        margin: By how much the finer scale should be surer.
-        compare: 'prob', or 'log_prob' for the logarithms, whose slope does not vanish where a scale is sure or lost.
+        margin: By how much the true class should be more probable at the finer scale.
+        compare: 'prob', or 'log_prob' for the logarithms, whose slope does not vanish where a probability is near 0 or 1.
 
     Returns:
         ``ranking_s`` per pair and their sum ``loss``.
     """
-    sure = [true_class_prob(scale_logits, labels, compare) for scale_logits in logits]
-    losses = {f"ranking_{s}": F.relu(sure[s - 1].detach() - sure[s] + margin).mean() for s in regions}
+    true_probs = [true_class_prob(scale_logits, labels, compare) for scale_logits in logits]
+    losses = {
+        f"ranking_{s}": F.relu(true_probs[s - 1].detach() - true_probs[s] + margin).mean() for s in regions
+    }
     return losses | {"loss": torch.stack(list(losses.values())).sum()}
 
 

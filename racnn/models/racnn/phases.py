@@ -2,7 +2,7 @@
 
 classification   backbones and classifiers, on views whose regions are detached        (equation 8, first sum)
 apn_init         an APN, towards the pseudo box that its frozen scale's map shows
-ranking          the APNs, so that the finer scale is surer of the true class          (equation 9)
+ranking          the APNs, so that the finer scale is more certain of the true class   (equation 9)
 fusion           the layer over all descriptors                                        (equation 10)
 """
 
@@ -291,8 +291,3 @@ PHASES: dict[str, type[Phase]] = {
     "ranking": Ranking,
     "fusion": Fusion,
 }
-
-
-def make_phase(**values: Any) -> Phase:
-    """Return a phase with its scales as they are given."""
-    return PHASES[values["kind"]].model_validate(values)

@@ -6,7 +6,7 @@ The scale is frozen while its APN learns. Reading its response once affords a ma
 
 All coarser scales are frozen while a single finer one learns. Reading once what they propose, a training step need not run
 them; and the finer scale learns on what it will be shown in use, where of a random crop they propose too small a part, because
-an APN is not sure of a size and leans to the mean.
+an APN is uncertain of the size and leans to the mean.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def by_smoothing(model: RACNN, batch: Batch, phase: Ranking) -> dict[str, Tensor
         source = model.normalise(batch["image"])
         output = model(batch["image"], num_scales=max(phase.scales) + 1)
         value = _losses(output, batch, phase)
-        sure = [losses.true_class_prob(logits, labels, phase.compare) for logits in output.logits]
+        true_probs = [losses.true_class_prob(logits, labels, phase.compare) for logits in output.logits]
     signs = torch.where(batch["noise"] < 0.5, -1.0, 1.0).unflatten(1, (len(phase.scales), phase.pairs, 3))
     pulls = []
     for i, s in enumerate(phase.scales):
@@ -77,7 +77,7 @@ def by_smoothing(model: RACNN, batch: Batch, phase: Ranking) -> dict[str, Tensor
         slope = antithetic_slope(
             score, proposal.detach(), signs[:, i], spread=phase.spread, bounds=model.bounds[s - 1]
         )
-        active = (sure[s - 1] - sure[s] + phase.margin > 0).float()
+        active = (true_probs[s - 1] - true_probs[s] + phase.margin > 0).float()
         pulls.append(-(active * (slope * proposal).sum(dim=1)).mean())
     return _with_gradient(value, pulls, phase)
 

@@ -16,7 +16,7 @@ from racnn.models.racnn.early_exit import (
     early_exit_file,
     format_early_exit,
     load_early_exit,
-    look_until_sure,
+    look_until_confident,
     outcome,
     scale_costs,
 )
@@ -156,7 +156,7 @@ class TestLookUntilSure:
                 [region[i] for region in output.regions[: depth + 1]],
             )
         seen = set()
-        for index, answer, regions in look_until_sure(model, images, early, scales=3, fused=fused):
+        for index, answer, regions in look_until_confident(model, images, early, scales=3, fused=fused):
             for k, i in enumerate(index.tolist()):
                 depth, wanted, where = expected[i]
                 assert len(regions) == depth
@@ -170,7 +170,7 @@ class TestLookUntilSure:
 
     @torch.no_grad()
     def test_without_a_choice_all_scales_look_at_every_photo(self, model):
-        ((index, answer, places),) = look_until_sure(
+        ((index, answer, places),) = look_until_confident(
             model, self.images.to(torch.uint8), None, scales=2, fused=False
         )
         assert index.tolist() == list(range(12))

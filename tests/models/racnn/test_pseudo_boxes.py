@@ -5,8 +5,8 @@ import torch
 
 from racnn.data import build_data, eval_loader, train_loader
 from racnn.models import RACNN
+from racnn.models.racnn import make_phase
 from racnn.models.racnn.losses import response_map
-from racnn.models.racnn.phases import make_phase
 from racnn.models.racnn.pseudo_boxes import find_common_part, read_boxes, read_regions, target_region
 from racnn.ops.ddt import common_part, descriptor_sums
 from racnn.ops.heatmap import component_box, peak_point

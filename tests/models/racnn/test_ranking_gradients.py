@@ -7,9 +7,9 @@ from racnn.config import load_config
 from racnn.engine.loop import build_optimizer, train_only
 from racnn.errors import ConfigError
 from racnn.models import RACNN
+from racnn.models.racnn import make_phase
 from racnn.models.racnn import ranking_gradients as ranking
 from racnn.models.racnn.losses import true_class_prob
-from racnn.models.racnn.phases import make_phase
 from racnn.models.racnn.ranking_gradients import GRADIENTS, antithetic_slope, mask_over_view
 from racnn.ops.mask import boxcar, pixel_centres
 
