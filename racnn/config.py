@@ -1,7 +1,7 @@
 """The configuration of a run: its sections, the schedule of phases, and how it is read.
 
-A YAML file holds overrides only, ``--set a.b=c`` goes on top. Unknown keys, wrong types, values out of range, and keys
-that would do nothing are reported together, each with its dotted path and the nearest valid name.
+A YAML file holds overrides only, ``--set a.b=c`` goes on top. Unknown keys, wrong types and values out of range are reported
+together, each with its dotted path and the nearest valid name; then what does not fit together, and keys that would do nothing.
 """
 
 from __future__ import annotations

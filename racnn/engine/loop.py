@@ -97,7 +97,7 @@ def train_one_epoch(
     """Take one optimizer step per batch and yield its metrics.
 
     A batch that the GPU has no memory for is taken in halves, and so are those after it: the gradient is the same but for
-    rounding, and for batch norm, which sees only a part at a time.
+    rounding, batch norm, which sees only a part at a time, and dropout.
 
     Args:
         model: Already frozen but for what the phase trains.
@@ -225,7 +225,7 @@ def _parts(num: int, size: int, *, join: bool = False) -> list[tuple[int, int]]:
 
 
 def train_only(model: nn.Module, phase: Phase) -> None:
-    """Freeze the network but for what the phase trains: no gradients elsewhere, batch norm statistics still."""
+    """Freeze the network but for what the phase trains: no gradients and no new batch norm statistics elsewhere."""
     trunks, heads = phase.trained(model)
     model.requires_grad_(False)
     model.zero_grad(set_to_none=True)  # what the phase before left takes memory

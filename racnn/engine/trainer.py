@@ -322,7 +322,7 @@ class Trainer:
             progress.stale += 1
 
     def _end(self, phase: Phase) -> bool:
-        """Put the weights to keep in place and return whether they differ from those before the phase."""
+        """Put the weights to keep in place and return whether they differ from those after :meth:`_begin`."""
         progress = self.progress
         if phase.keep != "last":
             assert progress.best_weights is not None

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from racnn.sections import Fraction, Section
 
+# ``image`` [B, 3, H, W] uint8, ``label`` [B], ``index`` [B] in the split, ``share`` [B] of the batch's loss, ``noise`` [B, num_noise]
+# in [0, 1], ``box`` [B, 4] and ``parts`` [B, P, 3]; ``pseudo_box`` [B, 4] where a phase attached one.
 Batch = dict[str, Tensor]
 
 
@@ -88,7 +90,7 @@ class Phase(Section):
         raise AssertionError(f"{type(self).__name__} does not say what it trains")
 
     def losses(self, model: Any, batch: Batch, class_weights: Tensor | None = None) -> dict[str, Tensor]:
-        """Return named losses of a batch; ``loss`` is minimised.
+        """Return named losses of a batch; the one called ``loss`` is minimised.
 
         Args:
             model: The network.

@@ -59,9 +59,10 @@ def zoom(
         held = region if move_samples else region.detach()
         weigh, gather = (_some_pixels, _gather) if image.device.type == "cpu" else (_all_pixels, _multiply)
         view = image.to(dtype)
-        for axis, source, target in ((1, image.shape[2], size[0]), (0, image.shape[3], size[1])):
-            # the centre's coordinate and the side; a slice, as a GPU would wait for a list
-            span, now = region[:, axis :: 2 - axis], held[:, axis :: 2 - axis]
+        for axis, source, target in ((1, image.shape[2], size[0]), (0, image.shape[3], size[1])):  # y, then x
+            span, now = (
+                torch.stack([r[:, axis], r[:, 2]], dim=1) for r in (region, held)
+            )  # centre, half side
             pixels, weights = _triangles(now, source, target, antialias, weigh)
             if steepness is not None:
                 weights = weights * _mask_of_samples(span, now, target, steepness)

@@ -184,8 +184,8 @@ class RACNN(nn.Module):
     ) -> RACNNOutput:
         """Classify the images, and ever smaller regions of them.
 
-        No gradient crosses from one scale's classification loss to another scale's weights: an APN reads detached
-        features, and a region moves only its own view. What is frozen builds no graph by itself.
+        No loss of one scale reaches the backbone or classifier of another: an APN reads detached features, and coarser
+        regions are detached, so that it reaches the APN that proposed its region at most. What is frozen builds no graph.
 
         Args:
             images: [B, 3, H, W], floating in [0, 1] or uint8, of any size; larger than ``view_sizes[0]`` gives the

@@ -1,6 +1,6 @@
-"""The phases of training RA-CNN. Everything that is special about a kind of phase is in its class, and nowhere else.
+"""The phases of training RA-CNN: a class each, which holds what is special about the kind, see :mod:`racnn.models.phase`.
 
-classification   backbones and classifiers, on views whose regions are detached        (equation 8, first sum)
+classification   backbones and classifiers; the APNs are frozen                        (equation 8, first sum)
 apn_init         an APN, towards the pseudo box that its frozen scale's map shows
 ranking          the APNs, so that the finer scale is more certain of the true class   (equation 9)
 fusion           the layer over all descriptors                                        (equation 10)
@@ -203,7 +203,10 @@ class ApnInit(_RegionPhase):
 
 
 class Ranking(_RegionPhase):
-    """Move the APNs so that each finer scale gives the true class a higher probability than the coarser one."""
+    """Move the APNs so that each finer scale gives the true class a higher probability than the coarser one.
+
+    The coarser scale's probability is detached: a pair moves only the APN whose region its finer scale classifies.
+    """
 
     no_score_may_fall: ClassVar[bool] = True
 
