@@ -560,7 +560,7 @@ def _faults_of_optimizer(
         yield "optimizer.param_groups are not those of the phase"
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number, entry in entries.items():
-        known = number in range(len(parameters))
+        known = type(number) is int and 0 <= number < len(parameters)
         if not known or not isinstance(entry, dict) or entry.keys() not in (set(), kept):
             yield f"optimizer.state.{number} is of no parameter of the phase"
             continue
