@@ -553,7 +553,7 @@ def _faults_of_optimizer(
 ) -> Iterator[str]:
     try:
         sizes, entries = [len(group["params"]) for group in state["param_groups"]], dict(state["state"])
-    except (KeyError, TypeError, ValueError):
+    except (LookupError, TypeError, ValueError):
         yield "optimizer is not what an optimizer keeps"
         return
     if sizes != [len(group["params"]) for group in optimizer.param_groups]:
