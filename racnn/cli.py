@@ -180,7 +180,7 @@ def show_config(
     print(yaml.safe_dump(dump_config(loaded), sort_keys=False), end="")
     for key, phase in loaded.phases_by_key().items():
         scales = " of scale " + ", ".join(map(str, phase.scales)) if phase.scales else ""
-        print(f"# {key}: {phase.kind}{scales}, {phase.epochs} epoch{'s' * (phase.epochs > 1)}")
+        print(f"# {key}: {phase.kind}{scales}, {phase.num_epochs()} epoch{'s' * (phase.num_epochs() > 1)}")
 
 
 @app.command()

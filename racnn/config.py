@@ -157,9 +157,9 @@ def _read_entries(entries: Any, family: Family, path: str, stored: bool) -> tupl
         if isinstance(entry, dict) and "alternate" in entry and path == "schedule":
             inner, faults = _read_entries(entry["alternate"], family, f"{where}.alternate", stored)
             # one phase that is in order stands for those that are not, whose mistakes are told already
-            stand_in = inner if not faults else [Phase(kind="", epochs=1, lr=1.0)]
+            stand_in = inner if not faults else [Phase(kind="")]
             rest = {**entry, "alternate": stand_in}
-            for key in rest.keys() & Phase.model_fields.keys():
+            for key in rest.keys() & {k for phase in family.phases.values() for k in phase.model_fields}:
                 hint = f"this entry alternates: {where}.alternate.0.{key} and so on, and rounds"
                 faults.append(f"{where}.{key}: unknown key; {hint}")
                 del rest[key]

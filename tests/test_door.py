@@ -22,7 +22,7 @@ from racnn.engine.predictor import load
 from racnn.engine.trainer import fit
 from racnn.errors import ConfigError
 from racnn.models import BACKBONES, FAMILIES, Backbone, Family
-from racnn.models.phase import Phase
+from racnn.models.phase import FittedPhase
 from racnn.models.racnn.phases import PHASES
 from racnn.ops.crop import CROPS, zoom
 from racnn.ops.regions import whole
@@ -116,10 +116,9 @@ class TestFamily:
             parse_config(toy_values("unused"), origin="test")
 
 
-class Heads(Phase):
+class Heads(FittedPhase):
     """Fit the classifiers in one go on the descriptors of the frozen trunks, by ridge regression."""
 
-    fitted = True
     kind: Literal["heads"]
     l2: float = 1.0
 
@@ -150,7 +149,7 @@ class TestPhase:
         monkeypatch.setitem(PHASES, "heads", Heads)
 
     def test_one_that_is_fitted_in_one_go_changes_what_it_names_alone(self, tiny, tmp_path):
-        schedule = [{**CLASSIFY, "scales": [1]}, {"kind": "heads", "scales": [1], "epochs": 1, "lr": 1.0}]
+        schedule = [{**CLASSIFY, "scales": [1]}, {"kind": "heads", "scales": [1]}]
         before = fit(tiny(tmp_path / "a", schedule=schedule[:1]), device=CPU)[0]
         after = fit(tiny(tmp_path / "b", schedule=schedule), device=CPU)[0]
         left, right = load_checkpoint(before)["model"], load_checkpoint(after)["model"]
@@ -161,7 +160,7 @@ class TestPhase:
 
     @pytest.mark.parametrize(("l2", "kept"), [(1.0, True), (1e12, False)])
     def test_it_is_kept_only_if_better_where_that_is_asked(self, tiny, tmp_path, l2, kept):
-        heads = {"kind": "heads", "scales": [1], "epochs": 1, "lr": 1.0, "keep": "if_better"}
+        heads = {"kind": "heads", "scales": [1], "keep": "if_better"}
         schedule = [heads] if kept else [heads, {**heads, "l2": l2}]
         fit(tiny(tmp_path / "run", schedule=schedule), device=CPU)
         assert load_checkpoint(tmp_path / "run" / "last.pt")["progress"]["outcomes"][-1] is kept

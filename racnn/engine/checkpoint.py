@@ -32,7 +32,7 @@ from racnn.config import Config, parse_config
 from racnn.engine.loop import build_optimizer
 from racnn.errors import CheckpointError, ConfigError, DamagedError
 from racnn.models import build_model
-from racnn.models.phase import Phase, upcoming
+from racnn.models.phase import GradientPhase, Phase, upcoming
 from racnn.models.weights import what_it_is
 from racnn.written import write_file
 
@@ -509,9 +509,11 @@ def check_resumable(stored: Stored) -> Progress:
         phase := upcoming(stored.config.schedule, stored.config.model.num_scales, progress.outcomes)
     ) is not None:
         faults += _faults_of_progress(progress, phase, stored)
-        if optimizer is not None:
+        if isinstance(phase, GradientPhase) and optimizer is not None:
             own = build_optimizer(stored.network, phase)
             faults += _faults_of_optimizer(optimizer, own, KEPT[phase.optimizer])
+        elif optimizer is not None:
+            faults.append(f"optimizer is there, but phase {phase.name} takes no gradient steps")
     if faults:
         raise CheckpointError(f"{stored.path}: " + "; ".join(faults))
     return progress
@@ -535,8 +537,8 @@ def _faults_of_weights(progress: Progress, stored: Stored) -> Iterator[str]:
 
 
 def _faults_of_progress(progress: Progress, phase: Phase, stored: Stored) -> Iterator[str]:
-    if progress.epoch > phase.epochs:
-        yield f"progress.epoch is {progress.epoch}, but phase {phase.name} has {phase.epochs} epochs"
+    if progress.epoch > phase.num_epochs():
+        yield f"progress.epoch is {progress.epoch}, but phase {phase.name} has {phase.num_epochs()} epochs"
     scales = max(progress.trained_scales, phase.num_scales_run(stored.config.model.num_scales))
     names = set(phase.score_names(scales))
     if progress.best is not None and progress.best.keys() != names:
@@ -680,7 +682,7 @@ def _position(stored: Stored) -> str | None:
     if phase is None:
         return "end of the schedule"
     more = f", and {progress.batch} batches of the next, which is not yet measured" if progress.batch else ""
-    return f"in phase {phase.name}, {progress.epoch} of {phase.epochs} epochs done{more}"
+    return f"in phase {phase.name}, {progress.epoch} of {phase.num_epochs()} epochs done{more}"
 
 
 def format_description(found: Mapping[str, Any]) -> str:

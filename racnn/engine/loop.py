@@ -17,7 +17,7 @@ from racnn.engine.distributed import ALONE, ProcessGroup
 from racnn.engine.signals import Interrupt
 from racnn.errors import ConfigError, TrainingError
 from racnn.models.parts import halved
-from racnn.models.phase import Batch, Phase
+from racnn.models.phase import Batch, GradientPhase
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -90,7 +90,7 @@ class StepMetrics:
 def train_one_epoch(
     model: nn.Module,
     batches: Iterable[Batch],
-    phase: Phase,
+    phase: GradientPhase,
     optimizer: torch.optim.Optimizer,
     state: EpochState,
 ) -> Iterator[StepMetrics]:
@@ -146,7 +146,7 @@ def train_one_epoch(
 class Step(nn.Module):
     """The step of a phase as a module over the network, from a batch to its losses."""
 
-    def __init__(self, model: nn.Module, phase: Phase, class_weights: Tensor | None) -> None:
+    def __init__(self, model: nn.Module, phase: GradientPhase, class_weights: Tensor | None) -> None:
         super().__init__()
         self.model = model
         self.phase = phase
@@ -224,7 +224,7 @@ def _parts(num: int, size: int, *, join: bool = False) -> list[tuple[int, int]]:
     return list(pairwise([0, *ends]))
 
 
-def train_only(model: nn.Module, phase: Phase) -> None:
+def train_only(model: nn.Module, phase: GradientPhase) -> None:
     """Freeze the network but for what the phase trains: no gradients and no new batch norm statistics elsewhere."""
     trunks, heads = phase.trained(model)
     model.requires_grad_(False)
@@ -236,7 +236,7 @@ def train_only(model: nn.Module, phase: Phase) -> None:
         module.train()
 
 
-def build_optimizer(model: nn.Module, phase: Phase) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, phase: GradientPhase) -> torch.optim.Optimizer:
     """Return a fresh optimizer over what the phase trains; each group remembers its base rate as ``base_lr``."""
     trunks, heads = phase.trained(model)
     groups = []

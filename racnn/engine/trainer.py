@@ -47,7 +47,7 @@ from racnn.errors import CheckpointError, TrainingError
 from racnn.evaluation.diagnostics import collapse_warnings, describe_data
 from racnn.evaluation.report import Predictions
 from racnn.models import build_model
-from racnn.models.phase import Phase, upcoming
+from racnn.models.phase import FittedPhase, GradientPhase, Phase, upcoming
 
 
 def fit(
@@ -214,17 +214,17 @@ class Trainer:
         phase.prepare(context)
         if progress.start is None:
             self._begin(phase, context)
-        optimizer = None if phase.fitted else build_optimizer(self.model, phase)
+        optimizer = build_optimizer(self.model, phase) if isinstance(phase, GradientPhase) else None
         if self.optimizer_state is not None:
             assert optimizer is not None
             restore_optimizer(optimizer, self.optimizer_state)
             self.optimizer_state = None
-        batches = len(self.train_batches(phase))
-        self.logger.start_bar(phase.name, phase.epochs * batches, progress.epoch * batches + progress.batch)
-        while progress.epoch < phase.epochs and not (phase.patience and progress.stale >= phase.patience):
-            if optimizer is None:
+        epochs, batches = phase.num_epochs(), len(self.train_batches(phase))
+        self.logger.start_bar(phase.name, epochs * batches, progress.epoch * batches + progress.batch)
+        while progress.epoch < epochs and not phase.gives_up(progress.stale):
+            if isinstance(phase, FittedPhase):
                 phase.fit(context)
-            else:
+            elif isinstance(phase, GradientPhase) and optimizer is not None:
                 self._run_epoch(phase, optimizer, batches)
             self._finish_epoch(phase, optimizer)
         self.logger.close_bar()
@@ -243,7 +243,7 @@ class Trainer:
             progress.best = progress.start
             progress.best_weights = trained_weights(self.model, phase)
 
-    def _run_epoch(self, phase: Phase, optimizer: torch.optim.Optimizer, batches: int) -> None:
+    def _run_epoch(self, phase: GradientPhase, optimizer: torch.optim.Optimizer, batches: int) -> None:
         """Take the steps of an epoch, or of what is left of it; save on the way, and stop there if told to."""
         progress = self.progress
         state = EpochState(

@@ -1,7 +1,8 @@
 """What a phase of training is to the engine: one object that holds all that is special about it.
 
-The engine freezes the network but for what :meth:`Phase.trained` names, minimises the ``loss`` of :meth:`Phase.losses`,
-and compares epochs by :meth:`Phase.scores`. It asks nothing else, and never what kind of phase it has in hand.
+There are two sorts. A :class:`GradientPhase` takes gradient steps: the engine freezes the network but for what ``trained``
+names and minimises the ``loss`` of ``losses``. A :class:`FittedPhase` sets its modules in one go. Both are judged by ``scores``
+on the validation photos. The engine asks nothing else, and never what kind of phase it has in hand.
 """
 
 from __future__ import annotations
@@ -51,7 +52,6 @@ class Phase(Section):
     only if it is better than before the phase.
     """
 
-    fitted: ClassVar[bool] = False  # in one go by :meth:`fit`; an epoch then takes no gradient steps
     no_score_may_fall: ClassVar[bool] = False  # an epoch in which one does is not better
     names_regions: ClassVar[bool] = False  # ``scales`` name regions, of which there is one fewer
     proposes: ClassVar[bool] = False  # is judged by what the last scale that it runs proposes
@@ -61,20 +61,12 @@ class Phase(Section):
     scales: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (), description="empty: all that the kind can train"
     )
-    epochs: int = Field(..., ge=1)
     photos: Literal["train", "held_out"] = Field(
         "train", description="held_out: those of data.held_out_fraction, which other phases do not see"
     )
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = Field(..., gt=0.0)
-    momentum: Fraction = 0.9
-    weight_decay: float = Field(1e-4, ge=0.0)
-    warmup: float = Field(0.05, ge=0.0, lt=1.0, description="share of the phase with rising learning rate")
-    clip_grad: float = Field(0.0, ge=0.0, description="largest gradient norm; 0: no clipping")
     keep: Literal["last", "best", "if_better"] = Field(
         "last", description="last epoch; best epoch on validation; best only if better than before the phase"
     )
-    patience: int = Field(0, ge=0, description="stop after so many epochs without a better one; 0: never")
     _position: int = PrivateAttr(0)
 
     @model_validator(mode="after")
@@ -88,20 +80,6 @@ class Phase(Section):
     def trained(self, model: Any) -> tuple[list[nn.Module], list[nn.Module]]:
         """Return the modules to train: those at ``lr``, and heads at ``lr`` times :meth:`head_factor`; others are frozen."""
         raise AssertionError(f"{type(self).__name__} does not say what it trains")
-
-    def losses(self, model: Any, batch: Batch, class_weights: Tensor | None = None) -> dict[str, Tensor]:
-        """Return named losses of a batch; the one called ``loss`` is minimised.
-
-        Args:
-            model: The network.
-            batch: From :class:`racnn.data.dataset.PhotoDataset`.
-            class_weights: [C], or None; a loss that knows no classes leaves them alone.
-        """
-        raise AssertionError(f"{type(self).__name__} has no loss")
-
-    def fit(self, context: PhaseContext) -> None:
-        """Set the modules of :meth:`trained` in one go, if the kind is ``fitted``; the same call gives the same bits."""
-        raise AssertionError(f"{type(self).__name__} is not fitted")
 
     def score_names(self, num_scales: int) -> list[str]:
         """Return the names of :meth:`scores`, where so many scales are looked at."""
@@ -132,8 +110,16 @@ class Phase(Section):
         """Return a loss on the validation photos that :meth:`scores` needs, if it needs one."""
         return None
 
+    def num_epochs(self) -> int:
+        """Return how many times the photos are gone through at most; after each the network is validated."""
+        return 1
+
+    def gives_up(self, stale: int) -> bool:
+        """Return whether to end after so many epochs without a better one."""
+        return False
+
     def num_noise(self) -> int:
-        """Return how many uniform random numbers a photo :meth:`losses` finds in ``batch['noise']``."""
+        """Return how many uniform random numbers a photo finds in ``batch['noise']``."""
         return 0
 
     def num_scales_run(self, num_scales: int) -> int:
@@ -152,13 +138,9 @@ class Phase(Section):
         """Return the finest scale whose classifier the phase trains, 0 for none."""
         return 0
 
-    def head_factor(self) -> float:
-        """Return how much faster heads learn than trunks."""
-        return 1.0
-
     def idle_keys(self, num_scales: int) -> dict[str, str]:
         """Return the keys that do nothing in this phase, each with what it belongs to."""
-        return {} if self.optimizer == "sgd" else {"momentum": f"sgd and does nothing with {self.optimizer}"}
+        return {}
 
     def misfits(self, model: Any) -> list[str]:
         """Return what of the phase does not fit the ``model`` section of the configuration, in words."""
@@ -197,6 +179,51 @@ class Phase(Section):
     def name(self) -> str:
         """A short name for logs, such as ``03-classification_2``."""
         return "_".join([f"{self._position + 1:02d}-{self.kind}", *map(str, self.scales)])
+
+
+class GradientPhase(Phase):
+    """A phase that minimises a loss by gradient steps."""
+
+    epochs: int = Field(..., ge=1)
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(..., gt=0.0)
+    momentum: Fraction = 0.9
+    weight_decay: float = Field(1e-4, ge=0.0)
+    warmup: float = Field(0.05, ge=0.0, lt=1.0, description="share of the phase with rising learning rate")
+    clip_grad: float = Field(0.0, ge=0.0, description="largest gradient norm; 0: no clipping")
+    patience: int = Field(0, ge=0, description="stop after so many epochs without a better one; 0: never")
+
+    def losses(self, model: Any, batch: Batch, class_weights: Tensor | None = None) -> dict[str, Tensor]:
+        """Return named losses of a batch; the one called ``loss`` is minimised.
+
+        Args:
+            model: The network.
+            batch: From :class:`racnn.data.dataset.PhotoDataset`.
+            class_weights: [C], or None; a loss that knows no classes leaves them alone.
+        """
+        raise AssertionError(f"{type(self).__name__} has no loss")
+
+    def head_factor(self) -> float:
+        """Return how much faster heads learn than trunks."""
+        return 1.0
+
+    def num_epochs(self) -> int:
+        return self.epochs
+
+    def gives_up(self, stale: int) -> bool:
+        return 0 < self.patience <= stale
+
+    def idle_keys(self, num_scales: int) -> dict[str, str]:
+        sgd_only = {"momentum": f"sgd and does nothing with {self.optimizer}"}
+        return {} if self.optimizer == "sgd" else sgd_only
+
+
+class FittedPhase(Phase):
+    """A phase that sets its modules in one go, such as linear heads on the descriptors of a frozen trunk."""
+
+    def fit(self, context: PhaseContext) -> None:
+        """Set the modules of :meth:`trained` in one go; the same call gives the same bits."""
+        raise AssertionError(f"{type(self).__name__} does not say how it is fitted")
 
 
 class AlternationConfig(Section):

@@ -4,10 +4,10 @@ from typing import Literal
 
 from torch.nn import functional as F
 
-from racnn.models.phase import Phase
+from racnn.models.phase import GradientPhase
 
 
-class Together(Phase):
+class Together(GradientPhase):
     """Minimise the sum of the two cross entropies."""
 
     kind: Literal["together"]

@@ -12,7 +12,7 @@ from bench.figures import Figure, share_of_time, summary, take_turns
 from bench.networks import default_config, photos
 from bench.step import engine_step
 from racnn.config import Config
-from racnn.models.phase import Phase, upcoming
+from racnn.models.phase import GradientPhase, Phase, upcoming
 
 
 def measure(*, backbone: str, batch: int, side: int, rounds: int, device: torch.device) -> list[Figure]:
@@ -20,7 +20,11 @@ def measure(*, backbone: str, batch: int, side: int, rounds: int, device: torch.
     config = default_config(backbone, side)
     data = photos(batch, side, device)
     data["pseudo_box"] = torch.tensor([[-0.5, -0.6, 0.7, 0.4]], device=device).expand(batch, 4)
-    steps = {phase.name[3:]: engine_step(config, phase, data, device) for phase in phases_of(config)}
+    steps = {
+        phase.name[3:]: engine_step(config, phase, data, device)
+        for phase in phases_of(config)
+        if isinstance(phase, GradientPhase)
+    }
     dearest = max(steps, key=lambda name: (name.startswith("classification"), len(name)))
     times = take_turns(steps, rounds, wait=waiter(device))
     figures = []

@@ -21,7 +21,7 @@ from bench.networks import default_config, ours, photos, plain
 from racnn.config import Config
 from racnn.engine.loop import EpochState, build_optimizer, train_one_epoch, train_only
 from racnn.models import RACNN
-from racnn.models.phase import Phase
+from racnn.models.phase import GradientPhase
 from racnn.models.racnn.losses import true_class_prob
 from racnn.models.racnn.phases import Ranking
 
@@ -64,9 +64,9 @@ def measure(*, backbone: str, batch: int, side: int, rounds: int, device: torch.
     ]
 
 
-def phase_of(config: Config, kind: str, **changes: object) -> Phase:
+def phase_of(config: Config, kind: str, **changes: object) -> GradientPhase:
     """Return the last phase of a kind in the default recipe, for all scales, at a rate that leaves the weights be."""
-    found = [phase for phase in config.phases() if phase.kind == kind][-1]
+    found = [p for p in config.phases() if p.kind == kind and isinstance(p, GradientPhase)][-1]
     last = config.model.num_scales - (kind == "ranking")
     scales = tuple(range(1, last + 1))
     return found.model_copy(update={"lr": 1e-8, "scales": scales, **changes})
@@ -77,7 +77,7 @@ def with_frozen_stages(config: Config) -> Config:
     return config.model_copy(update={"model": config.model.model_copy(update={"frozen_stages": 2})})
 
 
-def engine_step(config: Config, phase: Phase, batch: Batch, device: torch.device) -> Step:
+def engine_step(config: Config, phase: GradientPhase, batch: Batch, device: torch.device) -> Step:
     """Return a call that trains as :mod:`racnn.engine` does, for an epoch of one batch."""
     model = ours(config, device)
     batch = with_noise(batch, phase)
@@ -91,7 +91,7 @@ def engine_step(config: Config, phase: Phase, batch: Batch, device: torch.device
     return step
 
 
-def plain_step(config: Config, phase: Phase, batch: Batch, device: torch.device) -> Step:
+def plain_step(config: Config, phase: GradientPhase, batch: Batch, device: torch.device) -> Step:
     """Return a call that trains plainly."""
     model = plain(config, device).train()
     batch = with_noise(batch, phase)
@@ -106,13 +106,13 @@ def plain_step(config: Config, phase: Phase, batch: Batch, device: torch.device)
     return step
 
 
-def with_noise(batch: Batch, phase: Phase) -> Batch:
+def with_noise(batch: Batch, phase: GradientPhase) -> Batch:
     """Return the batch with the random numbers that a phase wants of the loader."""
     numbers = torch.rand(len(batch["label"]), phase.num_noise())
     return batch | {"noise": numbers.to(batch["label"].device)}
 
 
-def plain_ranking(model: RACNN, batch: Batch, phase: Phase) -> Tensor:
+def plain_ranking(model: RACNN, batch: Batch, phase: GradientPhase) -> Tensor:
     """Return the ranking loss (equation 9) with a derivative in both of its probabilities, as copies have it."""
     assert isinstance(phase, Ranking)
     sure = [true_class_prob(logits, batch["label"], phase.compare) for logits in model(batch["image"]).logits]
@@ -120,7 +120,7 @@ def plain_ranking(model: RACNN, batch: Batch, phase: Phase) -> Tensor:
     return torch.stack(pairs).sum()
 
 
-def _loss_of_the_engine(model: RACNN, batch: Batch, phase: Phase) -> Tensor:
+def _loss_of_the_engine(model: RACNN, batch: Batch, phase: GradientPhase) -> Tensor:
     return phase.losses(model, batch)["loss"]
 
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from racnn.models.phase import Batch, Phase, PhaseContext
+from racnn.models.phase import Batch, GradientPhase, Phase, PhaseContext
 from racnn.models.racnn import losses
 from racnn.models.racnn.calibration import pool_weights
 from racnn.models.racnn.model import RACNN
@@ -24,7 +24,7 @@ from racnn.ops.regions import bounding_region, jitter
 from racnn.sections import Fraction
 
 
-class Classification(Phase):
+class Classification(GradientPhase):
     """Train backbones and classifiers; the finer scales on views whose regions are jittered, as a region is never perfect."""
 
     kind: Literal["classification"]
@@ -115,7 +115,7 @@ class Classification(Phase):
         return (*self.scales, self.init_from or 1)
 
 
-class _RegionPhase(Phase):
+class _RegionPhase(GradientPhase):
     """Trains APNs; ``scales`` name the scales that propose."""
 
     names_regions: ClassVar[bool] = True
@@ -250,7 +250,7 @@ class Ranking(_RegionPhase):
         return found
 
 
-class Fusion(Phase):
+class Fusion(GradientPhase):
     """Train the fusion layer on frozen descriptors. It starts as the weighted sum of the scales' answers."""
 
     trains_fusion: ClassVar[bool] = True
