@@ -176,14 +176,17 @@ def _read_entries(entries: Any, family: Family, path: str, stored: bool) -> tupl
 def _read_phase(entry: Any, family: Family, path: str, stored: bool) -> tuple[Any, list[str]]:
     if not isinstance(entry, dict):
         return None, [f"{path}: expected the keys of a phase, got {shown(entry)}"]
-    if "kind" not in entry:
-        return None, [f"{path}.kind: field required"]
-    kind = entry["kind"]
+    kind = entry.get("kind")
     if not isinstance(kind, str) or kind not in family.phases:
         kinds = ", ".join(repr(each) for each in family.phases)
-        return None, [f"{path}.kind: input should be {kinds}, got {shown(kind)}"]
+        wrong = f"input should be {kinds}, got {shown(kind)}" if "kind" in entry else "field required"
+        lines, kind = [f"{path}.kind: {wrong}"], next(iter(family.phases))  # for what else is wrong
+        entry = {key: value for key, value in entry.items() if key in family.phases[kind].model_fields} | {
+            "kind": kind
+        }
+    else:
+        lines = []
     phase = family.phases[kind]
-    lines = []
     for key in [key for key in entry if key not in phase.model_fields]:
         if owners := [name for name, other in family.phases.items() if key in other.model_fields]:
             entry = {name: value for name, value in entry.items() if name != key}
@@ -232,7 +235,7 @@ def _types_of(keys: Sequence[str]) -> tuple[Any, ...]:
             ]
             sections = [each for each in inner if isinstance(each, type) and issubclass(each, Section)]
     fields = [s.model_fields[keys[-1]] for s in sections if keys[-1] in s.model_fields]
-    return members(fields[0].annotation) if fields and len(keys) > 1 else ()
+    return tuple(each for field in fields for each in members(field.annotation)) if len(keys) > 1 else ()
 
 
 def _expand_schedule(values: dict[str, Any]) -> None:
@@ -249,5 +252,5 @@ def _expand_schedule(values: dict[str, Any]) -> None:
     try:
         sizes = family.config.model_validate(values.get("model", {})).view_sizes
     except ValidationError:  # is told of by itself
-        sizes = family.config().view_sizes
+        sizes = family.config.model_fields["view_sizes"].default
     values["schedule"] = family.schedules[schedule](sizes)

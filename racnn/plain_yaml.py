@@ -87,7 +87,7 @@ def assign(values: dict[str, Any], keys: Sequence[str], value: Any, text: str) -
         where, last = ".".join(keys[:depth]), depth == len(keys) - 1
         index: Any = key
         if isinstance(node, list):
-            if not key.isdigit() or int(key) >= len(node):
+            if not re.fullmatch("[0-9]{1,9}", key) or int(key) >= len(node):
                 raise ConfigError(
                     f"--set {text}: '{key}' is not a position in {where}, which has {len(node)} items"
                 )

@@ -19,7 +19,7 @@ from racnn.data import DATASETS
 from racnn.data.sources.synthetic import synthetic_catalog
 from racnn.engine.checkpoint import digest, load_checkpoint
 from racnn.engine.predictor import load
-from racnn.engine.trainer import fit
+from racnn.engine.trainer import Trainer, fit
 from racnn.errors import ConfigError
 from racnn.models import BACKBONES, FAMILIES, Backbone, Family
 from racnn.models.phase import FittedPhase
@@ -164,6 +164,44 @@ class TestPhase:
         schedule = [heads] if kept else [heads, {**heads, "l2": l2}]
         fit(tiny(tmp_path / "run", schedule=schedule), device=CPU)
         assert load_checkpoint(tmp_path / "run" / "last.pt")["progress"]["outcomes"][-1] is kept
+
+    def test_it_may_take_gradients_and_goes_on_without_fitting_twice(self, tiny, tmp_path, monkeypatch):
+        class Warm(Heads):
+            """From where the head is, by a step of its own, after a phase that froze it."""
+
+            kind: Literal["warm"]
+
+            def fit(self, context):
+                descriptors, labels = context.descriptors(self.photos, 1)
+                head = context.model.classifiers[0]
+                F.cross_entropy(head(descriptors[0] + torch.rand(1)), labels).backward()
+                with torch.no_grad():
+                    head.weight -= head.weight.grad
+
+        monkeypatch.setitem(PHASES, "warm", Warm)
+        apn = {"kind": "apn_init", "scales": [1], "epochs": 1, "lr": 0.01, "optimizer": "adamw"}
+        schedule = [{**CLASSIFY, "scales": [1]}, apn, {"kind": "warm", "scales": [1]}]
+        plain, ends = Trainer.predict, []
+        for name in ("whole", "stopped"):
+            config = tiny(tmp_path / name, schedule=schedule)
+            if name == "stopped":
+
+                def stop(self, *given, **rest):
+                    if (
+                        self.progress.batch == 0
+                        and len(self.progress.outcomes) == 2
+                        and self.progress.start is not None
+                    ):
+                        raise KeyError  # after the fit was saved
+                    return plain(self, *given, **rest)
+
+                with monkeypatch.context() as patch:
+                    patch.setattr(Trainer, "predict", stop)
+                    with pytest.raises(KeyError):
+                        fit(config, device=CPU)
+            fit(config, device=CPU, resume=name == "stopped")
+            ends.append(digest(load_checkpoint(tmp_path / name / "last.pt")["model"]))
+        assert ends[0] == ends[1]
 
     def test_its_keys_are_checked_like_any_others(self):
         with pytest.raises(ConfigError, match=r"schedule\.0: 'l2' belongs to heads phases"):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 from racnn.config import Config
 from racnn.errors import ConfigError
-from racnn.models import RACNN
 from racnn.models.backbone import Backbone
 
 COMPILED_VARIANTS = 256
@@ -68,8 +68,8 @@ def determinism(wanted: bool, device: torch.device) -> Iterator[None]:
         torch.utils.deterministic.fill_uninitialized_memory = before[3]  # type: ignore[attr-defined]
 
 
-def prepare(model: RACNN, config: Config, device: torch.device, *, training: bool = True) -> None:
-    """Move a network to its device, with the memory layout and precision that the configuration asks for.
+def prepare(model: Any, config: Config, device: torch.device, *, training: bool = True) -> None:
+    """Move a network, see :class:`racnn.models.family.Network`, to its device, with the memory layout and precision that the configuration asks for.
 
     For training also compile it, or have it compute activations again, if asked.
     """
@@ -77,7 +77,7 @@ def prepare(model: RACNN, config: Config, device: torch.device, *, training: boo
         torch.cuda.set_device(device)  # or the loaders would hold memory on the first one
     model.to(device)
     if config.run.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)
     model.compute_dtype = torch.bfloat16 if _use_bf16(config.run.precision, device) else None
     for backbone in model.backbones if training else ():
         assert isinstance(backbone, Backbone)

@@ -204,8 +204,6 @@ class Context:
         found = call(
             self.model,
             batches,
-            self.phase.scales[0],
-            self.phase,
             device=trainer.device,
             gather=trainer.processes.gather,
             after_batch=after_batch,

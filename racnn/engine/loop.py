@@ -17,7 +17,7 @@ from racnn.engine.distributed import ALONE, ProcessGroup
 from racnn.engine.signals import Interrupt
 from racnn.errors import ConfigError, TrainingError
 from racnn.models.parts import halved
-from racnn.models.phase import Batch, GradientPhase
+from racnn.models.phase import Batch, GradientPhase, Phase
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -224,7 +224,7 @@ def _parts(num: int, size: int, *, join: bool = False) -> list[tuple[int, int]]:
     return list(pairwise([0, *ends]))
 
 
-def train_only(model: nn.Module, phase: GradientPhase) -> None:
+def train_only(model: nn.Module, phase: Phase) -> None:
     """Freeze the network but for what the phase trains: no gradients and no new batch norm statistics elsewhere."""
     trunks, heads = phase.trained(model)
     model.requires_grad_(False)

@@ -23,7 +23,7 @@ from racnn.engine.checkpoint import digest, is_published, open_checkpoint, write
 from racnn.engine.device import prepare
 from racnn.errors import DataError
 from racnn.evaluation import draw
-from racnn.models import RACNN, build_model
+from racnn.models import build_model
 from racnn.models.family import combined_log_probs
 from racnn.models.parts import Parts
 from racnn.models.racnn.early_exit import EarlyExit, look_until_confident
@@ -96,7 +96,7 @@ class Predictor:
         fused: Whether the fusion layer was.
     """
 
-    model: RACNN
+    model: Any
     config: Config
     class_names: list[str]
     train_names: list[str]

@@ -14,10 +14,6 @@ from typing import Any
 SAME = 1.0  # seconds
 
 
-class Stop(BaseException):
-    """Raised after a signal where everything that is needed to go on is saved."""
-
-
 class Interrupt:
     """While used as a context, catch both signals; ``signal`` is 0 until one came, then its number."""
 

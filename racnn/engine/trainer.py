@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from racnn.config import Config, dump_config
-from racnn.data import build_data, eval_loader, train_loader
+from racnn.data import build_data, eval_loader, mix_seed, train_loader
 from racnn.data.statistics import refuse_misplaced_boxes
 from racnn.engine.checkpoint import (
     Content,
@@ -115,6 +115,12 @@ class Trainer:
             stored = self._run_dir.open(
                 config, processes, resume=resume, overwrite=overwrite, restarted=restarted
             )
+            progress = stored.content.progress if stored else None
+            if progress and progress.best_key and not is_whole(self.folder / "best.pt"):
+                print(
+                    "warning: best.pt cannot be read; the network at the end of the next phase takes its place"
+                )
+                progress.best_key = []
             return stored.content if stored else None
 
         try:
@@ -136,6 +142,7 @@ class Trainer:
                 if self.processes.is_main_process
                 else []
             )
+        self.processes.wait()  # an earlier run is deleted only when all have come so far
         start = provenance(self.config, self.data, self.device, self.progress.step, self.processes)
         self._starts = with_start(content.provenance if content else [], start)
         self.processes.from_main_process(lambda: self._enter_folder(new=content is None))
@@ -170,12 +177,6 @@ class Trainer:
             assert content.progress is not None
             self.model.load_state_dict(content.model)
             self.progress, self.optimizer_state = content.progress, content.optimizer
-            if self.progress.best_key and not is_whole(self.folder / "best.pt"):
-                if self.processes.is_main_process:
-                    print(
-                        "warning: best.pt cannot be read; the network at the end of the next phase takes its place"
-                    )
-                self.progress.best_key = []
         phases = [phase.resolved(config.model.num_scales) for phase in config.phases()]
         self.model.check_views([pair for phase in phases for pair in phase.enlargements()])
         prepare(self.model, config, device)
@@ -223,7 +224,7 @@ class Trainer:
         self.logger.start_bar(phase.name, epochs * batches, progress.epoch * batches + progress.batch)
         while progress.epoch < epochs and not phase.gives_up(progress.stale):
             if isinstance(phase, FittedPhase):
-                phase.fit(context)
+                self._fit(phase, context)
             elif isinstance(phase, GradientPhase) and optimizer is not None:
                 self._run_epoch(phase, optimizer, batches)
             self._finish_epoch(phase, optimizer)
@@ -292,6 +293,14 @@ class Trainer:
         self.processes.same_buffers(self.model)
         if self.processes.size > 1:
             gc.collect()  # DistributedDataParallel refers to itself, and holds a copy of all gradients
+
+    def _fit(self, phase: FittedPhase, context: Context) -> None:
+        """Let a phase fit its modules; not again where the run is taken up between that and its validation."""
+        if not self.progress.batch:
+            train_only(self.model, phase)
+            torch.manual_seed(mix_seed(self.config.run.seed, self.progress.step) >> 1)
+            phase.fit(context)
+            self.progress.batch = 1
 
     def _log_step(self, losses: Mapping[str, float], rates: list[float], phase: Phase) -> None:
         """Show what a step was like, and write some of them down."""

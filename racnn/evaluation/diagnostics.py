@@ -12,6 +12,7 @@ from racnn.data.contents import WORDS, describe_copies, find_copies
 from racnn.data.listing import describe_passed
 from racnn.data.loader import num_left_over
 from racnn.data.names import lookalike_warnings
+from racnn.models import FAMILIES
 from racnn.models.phase import Phase
 from racnn.sections import DataConfig
 
@@ -70,7 +71,10 @@ def _advice(number: int, regions: Mapping[str, Mapping[str, float]], config: Con
     region, side = f"region_{number}", regions[f"region_{number}"]["tl_mean"]
     taught = _taught(number, config)
     if not taught:
-        return f"{region} was never taught; add an apn_init phase of scales: [{number}]"
+        kinds = FAMILIES[config.model.family].phases
+        teaching = [kind for kind, phase in kinds.items() if phase.taught_regions is not Phase.taught_regions]
+        add = f"; add an {' or '.join(teaching)} phase of scales: [{number}]" if teaching else ""
+        return f"{region} was never taught where to look{add}"
     if regions[region]["at_bound"] > COLLAPSE_SHARE:
         return f"{region} has collapsed, see above"
     key, phase = list(taught.items())[-1]
@@ -94,7 +98,7 @@ def _advice(number: int, regions: Mapping[str, Mapping[str, float]], config: Con
         return f"{see}; where a square of fixed size does not fit, --set {key}.target=component reads its size too"
     started = [p for p in config.phases() if number + 1 in p.scales and getattr(p, "init_from", None)]
     start = "" if started else f", from scale {number} (init_from: {number})"
-    larger = [f"lower {key}.{name}" for name in ("trim", "level") if getattr(phase, name) > 0]
+    larger = [f"lower {key}.{name}" for name in ("trim", "level") if getattr(phase, name, 0) > 0]
     return (
         f"{see}. If it does, train scale_{number + 1} longer{start}; if it cuts that off, "
         f"{' or '.join(larger) or f'widen model.bounds[{number - 1}]'}; if it is elsewhere, train scale_{number} better first"
@@ -126,7 +130,7 @@ def _sameness_warning(regions: Mapping[str, Mapping[str, float]], config: Config
         if taught and max(statistics[f"{key}_std"] for key in ("tx", "ty", "tl")) < SAME:
             key = list(taught)[-1]
             lines.append(
-                f"{name} is the same on every photo (centre and side vary by less than {SAME}): its APN has not learned to "
+                f"{name} is the same on every photo (centre and side vary by less than {SAME}): it has not learned to "
                 f"look at the photo; give it more photos or epochs ({key}.epochs), or a smaller rate ({key}.lr)"
             )
     return lines

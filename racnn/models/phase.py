@@ -26,7 +26,11 @@ class PhaseContext(Protocol):
     model: Any
 
     def read(self, what: str, split: str, call: Callable[..., Any], **settings: Any) -> Any:
-        """Return what a call finds in the photos of a split, all processes together, and show how far it is."""
+        """Return what a call finds in the photos of a split, all processes together, and show how far it is.
+
+        It is called with the model, the batches of this process's photos, unchanged and in order, and the keywords ``device``,
+        ``gather`` (joins the rows of all processes), ``after_batch`` (to be called after each batch), and ``settings``.
+        """
 
     def attach(self, split: str, boxes: Tensor) -> None:
         """Let the photos of a split bring along a pseudo box each, [N, 4] xyxy in the frame of the source."""

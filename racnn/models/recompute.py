@@ -41,7 +41,12 @@ def _segments(trunk: nn.Module) -> list[nn.Module]:
         return [trunk]
     num = max(1, round(math.sqrt(len(trunk))))
     ends = [round(i * len(trunk) / num) for i in range(num + 1)]
-    return [trunk[start:end] for start, end in pairwise(ends)]
+    # a layer that works in place would change what the segment before it has kept
+    for i, end in enumerate(ends[1:-1], start=1):
+        while end < len(trunk) and getattr(trunk[end], "inplace", False):
+            end += 1
+        ends[i] = end
+    return [trunk[start:end] for start, end in pairwise(sorted(set(ends)))]
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -236,6 +237,28 @@ def wait_for(condition, seconds=120):
     while not condition():
         assert time.monotonic() < end, "it never came"
         time.sleep(0.05)
+
+
+FAILING = """
+import os
+if os.environ.get("RANK") == "1":
+    import racnn.data.build as build
+    def fail(*_, **__): raise OSError("no such disk")
+    build.DATASETS["synthetic"] = fail
+"""
+
+
+@pytest.mark.slow
+def test_an_earlier_run_stays_where_any_process_fails_at_the_start(config, together, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(together[0], folder)
+    (tmp_path / "sitecustomize.py").write_text(FAILING)
+    before = weights(folder)
+    paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = run(config, folder, "--overwrite", processes=2, environment={"PYTHONPATH": paths})
+    assert done.returncode != 0
+    assert "no such disk" in done.stderr
+    assert weights(folder) == before
 
 
 def test_processes_agree_on_a_name_whatever_an_earlier_start_left_behind():

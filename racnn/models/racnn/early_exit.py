@@ -4,7 +4,8 @@ Convention
     Depth d is the number of scales that a photo was run through. Its answer before the last depth is a pool of the
     scales' logits, weighted on validation photos (:mod:`racnn.models.racnn.calibration`) so that its probabilities are calibrated;
     at the last depth it is the answer of the full recursion. A photo stops at the first depth whose highest
-    probability reaches the threshold. Costs are shares of the full recursion's multiplications.
+    probability reaches the threshold. Costs are shares of the full recursion's multiplications; a scale's include
+    its APN's, which proposes whether or not anything is cropped.
 """
 
 from __future__ import annotations
@@ -246,6 +247,8 @@ def load_early_exit(checkpoint: Path, network: str) -> EarlyExit:
         early = TypeAdapter(EarlyExit).validate_json(file.read_bytes())
     except ValidationError:
         raise ConfigError(f"--early-exit: {file}: damaged; {again}") from None
+    if [len(pool) for pool in early.pools] != list(range(1, len(early.costs))):
+        raise ConfigError(f"--early-exit: {file}: damaged; {again}")
     if early.network != network:
         raise ConfigError(f"--early-exit: {file} was made for other weights; {again} anew")
     return early

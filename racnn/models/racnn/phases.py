@@ -77,7 +77,9 @@ class Classification(GradientPhase):
 
     def prepare(self, context: PhaseContext) -> None:
         if self.is_alone() and context.model.zoom_from == "source":
-            context.attach(self.photos, context.read("where to look", self.photos, read_regions))
+            context.attach(
+                self.photos, context.read("where to look", self.photos, read_regions, scale=self.scales[0])
+            )
 
     def begin(self, context: PhaseContext) -> None:
         for scale in self.scales if self.init_from is not None else ():
@@ -175,16 +177,16 @@ class ApnInit(_RegionPhase):
         return losses.apn_init_losses(proposal, target, scale, bounds=bounds)["loss"].item()
 
     def prepare(self, context: PhaseContext) -> None:
-        common = None
+        common, reading = None, {"scale": self.scales[0], "config": self}
         if self.response == "ddt":
             if not context.model.backbone(self.scales[0]).inner:
                 context.log(
                     f"{self.name}: no block before the last one of this backbone is known, so that response: ddt reads the last "
                     "map, which may tell the object less well; tools/teacher.py compares it with sum and cam"
                 )
-            common = context.read("what photos have in common", self.photos, find_common_part)
+            common = context.read("what photos have in common", self.photos, find_common_part, **reading)
         for split in (self.photos, "val"):
-            context.attach(split, context.read("reading boxes", split, read_boxes, common=common))
+            context.attach(split, context.read("reading boxes", split, read_boxes, common=common, **reading))
 
     def idle_keys(self, num_scales: int) -> dict[str, str]:
         idle = super().idle_keys(num_scales)

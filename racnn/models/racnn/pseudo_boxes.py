@@ -120,7 +120,6 @@ def read_regions(
     model: RACNN,
     batches: Iterable[dict[str, Tensor]],
     scale: int,
-    config: Any,
     *,
     device: torch.device,
     gather: Gather = list,
