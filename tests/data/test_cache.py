@@ -5,6 +5,7 @@ import pickle
 import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -34,11 +35,6 @@ def write_photos(root, num=12):
 @pytest.fixture
 def paths(tmp_path):
     return write_photos(tmp_path / "birds")
-
-
-@pytest.fixture
-def said():
-    return []
 
 
 def opened(tmp_path, paths, transform=PLAIN, **options):
@@ -81,20 +77,15 @@ def test_batches_from_the_cache_are_those_from_the_files(resize, workers, tmp_pa
     assert cached.splits["train"].without_augmentation().cache is None  # those photos have another size
 
 
-def test_the_size_is_told_before_it_is_written_and_nothing_is_written_twice(
-    tmp_path, paths, said, monkeypatch
-):
-    opened(
-        tmp_path,
-        paths,
-        say=lambda line: said.append((line, folders(tmp_path))),
-    )
+def test_the_size_is_told_before_it_is_written_and_nothing_is_written_twice(tmp_path, paths):
+    said = []
+    folder = opened(tmp_path, paths, say=lambda line: said.append((line, folders(tmp_path)))).folder
     ((line, before),) = said
     assert "12 photos, 0.00 GB to write" in line
     assert before == []
-    monkeypatch.setattr(cache, "_write", lambda *_: pytest.fail("written twice"))
-    assert len(opened(tmp_path, paths, say=said.append)) == 12
-    assert len(said) == 1
+    times = {path: path.stat().st_mtime_ns for path in (folder, *folder.iterdir())}
+    assert len(opened(tmp_path, paths, say=pytest.fail)) == 12
+    assert {path: path.stat().st_mtime_ns for path in (folder, *folder.iterdir())} == times
 
 
 @pytest.mark.parametrize(
@@ -149,17 +140,11 @@ def test_a_full_disk_is_told_before_anything_is_written(tmp_path, paths, monkeyp
     assert folders(tmp_path) == []
 
 
-def test_two_programs_may_write_the_same_cache(tmp_path, paths, monkeypatch):
+def test_two_programs_may_write_the_same_cache(tmp_path, paths):
     """Both begin; the slower one finds the other's and takes it."""
     barrier = threading.Barrier(2, timeout=20)
-    plain, results = cache._write, []
-    monkeypatch.setattr(cache, "_write", lambda *arguments: (barrier.wait(), plain(*arguments)))
-    threads = [threading.Thread(target=lambda: results.append(opened(tmp_path, paths))) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(results) == 2
+    with ThreadPoolExecutor(2) as both:  # each says what it is about to write
+        results = list(both.map(lambda _: opened(tmp_path, paths, say=lambda _: barrier.wait()), range(2)))
     assert len(folders(tmp_path)) == 1
     assert np.array_equal(results[0][4][0], results[1][4][0])
 

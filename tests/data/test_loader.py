@@ -12,6 +12,7 @@ from layouts import manifest_rows, write_cars_apart, write_cub, write_dogs, writ
 from PIL import Image
 
 from racnn.data import DATASETS, build_data, eval_loader, train_loader
+from racnn.data.image_io import read_reduced
 from racnn.errors import ConfigError, DataError
 from racnn.sections import DataConfig
 
@@ -136,12 +137,14 @@ def test_start_batch_goes_on_where_the_epoch_was_left(config, monkeypatch):
     data = build_data(config, seed=0)
     whole = batches(train_loader(data, config, seed=0, epoch=3))
     dataset, loaded = data.splits["train"], []
-    read = dataset._resized
     for start in range(len(whole) + 1):
         rest = train_loader(data, config, seed=0, epoch=3, start_batch=start)
         assert len(rest) == len(whole) - start
         assert same(batches(rest), whole[start:])
-    monkeypatch.setattr(dataset, "_resized", lambda index: loaded.append(index) or read(index))
+    monkeypatch.setattr(
+        "racnn.data.dataset.read_reduced",
+        lambda path, shape: loaded.append(path) or read_reduced(path, shape),
+    )
     batches(train_loader(data, config, seed=0, epoch=3, start_batch=2))
     assert len(loaded) == len(dataset) - 2 * config.batch_size
 

@@ -171,7 +171,7 @@ def test_a_stop_between_archives_loses_nothing(small, racnn, monkeypatch):
 @pytest.mark.parametrize("moment", ["before the first entry", "after the first entry", "before the marker"])
 def test_a_kill_while_an_archive_is_put_in_place_loses_nothing(moment, small, racnn):
     """Killed, not stopped: nothing is cleared away."""
-    plain_rename, plain_marker, calls = os.rename, module._write_marker, []
+    plain_rename, plain_replace, markers = os.rename, os.replace, []
 
     def rename(source, target):
         if moment == "before the first entry":
@@ -180,16 +180,15 @@ def test_a_kill_while_an_archive_is_put_in_place_loses_nothing(moment, small, ra
         if moment == "after the first entry":
             os._exit(9)
 
-    def write_marker(root, done):
-        calls.append(dict(done))
-        if moment == "before the marker" and len(calls) == 2:  # the first is the claim
+    def replace_marker(source, target):
+        markers.extend([target] * (target.name == MARKER))
+        if moment == "before the marker" and len(markers) == 2:  # the first is the claim
             os._exit(9)
-        plain_marker(root, done)
+        plain_replace(source, target)
 
     child = os.fork()
     if child == 0:  # a process that can die without taking the tests along
-        module._write_marker = write_marker
-        os.rename = rename
+        os.rename, os.replace = rename, replace_marker
         module.prepare(small.name, small.root, mirror=small.url)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
