@@ -85,6 +85,10 @@ def linked(path, target):
     return path
 
 
+def linked_record(folder):
+    return linked(folder / ".racnn-written", wrote(folder / "precious", "mine"))
+
+
 def birds(root, classes=("red", "green"), number=6, suffix="png"):
     for name in classes:
         for i in range(number):
@@ -184,6 +188,7 @@ for name, said, out in (
     ("a link for a picture", "p.png is a link", lambda p: linked(p / "out/p.png", save(p / "precious.png"))),
     ("a link to nowhere", "regions.json is a link", lambda p: linked(p / "out/regions.json", p / "nowhere")),
     ("a folder for a picture", "p.png is a folder", lambda p: wrote(p / "out/p.png/mine", "").parent),
+    ("pictures in a file", "is a file", lambda p: wrote(p / "out", "mine") / "p.png"),
 ):
     row(LOSS, name, code=2, says=[said])(
         lambda place, net, out=out: visualize(net, save(place / "p.jpg"), out(place).parent)
@@ -202,10 +207,11 @@ for name, said, report in (
     ("a report over notes", "notes.json", lambda p: wrote(p / "notes.json", "{}")),
     ("a report through a link", "r.json is a link", lambda p: linked(p / "r.json", wrote(p / "notes", "{}"))),
     (
-        "through a link in the place of the record",
+        "through a link for the record",
         ".racnn-written",
-        lambda p: linked(p / "out/.racnn-written", wrote(p / "precious", "mine")).with_name("r.json"),
+        lambda p: linked_record(p / "out").with_name("r.json"),
     ),
+    ("for a folder", "is a folder", lambda p: wrote(p / "r" / "mine", "mine").parent),
 ):
     row(LOSS, name, code=2, says=[said])(
         lambda place, net, report=report: ("evaluate", net.best, "--json", report(place))
@@ -591,6 +597,16 @@ row(OTHERS, "a HEIF photo that is asked for", code=2, says=["a.heic", "needs pil
 )
 
 
+for name, said, photos in (
+    ("no photo there", "no such photo", lambda p: p / "none.png"),
+    ("a folder without", "no photos", lambda p: wrote(p / "photos" / "a.txt", "text").parent),
+    ("text", "a.png: cannot be read", lambda p: wrote(p / "a.png", "no photo")),
+):
+    row(OTHERS, name, code=2, says=[said])(
+        lambda place, net, photos=photos: visualize(net, photos(place), place / "out")
+    )
+
+
 @row(OTHERS, "a pipe called like a photo", says=["12 photos", "1 no regular file"])
 def _(place, net):
     os.mkfifo(birds(place / "p") / "red" / "pipe.jpg")
@@ -727,20 +743,10 @@ row(LISTS, "a line separator inside a JSON line", says=["2 classes", "6 photos"]
     lambda place, net: info(labels(place, "red\u2028x", "green", suffix="jsonl"))
 )
 for name, says, silent, names in (
-    (
-        "an invisible character behind a label",
-        ["2 classes"],
-        ALIKE,
-        ("red", "green", "red\u200b", "green\ufeff"),
-    ),
+    ("an invisible end", ["2 classes"], ALIKE, ("red", "green", "red\u200b", "green\ufeff")),
     ("an accent stored in two ways", ["2 classes"], ALIKE, ("pic\u00e9", "green", "pice\u0301")),
     ("a label of two lines", ["2 classes", "red second (3 photos)"], [], ("red\nsecond", "green", "green")),
-    (
-        "labels that differ in case",
-        ["4 classes", *ALIKE, "'Red', 'red'"],
-        [],
-        ("red", "green", "Red", "Green"),
-    ),
+    ("two cases", ["4 classes", *ALIKE, "'Red', 'red'"], [], ("red", "green", "Red", "Green")),
     ("an invisible character inside", ["3 classes", *ALIKE, "r\\u200bed"], [], ("red", "r\u200bed", "green")),
     ("a letter of another script", ["3 classes", *ALIKE, "\\u0430uk"], [], ("auk", "\u0430uk", "green")),
     ("words joined in two ways", ["3 classes", *ALIKE], [], ("blue jay", "blue_jay", "green")),
@@ -822,6 +828,20 @@ def _(place, net):
     return train(place, root, "--resume", "--set", f"data.root={copy(root, place / 'copy')}")
 
 
+@row(EXCHANGED, "photos are added", code=2, says=["training photos were added or removed"])
+def _(place, net):
+    return train(place, copy(net.photos, begun(place), "more "), "--resume")
+
+
+@row(EXCHANGED, "others replace those of the test", code=2, says=["test photos were used in training"])
+def _(place, net):
+    root = begun(place)
+    stored = torch.load(place / "run" / "best.pt")
+    for path in set(root.rglob("*.png")) - {root / n for n in stored["train_names"] + stored["val_names"]}:
+        path.unlink()
+    return "evaluate", place / "run" / "best.pt"
+
+
 # --- weights ----------------------------------------------------------------------------------------------------------
 
 WEIGHTS = "weights"
@@ -845,11 +865,7 @@ for name, says, make in (
     ("of DataParallel", [], lambda: trunk("module.")),
     ("of torch.compile", [], lambda: trunk("_orig_mod.")),
     ("of both", [], lambda: {"model": trunk("module._orig_mod.")}),
-    (
-        "inside a larger network",
-        [],
-        lambda: {"state_dict": trunk("model.") | {"head.weight": torch.zeros(3)}},
-    ),
+    ("in a larger network", [], lambda: {"state_dict": trunk("model.") | {"head.weight": torch.zeros(3)}}),
     ("a whole module", ["torch.save(model)", "state_dict"], lambda: torch.nn.Linear(2, 2)),
     ("of two", ["2 such networks", "student.", "teacher."], lambda: trunk("teacher.") | trunk("student.")),
     ("not finite", ["NaN or infinite", "0.weight"], lambda: trunk(**{"features.0.weight": NO_NUMBER})),
@@ -883,13 +899,7 @@ def _(place, net):
 
 NEW = "new photos to measure on"
 for name, code, says, make, words in (
-    (
-        "class folders",
-        0,
-        ["6 photos, 2 classes", "0 of the 6 photos"],
-        lambda p: birds(p / "new", number=3),
-        (),
-    ),
+    ("folders", 0, ["6 photos, 2 classes", "0 of the 6"], lambda p: birds(p / "new", number=3), ()),
     ("of fewer classes", 0, ["3 photos, 2 classes"], lambda p: birds(p / "new", ("green",), 3), ()),
     ("of unknown classes", 2, ["'blue' is new"], lambda p: birds(p / "new", ("green", "blue"), 3), ()),
     ("in splits", 0, ["folder, all: 12 photos"], lambda p: splits(p, train=4, test=2), ()),
@@ -898,13 +908,7 @@ for name, code, says, make, words in (
     ("test photos alone", 0, ["folder, all: 4 photos"], lambda p: splits(p, test=2), ()),
     ("a list", 0, ["manifest, all: 9 photos"], lambda p: labels(p, "red", "green", "Red"), ()),
     ("of no known kind", 2, ["no such folder or list"], lambda p: p / "nowhere", ()),
-    (
-        "for early exit",
-        2,
-        ["--early-exit", "validation photos"],
-        lambda p: birds(p / "new"),
-        ("--early-exit",),
-    ),
+    ("for early exit", 2, ["--early-exit", "valid"], lambda p: birds(p / "new"), ("--early-exit",)),
 ):
     row(NEW, name, code=code, says=says)(
         lambda place, net, make=make, words=words: evaluate(net, make(place), *words)

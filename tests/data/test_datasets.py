@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from PIL import Image
+from layouts import write_photo
 
 from racnn.data import build_data
 from racnn.data.sources.catalog import Record, hold_out
@@ -13,12 +13,6 @@ from racnn.data.sources.folder import folder
 from racnn.data.sources.synthetic import synthetic_catalog
 from racnn.errors import DataError
 from racnn.sections import DataConfig
-
-
-def write_photo(path, size=(12, 8), seed=0):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
 
 
 def replace_line(path, number, line):

@@ -49,12 +49,6 @@ def test_sources_are_those_of_the_data_sets(folder):
     assert transform.source_size == 24
 
 
-def test_a_batch_of_damaged_photos_alone_has_no_images(folder):
-    (batch,) = photo_batches([folder / "c2.jpg"], CONFIG, batch_size=4, workers=0)[0]
-    assert batch.images.shape == (0, 3, 24, 24)
-    assert "c2.jpg" in batch.errors[0]
-
-
 def test_photos_are_listed_only_when_it_is_their_turn(folder, monkeypatch):
     listed = []
 

@@ -66,12 +66,17 @@ def report(top1, log_prob, sides=(0.6, 0.5), at_bound=(0.0, 0.0)):
     }
 
 
-def test_a_run_in_which_every_look_pays_is_not_remarked_on():
-    assert diagnose(report((0.80, 0.86, 0.88, 0.90), (-0.8, -0.6, -0.5, -0.4)), RECIPE) == []
-
-
-def test_equal_accuracy_with_a_surer_finer_scale_pays():
-    assert diagnose(report((0.80, 0.80, 0.80, 0.80), (-0.8, -0.6, -0.5, -0.9)), RECIPE) == []
+@pytest.mark.parametrize(
+    ("top1", "log_prob"),
+    [
+        ((0.80, 0.86, 0.88, 0.90), (-0.8, -0.6, -0.5, -0.4)),
+        ((0.80, 0.80, 0.80, 0.80), (-0.8, -0.6, -0.5, -0.9)),  # the finer scale is surer
+        ((1.0, 1.0, 1.0, 1.0), (-0.01, -0.02, -0.03, -0.01)),  # nothing can be better
+        ((0.1,), (-2.0,)),  # a single scale has no verdict
+    ],
+)
+def test_a_run_in_which_every_look_pays_is_not_remarked_on(top1, log_prob):
+    assert diagnose(report(top1, log_prob), RECIPE) == []
 
 
 @pytest.mark.parametrize(
@@ -136,10 +141,6 @@ def test_a_scale_that_starts_from_the_coarser_one_is_not_told_to():
     assert "init_from" not in line
 
 
-def test_nothing_can_be_better_than_all_right():
-    assert diagnose(report((1.0, 1.0, 1.0, 1.0), (-0.01, -0.02, -0.03, -0.01)), RECIPE) == []
-
-
 def test_equal_accuracy_with_a_less_sure_finer_scale_does_not_pay():
     (line,) = diagnose(report((0.80, 0.80, 0.88, 0.90), (-0.6, -0.7, -0.5, -0.4)), RECIPE)
     assert line.startswith("scale_2 is not better than scale_1")
@@ -196,13 +197,3 @@ def test_a_collapsed_look_that_does_not_pay_has_one_piece_of_advice():
     collapsed, useless = diagnose(report(top1, log_prob, sides=(0.94, 0.5), at_bound=(0.9, 0.0)), RECIPE)
     assert "region_1 has grown" in collapsed
     assert useless.endswith("region_1 has collapsed, see above")
-
-
-def test_one_scale_alone_has_no_verdict():
-    one = {
-        "num_images": 5,
-        "top1": {"scale_1": 0.1, "mean": 0.1},
-        "log_prob": {"scale_1": -2.0},
-        "regions": {},
-    }
-    assert diagnose(one, RECIPE) == []

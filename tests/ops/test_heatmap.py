@@ -67,12 +67,6 @@ class TestLargestComponent:
         for turned in (mask, mask[::-1, ::-1].copy(), mask.T.copy()):
             assert np.array_equal(largest_component(torch.from_numpy(turned)[None])[0].numpy(), turned)
 
-    def test_cells_that_touch_at_a_corner_are_connected(self) -> None:
-        mask = torch.zeros(1, 6, 8, dtype=torch.bool)
-        mask[0, [0, 1, 2], [0, 1, 2]] = True
-        mask[0, 5, 6:8] = True
-        assert largest_component(mask)[0].nonzero().tolist() == [[0, 0], [1, 1], [2, 2]]
-
     def test_opposite_borders_do_not_touch(self) -> None:
         mask = torch.zeros(1, 4, 6, dtype=torch.bool)
         mask[0, 1, 5] = mask[0, 2, 0] = True  # neighbours in memory order
