@@ -465,6 +465,16 @@ for name, code, says, numbers in (
 row(SPLITS, "of photos without classes", code=2, says=["looks like a split"])(
     lambda place, net: info(birds(place / "p", ("train_images", "test_images")))
 )
+for name, said in (
+    ("training", "other: a folder of photos beside"),  # understood: the other folder is not
+    *[(n, f"{n}: looks like a split") for n in ("testing", "test", "validation", "eval", "hold-out")],
+):
+    row(SPLITS, f"{name} beside another folder", code=2, says=[said])(
+        lambda place, net, name=name: info(splits(place, **{name: 4, "other": 4}))
+    )
+row(SPLITS, "beside a folder without photos", says=["(8 train", "2 classes"])(
+    lambda place, net: info(wrote(splits(place, train=4, test=1) / "notes/a.txt", "mine").parents[1])
+)
 row(SPLITS, "are not the classes whose names have such a word", says=["12 photos", "2 classes"])(
     lambda place, net: info(birds(place / "p", ("crash test dummy/a", "train station/b")))
 )

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from layouts import write_photo
 from PIL import Image
 
 from racnn.data import build_data, cache, eval_loader, train_loader
@@ -23,18 +24,11 @@ from racnn.sections import AugmentConfig, DataConfig
 PLAIN = SourceTransform(32)
 
 
-def write_photos(root, num=12):
-    rng = np.random.default_rng(0)
-    for i in range(num):
-        path = root / ("auk" if i % 2 else "wren") / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (40 + i, 60 - i, 3), dtype=np.uint8)).save(path)
-    return sorted(root.rglob("*.png"))
-
-
 @pytest.fixture
 def paths(tmp_path):
-    return write_photos(tmp_path / "birds")
+    for i in range(12):
+        write_photo(tmp_path / "birds" / ("wren", "auk")[i % 2] / f"{i}.png", size=(60 - i, 40 + i), seed=i)
+    return sorted((tmp_path / "birds").rglob("*.png"))
 
 
 def opened(tmp_path, paths, transform=PLAIN, **options):

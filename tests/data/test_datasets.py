@@ -293,22 +293,6 @@ def test_synthetic_classes_leave_out_the_other_species():
     assert [(r.name[-2:], r.label) for r in catalog.train[:3]] == [("02", 0), ("03", 1), ("10", 0)]
 
 
-SAID = {
-    "training": "other: a folder of photos beside .*training",  # understood: the other folder is not
-    **{name: f"{name}: looks like a split" for name in ("testing", "test", "validation", "eval", "hold-out")},
-}
-
-
-@pytest.mark.parametrize("name", SAID)
-def test_folder_refuses_splits_that_it_does_not_understand_instead_of_learning_them_as_classes(
-    tmp_path, name
-):
-    write_classes(tmp_path / name, {"a": 4, "b": 4})
-    write_classes(tmp_path / "other", {"a": 4, "b": 4})
-    with pytest.raises(DataError, match=SAID[name]):
-        folder(DataConfig(dataset="folder", root=tmp_path))
-
-
 def test_folder_of_one_class_is_told_what_may_be_meant(tmp_path):
     write_classes(tmp_path / "birds", {"a": 4, "b": 4})
     with pytest.raises(DataError, match=r"found only 'birds'; did you mean .*birds, which holds 2 folders"):
@@ -316,17 +300,6 @@ def test_folder_of_one_class_is_told_what_may_be_meant(tmp_path):
     write_classes(tmp_path / "other", {"a": 4})
     with pytest.raises(DataError, match=r"found only 'a'$"):
         folder(DataConfig(dataset="folder", root=tmp_path / "other"))
-
-
-def test_folder_refuses_classes_beside_the_splits_instead_of_passing_them_over(tmp_path):
-    write_classes(tmp_path / "train", {"a": 4, "b": 4})
-    write_classes(tmp_path, {"c": 4})
-    with pytest.raises(DataError, match=r"c: a folder of photos beside .*train"):
-        folder(DataConfig(dataset="folder", root=tmp_path))
-    (tmp_path / "c").rename(tmp_path / "notes")
-    for photo in (tmp_path / "notes").iterdir():
-        photo.unlink()
-    assert folder(DataConfig(dataset="folder", root=tmp_path)).class_names == ["a", "b"]
 
 
 def grouped(groups):

@@ -20,12 +20,8 @@ def statistics(at_bound, tl_mean):
 
 
 def test_regions_away_from_their_bounds_give_no_warning():
-    assert (
-        collapse_warnings(
-            {"region_1": statistics(0.5, 0.9), "region_2": statistics(0.0, 0.3)}, [(0.2, 0.95)] * 2
-        )
-        == []
-    )
+    regions = {"region_1": statistics(0.5, 0.9), "region_2": statistics(0.0, 0.3)}
+    assert collapse_warnings(regions, [(0.2, 0.95)] * 2) == []
 
 
 @pytest.mark.parametrize(("tl_mean", "told"), [(0.94, "grown to its upper"), (0.21, "shrunk to its lower")])

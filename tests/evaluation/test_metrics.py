@@ -79,38 +79,23 @@ class TestWilson:
 
 
 class TestCalibration:
-    def test_constant_confidence_that_is_true_has_no_error(self) -> None:
-        probs = torch.tensor([[0.75, 0.25]]).expand(100, 2)
-        labels = (torch.arange(100) >= 75).long()
-        assert metrics.expected_calibration_error(probs, labels) == pytest.approx(0.0, abs=1e-12)
-
-    def test_constant_confidence_errs_by_its_distance_from_the_accuracy(self) -> None:
-        probs = torch.tensor([[0.9, 0.1]], dtype=torch.float64).expand(100, 2)
-        labels = (torch.arange(100) >= 60).long()
-        assert metrics.expected_calibration_error(probs, labels) == pytest.approx(0.3)
-
     def test_sure_and_wrong_is_one_sure_and_right_is_zero(self) -> None:
         probs = torch.eye(4)
         assert metrics.expected_calibration_error(probs, torch.arange(4)) == 0.0
         assert metrics.expected_calibration_error(probs, (torch.arange(4) + 1) % 4) == 1.0
 
-    def test_equals_a_plain_loop_over_bins(self) -> None:
+    @pytest.mark.parametrize("bins", [1, 15])
+    def test_equals_a_plain_loop_over_bins(self, bins: int) -> None:
         logits, labels = _random()
         probs = (2.0 * logits.double()).softmax(1)
         expected = 0.0
         confidence, answer = probs.max(1)
-        for b in range(15):
-            inside = (confidence > b / 15) & (confidence <= (b + 1) / 15)
+        for b in range(bins):
+            inside = (confidence > b / bins) & (confidence <= (b + 1) / bins)
             if inside.any():
                 hits = (answer == labels)[inside].double().mean()
                 expected += float(inside.double().mean() * (hits - confidence[inside].mean()).abs())
-        assert metrics.expected_calibration_error(probs, labels) == pytest.approx(expected, abs=1e-12)
-
-    def test_one_bin_is_the_gap_of_the_means(self) -> None:
-        logits, labels = _random()
-        probs = logits.double().softmax(1)
-        gap = abs(metrics.topk_accuracy(probs, labels, 1) - probs.amax(1).mean().item())
-        assert metrics.expected_calibration_error(probs, labels, bins=1) == pytest.approx(gap)
+        assert metrics.expected_calibration_error(probs, labels, bins) == pytest.approx(expected, abs=1e-12)
 
 
 class TestFocusPoints:
@@ -153,10 +138,6 @@ class TestLocalisation:
     def test_of_something_disjoint_is_zero(self) -> None:
         report = _measure([-0.5, -0.5, 0.3], [0.4, 0.4, 0.9, 0.8])
         assert report == dict.fromkeys(metrics.OVERLAPS, 0.0)
-
-    def test_disjoint_along_both_axes_does_not_overlap(self) -> None:
-        # two negative sides would multiply to a positive area
-        assert _measure([-0.7, -0.7, 0.2], [0.6, 0.6, 0.9, 0.8])["iou"] == 0.0
 
     def test_known_overlap_on_a_wide_box(self) -> None:
         # region [-0.5, 0.5]^2, area 1; box 1.2 x 0.4, area 0.48; they share 0.7 x 0.4 = 0.28

@@ -46,23 +46,21 @@ def _smooth(height: int, width: int) -> Tensor:
 
 
 class TestSampling:
+    @pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-7), (torch.float32, 1e-5)])
     @pytest.mark.parametrize("antialias", [True, False])
     @pytest.mark.parametrize(("source", "target"), SIZES)
     def test_zoom_of_whole_image_is_resize(
-        self, source: tuple[int, int], target: tuple[int, int], antialias: bool
+        self,
+        source: tuple[int, int],
+        target: tuple[int, int],
+        antialias: bool,
+        dtype: torch.dtype,
+        close: float,
     ) -> None:
-        image = _image(2, 3, *source)
-        view = zoom(image, whole(2, dtype=torch.float64), target, antialias=antialias)
+        image = _image(2, 3, *source, dtype=dtype)
+        view = zoom(image, whole(2, dtype=dtype), target, antialias=antialias)
         expected = F.interpolate(image, target, mode="bilinear", align_corners=False, antialias=antialias)
-        torch.testing.assert_close(view, expected)
-
-    @pytest.mark.parametrize(("source", "target"), SIZES)
-    def test_zoom_of_whole_image_is_resize_in_float32(
-        self, source: tuple[int, int], target: tuple[int, int]
-    ) -> None:
-        image = _image(1, 3, *source, dtype=torch.float32)
-        expected = F.interpolate(image, target, mode="bilinear", align_corners=False, antialias=True)
-        torch.testing.assert_close(zoom(image, whole(1), target), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(view, expected, rtol=10 * close, atol=close)
 
     @pytest.mark.parametrize(("source", "target"), SIZES)
     def test_zoom_without_antialias_is_grid_sample(
@@ -129,12 +127,6 @@ class TestMask:
 
         for one, tl in zip(ratio.numpy(), region[:, 2].tolist(), strict=True):
             np.testing.assert_allclose(one, np.broadcast_to(np.outer(axis(7, tl), axis(10, tl)), one.shape))
-
-    def test_mask_at_the_views_own_samples_depends_on_the_side_alone(self) -> None:
-        ones = torch.ones(2, 1, 20, 30, dtype=torch.float64)
-        region = torch.tensor([[0.5, -0.3, 0.25], [-0.6, 0.7, 0.25]], dtype=torch.float64)
-        first, second = zoom(ones, region, (6, 8), steepness=10.0)
-        torch.testing.assert_close(first, second)
 
     def test_steep_mask_leaves_the_view_alone(self) -> None:
         image, region = _image(2, 1, 20, 30), _regions(2)

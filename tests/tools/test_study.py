@@ -60,6 +60,13 @@ def study(tool, tiny_file, tmp_path):
         tool.main(tmp_path / "study.yaml", tmp_path / "out", **given)
         return tool.read_rows(tmp_path / "out" / "rows.csv")
 
+    def change(name, variant):
+        path = tmp_path / "study.yaml"
+        plan = yaml.safe_load(path.read_text())
+        plan["variants"][name] = variant
+        path.write_text(yaml.safe_dump(plan, sort_keys=False), encoding="utf-8")
+
+    call.change = change
     call.stages = tmp_path / "out" / "stages"
     call.table = tmp_path / "out" / "table.md"
     return call
@@ -135,11 +142,6 @@ def test_a_last_stage_that_does_harm_is_measured_as_it_is(tool, tiny, tmp_path):
     assert tool.measure(folder, "val", None, torch.device("cpu"))["region_1_tl_mean"] == sides[1]
 
 
-def test_folders_of_other_photos_share_no_stages(tool, tiny):
-    keys = {tool.key_of(tiny("a", data__dataset="folder", data__root=root)) for root in ("here", "there")}
-    assert len(keys) == 2
-
-
 def test_the_mistake_of_a_first_stage_is_told(tool, tiny, tmp_path):
     with pytest.raises(DataError, match=r"data\.root"):
         tool.run_stages(tiny("unused", data__dataset="folder"), tmp_path, torch.device("cpu"))
@@ -192,17 +194,16 @@ def test_where_the_photos_and_weights_lie_does_not_change_the_hash(tool, tiny):
     moved = tiny("b", model__weights="y/vgg.pth", data__root="there")
     assert tool.key_of(config) == tool.key_of(moved)
     assert tool.key_of(config) != tool.key_of(tiny("a", model__weights="x/vgg.pth", run__seed=1))
+    keys = {tool.key_of(tiny("a", data__dataset="folder", data__root=root)) for root in ("here", "there")}
+    assert len(keys) == 2  # a folder is known by its place
 
 
-def test_a_variant_may_end_after_some_entries_of_its_schedule(tool, study, tmp_path):
-    plan = yaml.safe_load((tmp_path / "study.yaml").read_text())
-    plan["variants"] = {"one look": {"stages": 1}}
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(plan), encoding="utf-8")
-    (row,) = study()
+def test_a_variant_may_end_after_some_entries_of_its_schedule(study):
+    study.change("one look", {"stages": 1})
+    (row,) = study(only=["one look"])
     assert "top1_scale_1" in row
     assert [folder.name[:2] for folder in study.stages.iterdir()] == ["01"]
-    plan["variants"]["one look"]["stages"] = 3
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(plan), encoding="utf-8")
+    study.change("one look", {"stages": 3})
     with pytest.raises(ConfigError, match=r"one look: stages: 3, but the schedule of .* has 2"):
         study()
 
@@ -255,21 +256,15 @@ def test_a_wrong_change_is_told_before_anything_is_trained(study):
     assert not study.stages.exists()
 
 
-def test_variants_that_train_the_same_network_are_refused(study, tmp_path):
-    path = tmp_path / "study.yaml"
-    plan = yaml.safe_load(path.read_text())
-    plan["variants"]["moved"] = {"set": ["data.root=elsewhere"]}
-    path.write_text(yaml.safe_dump(plan, sort_keys=False))
+def test_variants_that_train_the_same_network_are_refused(study):
+    study.change("moved", {"set": ["data.root=elsewhere"]})
     with pytest.raises(ConfigError, match="'component' and 'moved' train the same network"):
         study()
 
 
-def test_rows_of_a_variant_that_has_changed_do_not_count(study, tmp_path):
+def test_rows_of_a_variant_that_has_changed_do_not_count(study):
     study(only=["baseline"], seed=[0, 1])
-    path = tmp_path / "study.yaml"
-    plan = yaml.safe_load(path.read_text())
-    plan["variants"]["baseline"]["set"] = ["schedule.0.lr=0.02"]
-    path.write_text(yaml.safe_dump(plan))
+    study.change("baseline", {"config": "one.yaml", "set": ["schedule.0.lr=0.02"]})
     rows = study(only=["baseline"], seed=[0])
     assert [row["seed"] for row in rows] == ["0"]
 
