@@ -103,20 +103,15 @@ def test_other_photos_have_another_cache(change, tmp_path, paths):
         assert np.array_equal(pixels, PLAIN.shrink(whole, size))
 
 
-def test_other_settings_have_another_cache_and_random_changes_have_not(tmp_path, paths):
+def test_other_settings_have_another_cache_and_random_changes_and_another_place_have_not(tmp_path, paths):
     for transform in (PLAIN, SourceTransform(24), SourceTransform(32, "crop")):
         opened(tmp_path, paths, transform)
     assert len(folders(tmp_path)) == 3
     for color in (0.0, 0.5):
         opened(tmp_path, paths, SourceTransform(28, "squash", AugmentConfig(crop=0.875, color=color)))
-    assert len(folders(tmp_path)) == 3  # 28 / 0.875 is 32
-
-
-def test_moved_photos_keep_their_cache(tmp_path, paths):
-    opened(tmp_path, paths)
     shutil.move(tmp_path / "birds", tmp_path / "elsewhere")
     opened(tmp_path, sorted((tmp_path / "elsewhere").rglob("*.png")))
-    assert len(folders(tmp_path)) == 1
+    assert len(folders(tmp_path)) == 3  # 28 / 0.875 is 32
 
 
 def test_a_damaged_photo_is_named_and_leaves_nothing(tmp_path, paths):

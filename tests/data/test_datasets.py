@@ -9,6 +9,7 @@ from layouts import write_photo
 from racnn.data import build_data
 from racnn.data.sources.catalog import Record, hold_out
 from racnn.data.sources.cub import cub200
+from racnn.data.sources.drawing import draw
 from racnn.data.sources.folder import folder
 from racnn.data.sources.synthetic import synthetic_catalog
 from racnn.errors import DataError
@@ -253,6 +254,8 @@ def test_hold_out_is_stratified_and_independent_of_order_and_of_other_classes():
     assert (kept_reversed[::-1], held_reversed[::-1]) == (kept, held)
     alone = hold_out([r for r in records if r.label == 0], fraction=0.25, seed=3, purpose="val")[1]
     assert alone == [r for r in held if r.label == 0]
+    mixed = [*records, Record("x", 4, group="g"), Record("y", 4, group="h")]
+    assert [r for r in hold_out(mixed, fraction=0.25, seed=3, purpose="val")[1] if r.label < 4] == held
     assert hold_out(records, fraction=0.25, seed=4, purpose="val")[1] != held
     assert counts_of(hold_out(records, fraction=0.99, seed=3, purpose="val")[0]) == {0: 1, 1: 1, 2: 1, 3: 1}
 
@@ -272,8 +275,6 @@ def test_synthetic_records_agree_with_their_drawings():
     assert (len(catalog.train), len(catalog.test), len(catalog.class_names)) == (24, 8, 8)
     assert {r.name for r in catalog.train}.isdisjoint(r.name for r in catalog.test)
     assert catalog.focus_parts == (0,)
-    from racnn.data.sources.drawing import draw
-
     for record, index in ((catalog.train[11], 11), (catalog.test[3], 1_000_003)):
         drawing = draw(seed=0, index=index, size=64)
         assert record.label == drawing.label
@@ -329,15 +330,6 @@ def test_a_class_of_one_group_stays_whole():
     )
     assert counts_of(kept) == {0: 9, 1: 6}
     assert counts_of(held) == {1: 4}  # the smaller one, though it is more than a fifth
-
-
-def test_photos_without_groups_are_held_out_as_ever():
-    records = grouped([(0, None, 20)])
-    alone = hold_out(
-        [*records, Record("x", 1, group="g"), Record("y", 1, group="h")], fraction=0.25, seed=3, purpose="val"
-    )
-    plain = hold_out(records, fraction=0.25, seed=3, purpose="val")
-    assert [r.name for r in alone[1] if r.label == 0] == [r.name for r in plain[1]]
 
 
 def test_numbered_classes_of_an_earlier_version_are_found_again(tmp_path):

@@ -62,6 +62,11 @@ def report(top1, log_prob, sides=(0.6, 0.5), at_bound=(0.0, 0.0)):
     }
 
 
+def useless(**rest):
+    """Return a report in which the second look does not pay."""
+    return report((0.80, 0.78, 0.88, 0.90), (-0.6, -0.7, -0.5, -0.4), **rest)
+
+
 @pytest.mark.parametrize(
     ("top1", "log_prob"),
     [
@@ -107,7 +112,7 @@ def test_a_finer_scale_that_does_not_pay_is_named_with_the_numbers_and_what_to_t
     ],
 )
 def test_the_advice_fits_the_schedule(config, advice):
-    (line,) = diagnose(report((0.80, 0.78, 0.88, 0.90), (-0.6, -0.7, -0.5, -0.4), sides=(0.5, 0.5)), config)
+    (line,) = diagnose(useless(sides=(0.5, 0.5)), config)
     assert advice in line
     assert ".level" not in line
 
@@ -124,8 +129,7 @@ def test_a_region_that_cuts_too_much_off_is_told_of_what_can_be_lowered(teacher,
     first, second = ({"kind": "classification", "scales": [s], "epochs": 1, "lr": 0.1} for s in (1, 2))
     taught = {"kind": "apn_init", "scales": [1], "epochs": 1, "lr": 0.1} | teacher
     config = parse_config({"schedule": [first, taught, second]}, origin="test")
-    sides = (0.5, 0.5)
-    (line,) = diagnose(report((0.80, 0.78, 0.88, 0.90), (-0.6, -0.7, -0.5, -0.4), sides=sides), config)
+    (line,) = diagnose(useless(sides=(0.5, 0.5)), config)
     assert advice in line
     assert "from scale 1 (init_from: 1)" in line
 
@@ -144,20 +148,19 @@ def test_equal_accuracy_with_a_less_sure_finer_scale_does_not_pay():
 
 
 def test_a_region_that_keeps_the_whole_view_is_told_how_to_zoom():
-    (line,) = diagnose(report((0.80, 0.78, 0.88, 0.90), (-0.6, -0.7, -0.5, -0.4), sides=(0.9, 0.5)), RECIPE)
+    (line,) = diagnose(useless(sides=(0.9, 0.5)), RECIPE)
     assert "region_1 keeps nearly the whole view (mean side 0.90)" in line
     assert "raise schedule.1.trim or schedule.1.level" in line
 
 
 def test_a_look_with_fewer_pixels_than_the_one_before_is_told_how_to_get_more():
-    top1, log_prob = (0.80, 0.78, 0.88, 0.90), (-0.6, -0.7, -0.5, -0.4)
-    (line,) = diagnose(report(top1, log_prob, sides=(0.7, 0.5)), RECIPE)  # views of 448/224/224 px
+    (line,) = diagnose(useless(sides=(0.7, 0.5)), RECIPE)  # views of 448/224/224 px
     assert (
         "region_1 (mean side 0.70) is 314 px wide in the view of scale_1, and scale_2 shows it with 224"
         in line
     )
     assert "model.view_sizes[1]" in line
-    (line,) = diagnose(report(top1, log_prob, sides=(0.5, 0.5)), RECIPE)
+    (line,) = diagnose(useless(sides=(0.5, 0.5)), RECIPE)
     assert "no closer look" not in line
 
 
@@ -189,7 +192,6 @@ def test_collapse_is_part_of_the_verdict():
 
 
 def test_a_collapsed_look_that_does_not_pay_has_one_piece_of_advice():
-    top1, log_prob = (0.80, 0.78, 0.88, 0.90), (-0.6, -0.7, -0.5, -0.4)
-    collapsed, useless = diagnose(report(top1, log_prob, sides=(0.94, 0.5), at_bound=(0.9, 0.0)), RECIPE)
+    collapsed, other = diagnose(useless(sides=(0.94, 0.5), at_bound=(0.9, 0.0)), RECIPE)
     assert "region_1 has grown" in collapsed
-    assert useless.endswith("region_1 has collapsed, see above")
+    assert other.endswith("region_1 has collapsed, see above")

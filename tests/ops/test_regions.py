@@ -29,13 +29,6 @@ def _sticks_out(region: Tensor) -> float:
     return float((region[:, :2].abs() + region[:, 2:]).max()) - 1.0
 
 
-class TestWhole:
-    def test_whole_is_centred_and_full_for_every_image(self) -> None:
-        region = regions.whole(3, dtype=torch.float64)
-        assert region.dtype == torch.float64
-        assert region.tolist() == [[0.0, 0.0, 1.0]] * 3
-
-
 class TestSquash:
     @pytest.mark.parametrize(("low", "high"), BOUNDS)
     @pytest.mark.parametrize("spread", [0.1, 3.0, 1e4])

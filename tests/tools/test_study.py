@@ -1,15 +1,14 @@
 """A study trains what is new, shares what is the same, and tells what came out."""
 
-import runpy
 import shutil
 import statistics
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 
+import study as tool
 from racnn.config import load_config
 from racnn.engine import trainer
 from racnn.engine.checkpoint import digest, load_checkpoint
@@ -17,7 +16,7 @@ from racnn.engine.evaluator import evaluate_trained
 from racnn.engine.predictor import load
 from racnn.errors import ConfigError, DataError
 
-TOOL = Path(__file__).parents[2] / "tools" / "study.py"
+STUDIES = sorted((Path(__file__).parents[2] / "tools" / "studies").glob("*.yaml"))
 ONE_SCALE = [{"kind": "classification", "scales": [1], "epochs": 1, "lr": 0.01}]
 TWO_STAGES = [
     {"kind": "classification", "scales": [1], "epochs": 1, "lr": 0.01},
@@ -25,13 +24,8 @@ TWO_STAGES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def tool():
-    return SimpleNamespace(**runpy.run_path(str(TOOL)))
-
-
 @pytest.fixture
-def study(tool, tiny_file, tmp_path):
+def study(tiny_file, tmp_path):
     """Return a caller of the tool on a study of three short variants, two of which begin alike."""
     small = {"data__synthetic__num_train": 16, "run__num_preview": 0}
     tiny_file(tmp_path / "two.yaml", schedule=TWO_STAGES, **small)
@@ -73,7 +67,7 @@ def study(tool, tiny_file, tmp_path):
 
 
 @pytest.mark.slow
-def test_stages_end_with_the_weights_of_one_run(tool, finished, tmp_path):
+def test_stages_end_with_the_weights_of_one_run(finished, tmp_path):
     folder, _ = tool.run_stages(finished.config, tmp_path, torch.device("cpu"))
     for name in ("last.pt", "best.pt"):
         staged, whole = (load_checkpoint(place / name) for place in (folder, finished.folder))
@@ -97,7 +91,7 @@ def test_variants_that_begin_alike_share_their_stages(study):
     ]  # the shared one, the baseline's, and one each for the two targets
 
 
-def test_how_regions_are_cut_does_not_part_the_stages_of_the_first_look(tool, tiny):
+def test_how_regions_are_cut_does_not_part_the_stages_of_the_first_look(tiny):
     first_look = [
         {"kind": kind, "scales": [1], "epochs": 1, "lr": 0.01} for kind in ("classification", "apn_init")
     ]
@@ -118,7 +112,7 @@ def test_how_regions_are_cut_does_not_part_the_stages_of_the_first_look(tool, ti
     assert tool.key_of(other) not in first
 
 
-def test_a_last_stage_that_does_harm_is_measured_as_it_is(tool, tiny, tmp_path):
+def test_a_last_stage_that_does_harm_is_measured_as_it_is(tiny, tmp_path):
     harmful = {
         "kind": "ranking",
         "scales": [1],
@@ -142,7 +136,7 @@ def test_a_last_stage_that_does_harm_is_measured_as_it_is(tool, tiny, tmp_path):
     assert tool.measure(folder, "val", None, torch.device("cpu"))["region_1_tl_mean"] == sides[1]
 
 
-def test_the_mistake_of_a_first_stage_is_told(tool, tiny, tmp_path):
+def test_the_mistake_of_a_first_stage_is_told(tiny, tmp_path):
     with pytest.raises(DataError, match=r"data\.root"):
         tool.run_stages(tiny("unused", data__dataset="folder"), tmp_path, torch.device("cpu"))
 
@@ -189,7 +183,7 @@ def test_the_table_gives_the_mean_and_spread_over_seeds(study):
     assert "scale 2" not in cells
 
 
-def test_where_the_photos_and_weights_lie_does_not_change_the_hash(tool, tiny):
+def test_where_the_photos_and_weights_lie_does_not_change_the_hash(tiny):
     config = tiny("a", model__weights="x/vgg.pth", data__root="here")
     moved = tiny("b", model__weights="y/vgg.pth", data__root="there")
     assert tool.key_of(config) == tool.key_of(moved)
@@ -238,21 +232,20 @@ def test_a_stage_trained_under_other_defaults_is_not_used(study):
         ({"set": ["run.seed=7"]}, "run.seed=7: a study gives each run its seed"),
     ],
 )
-def test_a_wrong_study_is_refused(changes, said, tool, tmp_path):
+def test_a_wrong_study_is_refused(changes, said, tmp_path):
     plan = {"config": "two.yaml", "variants": {"a": {}}} | changes
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(plan), encoding="utf-8")
     with pytest.raises(ConfigError, match=said):
         tool.read_study(tmp_path / "study.yaml")
 
 
-def test_an_unknown_variant_is_refused(study):
-    with pytest.raises(ConfigError, match=r"--only peek: no such variant.*'peak'"):
-        study(only=["peek"])
-
-
-def test_a_wrong_change_is_told_before_anything_is_trained(study):
-    with pytest.raises(ConfigError, match="batch_sise"):
-        study(settings=["data.batch_sise=3"])
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"only": ["peek"]}, r"--only peek: .*'peak'"), ({"settings": ["data.batch_sise=3"]}, "batch_sise")],
+)
+def test_wrong_options_are_told_before_anything_is_trained(options, said, study):
+    with pytest.raises(ConfigError, match=said):
+        study(**options)
     assert not study.stages.exists()
 
 
@@ -269,7 +262,7 @@ def test_rows_of_a_variant_that_has_changed_do_not_count(study):
     assert [row["seed"] for row in rows] == ["0"]
 
 
-def test_time_before_a_stop_counts(tool, tiny, tmp_path, monkeypatch):
+def test_time_before_a_stop_counts(tiny, tmp_path, monkeypatch):
     config = tiny(tmp_path / "unused", schedule=ONE_SCALE)
     clock, calls = iter((0.0, 100.0, 200.0, 207.0)), []
 
@@ -285,7 +278,7 @@ def test_time_before_a_stop_counts(tool, tiny, tmp_path, monkeypatch):
     assert tool.run_stages(config, tmp_path, torch.device("cpu"))[1] == 107.0
 
 
-def test_held_out_photos_can_be_studied(tool, tiny, tmp_path):
+def test_held_out_photos_can_be_studied(tiny, tmp_path):
     ranking = {"kind": "ranking", "scales": [1], "epochs": 1, "lr": 0.001, "photos": "held_out"}
     schedule = [*TWO_STAGES, {**ONE_SCALE[0], "scales": [2]}, ranking]
     config = tiny(tmp_path / "unused", schedule=schedule, data__held_out_fraction=0.3, run__num_preview=0)
@@ -294,8 +287,8 @@ def test_held_out_photos_can_be_studied(tool, tiny, tmp_path):
     assert "ranking" in (folder / "metrics.jsonl").read_text()
 
 
-@pytest.mark.parametrize("path", sorted((TOOL.parent / "studies").glob("*.yaml")), ids=lambda path: path.name)
-def test_the_studies_that_come_with_it_can_be_read(path, tool):
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)
+def test_the_studies_that_come_with_it_can_be_read(path):
     if "variants" not in yaml.safe_load(path.read_text()):
         load_config(path)  # what a study varies
         return

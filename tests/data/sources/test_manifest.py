@@ -1,6 +1,5 @@
 """A manifest of either kind gives the same catalog, and a wrong line is named by its number."""
 
-
 import pytest
 from layouts import manifest_rows, write_manifest
 
