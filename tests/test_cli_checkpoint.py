@@ -239,51 +239,53 @@ def test_a_checkpoint_with_a_flipped_byte_is_refused(command, run_copy, use):
 # --- going on from the one before -------------------------------------------------------------------------------------
 
 
-def resume(racnn, folder, finished):
-    values = dump_config(finished.config)
-    config = folder.parent / "c.yaml"
-    config.write_text(yaml.safe_dump(values), encoding="utf-8")
-    return racnn("train", "--config", config, "--out", folder, "--resume")
+@pytest.fixture
+def resume(racnn, run_copy, finished):
+    """Go on with the copied run, some keys of the configuration changed."""
+
+    def call(**changes):
+        values = dump_config(finished.config)
+        values["model"] |= changes.pop("model", {})
+        config = run_copy.parent / "c.yaml"
+        config.write_text(yaml.safe_dump(values | changes), encoding="utf-8")
+        return racnn("train", "--config", config, "--out", run_copy, "--resume")
+
+    return call
 
 
-def test_where_the_last_checkpoint_is_damaged_the_way_to_the_one_before_is_told(run_copy, racnn, finished):
+def test_where_the_last_checkpoint_is_damaged_the_way_to_the_one_before_is_told(run_copy, resume, finished):
     last, previous = run_copy / "last.pt", run_copy / "previous.pt"
     last.write_bytes(last.read_bytes()[:-1000])
-    result = resume(racnn, run_copy, finished)
+    result = resume()
     assert result.code == 2
     (command,) = [line for line in result.err.splitlines() if line.startswith("  mv ")]
     assert shlex.split(command) == ["mv", str(previous), str(last)]
     subprocess.run(command, shell=True, check=True)
-    assert resume(racnn, run_copy, finished).code == 0
+    assert resume().code == 0
     assert torch.equal(load(last).model.fusion.weight, load(finished.folder / "last.pt").model.fusion.weight)
 
 
-def test_a_last_checkpoint_that_is_gone_is_treated_alike(run_copy, racnn, finished):
+def test_a_last_checkpoint_that_is_gone_is_treated_alike(run_copy, resume):
     (run_copy / "last.pt").unlink()
-    result = resume(racnn, run_copy, finished)
+    result = resume()
     assert result.code == 2
     assert "holds no last.pt" in result.err
     assert f"mv '{run_copy}/previous.pt' '{run_copy}/last.pt'" in result.err
 
 
 @pytest.mark.parametrize("previous", ["damaged", "missing"])
-def test_where_both_are_damaged_there_is_no_way_on(previous, run_copy, racnn, finished):
+def test_where_both_are_damaged_there_is_no_way_on(previous, run_copy, resume):
     (run_copy / "last.pt").write_bytes(b"junk")
     (run_copy / "previous.pt").write_bytes(b"junk")
     if previous == "missing":
         (run_copy / "previous.pt").unlink()
-    result = resume(racnn, run_copy, finished)
+    result = resume()
     assert result.code == 2
     assert "  mv " not in result.err
     assert "--overwrite" in result.err
 
 
-def test_other_numbers_of_scales_and_classes_are_told(run_copy, racnn, finished):
-    config = run_copy.parent / "c.yaml"
-    values = dump_config(finished.config)
-    values["model"]["view_sizes"] = [32, 32, 32, 32]
-    values["schedule"] = "recipe"
-    config.write_text(yaml.safe_dump(values), encoding="utf-8")
-    result = racnn("train", "--config", config, "--out", run_copy, "--resume")
+def test_other_numbers_of_scales_and_classes_are_told(resume):
+    result = resume(model={"view_sizes": [32, 32, 32, 32]}, schedule="recipe")
     assert result.code == 2
     assert "model.view_sizes: 3 scales in the run, 4 now" in result.err

@@ -14,7 +14,6 @@ from racnn.engine.loop import (
     NonFiniteError,
     Step,
     build_optimizer,
-    to_device,
     train_one_epoch,
     train_only,
 )
@@ -77,7 +76,7 @@ def test_a_step_never_waits_for_the_device(kind, scales, changes, optimizer):
     optimizer, step = build_optimizer(model, phase), Step(model, phase, state.class_weights)
     with determinism(False, CUDA):
         taken = list(train_one_epoch(model, [batch(phase)] * 3, phase, optimizer, state))
-        on_device = to_device(batch(phase), CUDA)
+        on_device = {key: value.to(CUDA) for key, value in batch(phase).items()}
         torch.cuda.set_sync_debug_mode("error")  # only the loop reads the losses, once a step
         try:
             step(on_device)["loss"].backward()

@@ -73,6 +73,22 @@ def save(path, photo=None, **options):
     return path
 
 
+def wrote(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode(errors="surrogateescape"))
+    return path
+
+
+def linked(path, target):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(target)
+    return path
+
+
+def linked_record(folder):
+    return linked(folder / ".racnn-written", wrote(folder / "precious", "mine"))
+
+
 def birds(root, classes=("red", "green"), number=6, suffix="png"):
     for name in classes:
         for i in range(number):
@@ -80,13 +96,19 @@ def birds(root, classes=("red", "green"), number=6, suffix="png"):
     return root
 
 
+def copy(photos, folder, before="", but=()):
+    """Copy photos, but for some, in their class folders; ``before`` is put before their names."""
+    for path in sorted(set(photos.rglob("*.png")) - set(but)):
+        wrote(folder / path.parent.name / f"{before}{path.name}", path.read_bytes())
+    return folder
+
+
 def listed(root, text, name="list.csv", number=3):
     """Write a list and the photos r0, r1, ... and g0, g1, ... that it may name."""
     for i in range(number):
         save(root / f"r{i}.png", pixels(True))
         save(root / f"g{i}.png", pixels(False))
-    (root / name).write_bytes(text if isinstance(text, bytes) else text.encode())
-    return root / name
+    return wrote(root / name, text)
 
 
 def config_of(place, root, *, backbone="tiny", sizes=(16, 16), **changes):
@@ -120,6 +142,18 @@ def info(root, *words):
     return ("data", "info", "--root", root, *dataset, *words)
 
 
+def visualize(net, photos, out):
+    return "visualize", net.best, photos, "--out", out
+
+
+def predict(net, photos, *words):
+    return "predict", net.best, photos, "--workers", 0, *words
+
+
+def evaluate(net, data, *words):
+    return "evaluate", net.best, "--data", data, *words
+
+
 @pytest.fixture(scope="module")
 def net(tmp_path_factory):
     """A network that was trained on red and green photos; ``photos`` are what it was trained and tested on."""
@@ -137,87 +171,57 @@ def net(tmp_path_factory):
 LOSS = "what the program did not write is replaced"
 
 
-@row(
+row(
     LOSS,
     "pictures go where the photos lie",
     code=2,
     says=["photos/a.png", "nothing says that racnn wrote it"],
+)(lambda place, net: visualize(net, save(place / "photos/a.png").parent, place / "photos"))
+row(LOSS, "the folder of pictures is a link to the photos", code=2, says=["a.png"])(
+    lambda place, net: visualize(
+        net, save(place / "photos/a.png").parent, linked(place / "out", place / "photos")
+    )
 )
-def _(place, net):
-    save(place / "photos" / "a.png")
-    return "visualize", net.best, place / "photos", "--out", place / "photos"
-
-
-@row(LOSS, "a photo beside another of its name", code=2, says=["p.png"])
-def _(place, net):
-    save(place / "p.png")
-    return "visualize", net.best, save(place / "p.jpg"), "--out", place
-
-
-@row(LOSS, "a foreign regions.json", code=2, says=["regions.json"])
-def _(place, net):
-    (place / "out").mkdir()
-    (place / "out" / "regions.json").write_text("[]")
-    return "visualize", net.best, save(place / "p.jpg"), "--out", place / "out"
-
-
-@row(LOSS, "a link in the place of a picture", code=2, says=["p.png is a link"])
-def _(place, net):
-    (place / "out").mkdir()
-    (place / "out" / "p.png").symlink_to(save(place / "precious.png"))
-    return "visualize", net.best, save(place / "p.jpg"), "--out", place / "out"
-
-
-@row(LOSS, "a link that leads nowhere", code=2, says=["regions.json is a link"])
-def _(place, net):
-    (place / "out").mkdir()
-    (place / "out" / "regions.json").symlink_to(place / "nowhere")
-    return "visualize", net.best, save(place / "p.jpg"), "--out", place / "out"
-
-
-@row(LOSS, "the folder of pictures is a link to the photos", code=2, says=["a.png"])
-def _(place, net):
-    save(place / "photos" / "a.png")
-    (place / "out").symlink_to(place / "photos")
-    return "visualize", net.best, place / "photos", "--out", place / "out"
-
-
-@row(LOSS, "a folder in the place of a picture", code=2, says=["p.png is a folder"])
-def _(place, net):
-    (place / "out" / "p.png").mkdir(parents=True)
-    return "visualize", net.best, save(place / "p.jpg"), "--out", place / "out"
+for name, said, out in (
+    ("a photo beside another of its name", "p.png", lambda p: save(p / "p.png")),
+    ("a foreign regions.json", "regions.json", lambda p: wrote(p / "out/regions.json", "[]")),
+    ("a link for a picture", "p.png is a link", lambda p: linked(p / "out/p.png", save(p / "precious.png"))),
+    ("a link to nowhere", "regions.json is a link", lambda p: linked(p / "out/regions.json", p / "nowhere")),
+    ("a folder for a picture", "p.png is a folder", lambda p: wrote(p / "out/p.png/mine", "").parent),
+    ("pictures in a file", "is a file", lambda p: wrote(p / "out", "mine") / "p.png"),
+):
+    row(LOSS, name, code=2, says=[said])(
+        lambda place, net, out=out: visualize(net, save(place / "p.jpg"), out(place).parent)
+    )
 
 
 @row(LOSS, "a picture that was drawn, and changed since", code=2, says=["p.png was changed since"])
 def _(place, net):
-    command = ("visualize", net.best, save(place / "p.jpg"), "--out", place / "out")
+    command = visualize(net, save(place / "p.jpg"), place / "out")
     assert run(*command).code == 0
-    (place / "out" / "p.png").write_bytes(b"my notes")
+    wrote(place / "out" / "p.png", "my notes")
     return command
 
 
-@row(LOSS, "a report over notes", code=2, says=["notes.json"])
-def _(place, net):
-    (place / "notes.json").write_text("{}")
-    return "evaluate", net.best, "--json", place / "notes.json"
-
-
-@row(LOSS, "a report through a link", code=2, says=["report.json is a link"])
-def _(place, net):
-    (place / "notes.json").write_text("{}")
-    (place / "report.json").symlink_to(place / "notes.json")
-    return "evaluate", net.best, "--json", place / "report.json"
-
-
-@row(LOSS, "a report over the network", code=2, says=["best.pt"])
-def _(place, net):
-    return "evaluate", net.best, "--json", net.best
-
-
-@row(LOSS, "a list of damaged photos over a list by hand", code=2, says=["mine.txt"])
-def _(place, net):
-    (place / "mine.txt").write_text("red/1.png\n")
-    return verify(net.photos, "--write-list", place / "mine.txt")
+for name, said, report in (
+    ("a report over notes", "notes.json", lambda p: wrote(p / "notes.json", "{}")),
+    ("a report through a link", "r.json is a link", lambda p: linked(p / "r.json", wrote(p / "notes", "{}"))),
+    (
+        "through a link for the record",
+        ".racnn-written",
+        lambda p: linked_record(p / "out").with_name("r.json"),
+    ),
+    ("for a folder", "is a folder", lambda p: wrote(p / "r" / "mine", "mine").parent),
+):
+    row(LOSS, name, code=2, says=[said])(
+        lambda place, net, report=report: ("evaluate", net.best, "--json", report(place))
+    )
+row(LOSS, "a report over the network", code=2, says=["best.pt"])(
+    lambda place, net: ("evaluate", net.best, "--json", net.best)
+)
+row(LOSS, "a list of damaged photos over a list by hand", code=2, says=["mine.txt"])(
+    lambda place, net: verify(net.photos, "--write-list", wrote(place / "mine.txt", "red/1.png\n"))
+)
 
 
 @row(LOSS, "an export over another program's file", code=2, says=["nothing says that racnn wrote it"])
@@ -228,8 +232,7 @@ def _(place, net):
 
 @row(LOSS, "a run over another program's run", code=2, says=["best.pt", "none that this program wrote"])
 def _(place, net):
-    (place / "run").mkdir()
-    (place / "run" / "best.pt").write_bytes(b"of another program")
+    wrote(place / "run" / "best.pt", b"of another program")
     return train(place, net.photos, "--overwrite")
 
 
@@ -248,23 +251,12 @@ def _(place, net):
     return train(place, net.photos, "--overwrite")
 
 
-@row(LOSS, "a cache in the place of a file", code=2, says=["data.cache", "is a file"])
-def _(place, net):
-    (place / "cache").write_text("mine")
-    return train(place, net.photos, "--set", f"data.cache={place / 'cache'}")
-
-
-@row(LOSS, "a run among the classes", code=2, says=["run.out", "whose folders are classes"])
-def _(place, net):
-    return train(place, birds(place / "photos"), "--out", place / "photos" / "run")
-
-
-@row(LOSS, "through a link in the place of the record", code=2, says=[".racnn-written"])
-def _(place, net):
-    (place / "precious.txt").write_text("mine")
-    (place / "out").mkdir()
-    (place / "out" / ".racnn-written").symlink_to(place / "precious.txt")
-    return "evaluate", net.best, "--json", place / "out" / "report.json"
+row(LOSS, "a cache in the place of a file", code=2, says=["data.cache", "is a file"])(
+    lambda place, net: train(place, net.photos, "--set", f"data.cache={wrote(place / 'cache', 'mine')}")
+)
+row(LOSS, "a run among the classes", code=2, says=["run.out", "whose folders are classes"])(
+    lambda place, net: train(place, birds(place / "photos"), "--out", place / "photos" / "run")
+)
 
 
 @row(LOSS, "the record itself", code=2, says=[".racnn-written", "record"])
@@ -280,48 +272,42 @@ def _(place, net):
     return train(place, net.photos, "--overwrite")
 
 
-@row(LOSS, "a report where early exit writes", code=2, says=["--early-exit writes"])
-def _(place, net):
-    return "evaluate", net.best, "--early-exit", "--json", net.best.with_suffix(".early_exit.json")
+row(LOSS, "a report where early exit writes", code=2, says=["--early-exit writes"])(
+    lambda place, net: (
+        "evaluate", net.best, "--early-exit", "--json", net.best.with_suffix(".early_exit.json")
+    )
+)  # fmt: skip
 
 
 @row(LOSS, "a record that a crash has torn does no harm", says=["12 photos"])
 def _(place, net):
-    (birds(place / "p") / "red" / ".racnn-written").write_text(
-        '{"name": "a.png", "sha256": "0"}\n{"name": "b.p'
-    )
+    wrote(birds(place / "p") / "red/.racnn-written", '{"name": "a.png", "sha256": "0"}\n{"name": "b.p')
     return info(place / "p")
 
 
 # --- names that are no UTF-8 ------------------------------------------------------------------------------------------
 
 BYTES = "names that are no UTF-8"
+CAFE = os.fsdecode(b"caf\xe9.png")
 
 
 def latin(place, content=None):
     """Write photos, one of them under a name in Latin-1; ``content``: of this one instead."""
-    birds(place / "photos")
-    photo = save(place / "photos" / "red" / "x.png").rename(
-        place / "photos" / "red" / os.fsdecode(b"caf\xe9.png")
-    )
+    photo = save(birds(place / "photos") / "red" / "x.png").rename(place / "photos/red" / CAFE)
     if content is not None:
         photo.write_bytes(content)
     return place / "photos"
 
 
-@row(BYTES, "are read", says=["13 photos read, 0 damaged"])
-def _(place, net):
-    return verify(latin(place))
-
-
-@row(
-    BYTES,
-    "are printed and listed as they are",
-    code=1,
-    says=[os.fsdecode(b"red/caf\xe9.png: cannot"), "1 damaged"],
+row(BYTES, "are read", says=["13 photos read, 0 damaged"])(lambda place, net: verify(latin(place)))
+row(BYTES, "are printed and listed as they are", code=1, says=[f"red/{CAFE}: cannot", "1 damaged"])(
+    lambda place, net: verify(latin(place, b"no photo"), "--write-list", place / "list.txt")
 )
-def _(place, net):
-    return verify(latin(place, b"no photo"), "--write-list", place / "list.txt")
+row(BYTES, "are answered", says=[CAFE])(lambda place, net: predict(net, latin(place), "--csv"))
+row(BYTES, "are drawn", says=["13 pictures"])(lambda place, net: visualize(net, latin(place), place / "out"))
+row(BYTES, "of the run's own folder are refused", code=2, says=["run.out", "UTF-8"])(
+    lambda place, net: train(place, net.photos, "--out", place / CAFE)
+)
 
 
 @row(BYTES, "are left out by that list", says=["photos: 8 train, 2 val, 2 test"])
@@ -331,26 +317,11 @@ def _(place, net):
     return train(place, root, "--set", f"data.exclude={place / 'list.txt'}")
 
 
-@row(BYTES, "are answered", says=[os.fsdecode(b"caf\xe9.png")])
-def _(place, net):
-    return "predict", net.best, latin(place), "--workers", 0, "--csv"
-
-
-@row(BYTES, "are drawn", says=["13 pictures"])
-def _(place, net):
-    return "visualize", net.best, latin(place), "--out", place / "out"
-
-
 @row(BYTES, "stand in a list", says=["6 photos read, 0 damaged"])
 def _(place, net):
-    path = listed(place, b"path,label\nr0.png,r\nr1.png,r\ncaf\xe9.png,r\ng0.png,g\ng1.png,g\ng2.png,g\n")
-    (place / "r2.png").rename(place / os.fsdecode(b"caf\xe9.png"))
+    path = listed(place, f"path,label\nr0.png,r\nr1.png,r\n{CAFE},r\ng0.png,g\ng1.png,g\ng2.png,g\n")
+    (place / "r2.png").rename(place / CAFE)
     return verify(path)
-
-
-@row(BYTES, "of the run's own folder are refused", code=2, says=["run.out", "UTF-8"])
-def _(place, net):
-    return train(place, net.photos, "--out", place / os.fsdecode(b"caf\xe9"))
 
 
 # --- a last batch of one photo ----------------------------------------------------------------------------------------
@@ -367,24 +338,17 @@ def seventeen(place):
     return place / "p"
 
 
-@row(LAST, "joins the batch before it", says=["17 photos leave a single one over at 8 a batch"])
-def _(place, net):
-    return train(place, seventeen(place), **CELL)
-
-
-@row(LAST, "of the parts of a batch", silent=["single one over"])
-def _(place, net):
-    return train(place, seventeen(place), "--set", "run.micro_batch=8", data__batch_size=17, **CELL)
-
-
-@row(LAST, "of parts of two", silent=["single one over"])
-def _(place, net):
-    return train(place, seventeen(place), "--set", "run.micro_batch=2", data__batch_size=17, **CELL)
-
-
-@row(LAST, "where every batch is one photo", code=2, says=["batch norm", "data.batch_size"])
-def _(place, net):
-    return train(place, seventeen(place), data__batch_size=1, **CELL)
+for name, says, silent, words, size in (
+    ("joins the batch before it", ["17 photos leave a single one over at 8 a batch"], [], (), 8),
+    ("of the parts of a batch", [], ["single one over"], ("--set", "run.micro_batch=8"), 17),
+    ("of parts of two", [], ["single one over"], ("--set", "run.micro_batch=2"), 17),
+    ("where every batch is one photo", ["batch norm", "data.batch_size"], [], (), 1),
+):
+    row(LAST, name, code=2 * (size == 1), says=says, silent=silent)(
+        lambda place, net, words=words, size=size: train(
+            place, seventeen(place), *words, data__batch_size=size, **CELL
+        )
+    )
 
 
 # --- number formats ---------------------------------------------------------------------------------------------------
@@ -438,7 +402,7 @@ UNKNOWN = {
 }
 for name, (build, said) in UNKNOWN.items():
     row(NUMBERS, f"{name} are refused", code=2, says=[said, "range is not known"])(
-        lambda place, net, build=build: ("predict", net.best, build(place), "--workers", 0)
+        lambda place, net, build=build: predict(net, build(place))
     )
     row(NUMBERS, f"{name} are told of by verify", code=1, says=[said, "13 photos read, 1 damaged"])(
         lambda place, net, build=build: (build(birds(place / "p") / "red"), verify(place / "p"))[1]
@@ -463,12 +427,10 @@ for name, kind, value in (
     ("a byte", 1, b"H\0\0\0"),
 ):
     row(TAGS, f"a resolution that is {name}", says=["%  2 looks"])(
-        lambda place, net, kind=kind, value=value: (
-            "predict", net.best, with_resolution(place / "a.jpg", kind, value), "--workers", 0
-        )
-    )  # fmt: skip
+        lambda place, net, kind=kind, value=value: predict(net, with_resolution(place / "a.jpg", kind, value))
+    )
 row(TAGS, "an EXIF block of junk", says=["2 looks"])(
-    lambda place, net: ("predict", net.best, save(place / "a.jpg", exif=b"Exif\0\0junk!"), "--workers", 0)
+    lambda place, net: predict(net, save(place / "a.jpg", exif=b"Exif\0\0junk!"))
 )
 
 
@@ -491,27 +453,24 @@ for name in ("evaluation", "holdout", "test2", "eval", "unlabeled"):
     row(SPLITS, f"{name} beside train", code=2, says=[name, "beside"])(
         lambda place, net, name=name: info(splits(place, train=4, **{name: 2}))
     )
-row(SPLITS, "training_set and test_set", says=["(8 train, 4 test)", "2 classes"])(
-    lambda place, net: info(splits(place, training_set=4, test_set=2))
-)
-row(SPLITS, "training, validation and testing", says=["(8 train, 2 val, 4 test)"])(
-    lambda place, net: info(splits(place, training=4, validation=1, testing=2))
-)
-row(SPLITS, "Train and train", code=2, says=["Train", "one folder of training photos"])(
-    lambda place, net: info(splits(place, train=4, Train=2))
-)
-row(SPLITS, "test and testing", code=2, says=["testing", "one folder of test photos"])(
-    lambda place, net: info(splits(place, train=4, test=1, testing=2))
-)
-
-
-@row(SPLITS, "of photos without classes", code=2, says=["looks like a split"])
-def _(place, net):
-    return info(birds(place / "p", ("train_images", "test_images")))
-
-
-row(SPLITS, "are not the classes whose names have such a word", says=["12 photos", "2 classes"])(
-    lambda place, net: info(birds(place / "p", ("crash test dummy/a", "train station/b")))
+for name, code, says, numbers in (
+    ("two sets", 0, ["(8 train, 4 test)", "2 classes"], {"training_set": 4, "test_set": 2}),
+    ("all three", 0, ["(8 train, 2 val, 4 test)"], {"training": 4, "validation": 1, "testing": 2}),
+    ("Train and train", 2, ["Train", "one folder of training photos"], {"train": 4, "Train": 2}),
+    ("test and testing", 2, ["testing", "one folder of test"], {"train": 4, "test": 1, "testing": 2}),
+):
+    row(SPLITS, name, code=code, says=says)(
+        lambda place, net, numbers=numbers: info(splits(place, **numbers))
+    )
+for name, said in (
+    ("training", "other: a folder of photos beside"),  # understood: the other folder is not
+    *[(n, f"{n}: looks like a split") for n in ("testing", "test", "validation", "eval", "hold-out")],
+):
+    row(SPLITS, f"{name} beside another folder", code=2, says=[said])(
+        lambda place, net, name=name: info(splits(place, **{name: 4, "other": 4}))
+    )
+row(SPLITS, "beside a folder without photos", says=["(8 train", "2 classes"])(
+    lambda place, net: info(wrote(splits(place, train=4, test=1) / "notes/a.txt", "mine").parents[1])
 )
 
 
@@ -527,22 +486,17 @@ def _(place, net):
 COPIES = "links and copies"
 
 
-@row(COPIES, "a link to its own folder", says=["12 photos", "1 links to folders that are read anyway"])
-def _(place, net):
-    (birds(place / "p") / "red" / "current").symlink_to(".")
-    return info(place / "p")
-
-
-@row(COPIES, "a link to the folder above", says=["12 photos"])
-def _(place, net):
-    (birds(place / "p") / "red" / "all").symlink_to("..")
-    return info(place / "p")
-
-
-@row(COPIES, "a link to another class inside a class", says=["12 photos", "1 links"])
-def _(place, net):
-    (birds(place / "p") / "red" / "more").symlink_to("../green")
-    return info(place / "p")
+for name, says, link, target in (
+    ("to its own folder", ["1 links to folders that are read anyway"], "red/current", "."),
+    ("to the folder above", [], "red/all", ".."),
+    ("to another class inside a class", ["1 links"], "red/more", "../green"),
+    ("to another class for a class", ["2 classes"], "crimson", "red"),
+):
+    row(COPIES, f"a link {name}", says=["12 photos", *says])(
+        lambda place, net, link=link, target=target: info(
+            linked(birds(place / "p") / link, target).parents[link.count("/")]
+        )
+    )
 
 
 @row(COPIES, "a link to a folder inside one that is linked too", says=["12 photos"])
@@ -556,12 +510,6 @@ def _(place, net):
     return info(place / "p")
 
 
-@row(COPIES, "a class that is a link to another", says=["12 photos", "2 classes"])
-def _(place, net):
-    (birds(place / "p") / "crimson").symlink_to("red")
-    return info(place / "p")
-
-
 @row(COPIES, "a class that lies elsewhere", says=["12 photos", "2 classes"])
 def _(place, net):
     birds(place / "p").joinpath("red").rename(place / "elsewhere")
@@ -572,28 +520,20 @@ def _(place, net):
 def copied(place, source, target, link=False):
     root = splits(place, train=4, test=2)
     (root / target).unlink(missing_ok=True)
-    (root / target).symlink_to(root / source) if link else (root / target).write_bytes(
-        (root / source).read_bytes()
-    )
+    linked(root / target, root / source) if link else wrote(root / target, (root / source).read_bytes())
     return root
 
 
 LEAK = ["1 test photo is also among the training photos", "train/red/1.png", "test/red/9.png"]
 TWICE = ["1 photo stands in more than one class", "train/red/1.png", "train/green/9.png"]
-for link in (False, True):
-    what = "linked" if link else "copied"
-    row(COPIES, f"a training photo {what} into test", code=1, says=LEAK)(
-        lambda place, net, link=link: verify(copied(place, "train/red/1.png", "test/red/9.png", link))
+for said, target in ((LEAK, "test/red/9.png"), (TWICE, "train/green/9.png")):
+    for link in (False, True):
+        row(COPIES, f"a training photo {'linked' if link else 'copied'} to {target}", code=1, says=said)(
+            lambda place, net, to=target, link=link: verify(copied(place, "train/red/1.png", to, link))
+        )
+    row(COPIES, f"{target} is told of before training", says=["warning", *said, "01-classification"])(
+        lambda place, net, to=target: train(place, copied(place, "train/red/1.png", to))
     )
-    row(COPIES, f"a photo {what} into two classes", code=1, says=TWICE)(
-        lambda place, net, link=link: verify(copied(place, "train/red/1.png", "train/green/9.png", link))
-    )
-row(COPIES, "are told of before training", says=["warning", *LEAK, "01-classification"])(
-    lambda place, net: train(place, copied(place, "train/red/1.png", "test/red/9.png"))
-)
-row(COPIES, "in two classes are told of before training", says=["warning", *TWICE, "01-classification"])(
-    lambda place, net: train(place, copied(place, "train/red/1.png", "train/green/9.png"))
-)
 
 
 @row(COPIES, "in a list", code=1, says=["1 test photo is also among the training photos"])
@@ -650,10 +590,19 @@ def _(place, net):
     return info(place / "p")
 
 
-@row(OTHERS, "a HEIF photo that is asked for", code=2, says=["a.heic", "needs pillow-heif"])
-def _(place, net):
-    (place / "a.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0" + b"\0" * 100)
-    return "predict", net.best, place / "a.heic", "--workers", 0
+row(OTHERS, "a HEIF photo that is asked for", code=2, says=["a.heic", "needs pillow-heif"])(
+    lambda place, net: predict(net, wrote(place / "a.heic", b"\0\0\0\x18ftypheic" + b"\0" * 104))
+)
+
+
+for name, said, photos in (
+    ("no photo there", "no such photo", lambda p: p / "none.png"),
+    ("a folder without", "no photos", lambda p: wrote(p / "photos" / "a.txt", "text").parent),
+    ("text", "a.png: cannot be read", lambda p: wrote(p / "a.png", "no photo")),
+):
+    row(OTHERS, name, code=2, says=[said])(
+        lambda place, net, photos=photos: visualize(net, photos(place), place / "out")
+    )
 
 
 @row(OTHERS, "a pipe called like a photo", says=["12 photos", "1 no regular file"])
@@ -664,28 +613,36 @@ def _(place, net):
 
 @row(OTHERS, "pictures of an earlier call", says=["12 pictures", "13 files passed over: 13 written by racnn"])
 def _(place, net):
-    assert run("visualize", net.best, birds(place / "p"), "--out", place / "p" / "seen").code == 0
-    return "visualize", net.best, place / "p", "--out", place / "other"
+    assert run(*visualize(net, birds(place / "p"), place / "p" / "seen")).code == 0
+    return visualize(net, place / "p", place / "other")
 
 
 # --- order of names ---------------------------------------------------------------------------------------------------
 
 ORDER = "classes in natural order"
+LISTS, ALIKE = "lists", ["class names that look alike"]
 NUMBERED = tuple(str(number) for number in range(1, 13))
-row(ORDER, "of folders", says=["--classes 1-3  1: 1, 2: 2, 3: 3", "3 classes"])(
-    lambda place, net: info(birds(place / "p", NUMBERED, 3), "--classes", "1-3")
+for kind, name, code, says, classes, words in (
+    (SPLITS, "without classes", 2, ["looks like a split"], ("train_images", "test_images"), ()),
+    (SPLITS, "no splits", 0, ["12 photos", "2 classes"], ("crash test dummy/a", "train station/b"), ()),
+    (
+        ORDER,
+        "of folders",
+        0,
+        ["--classes 1-3  1: 1, 2: 2, 3: 3", "3 classes"],
+        NUMBERED,
+        ("--classes", "1-3"),
+    ),
+    (ORDER, "in words", 0, ["1: bird2, 2: bird10"], ("bird10", "bird2"), ("--classes", "1-2")),
+    (LISTS, "folders look alike", 0, ["3 classes", *ALIKE], ("red", "Red", "green"), ()),
+    (LISTS, "folders are one", 2, ["two class folders are both 'red'"], ("red", "red\u200b", "green"), ()),
+):
+    row(kind, name, code=code, says=says)(
+        lambda place, net, classes=classes, words=words: info(birds(place / "p", classes), *words)
+    )
+row(ORDER, "of a list", says=["1: 2, 2: 10"])(
+    lambda place, net: info(labels(place, "10", "2"), "--classes", "1-2")
 )
-row(ORDER, "of words with numbers", says=["1: bird2, 2: bird10"])(
-    lambda place, net: info(birds(place / "p", ("bird10", "bird2"), 3), "--classes", "1-2")
-)
-
-
-@row(ORDER, "of a list", says=["1: 2, 2: 10"])
-def _(place, net):
-    path = listed(place, "path,label\n" + "".join(f"r{i}.png,10\ng{i}.png,2\n" for i in range(3)))
-    return info(path, "--classes", "1-2")
-
-
 row(ORDER, "no classes at all", code=2, says=["data.classes"])(
     lambda place, net: info(net.photos, "--classes", "")
 )
@@ -712,41 +669,29 @@ for setting, said in SETTINGS.items():
     row(VALUES, setting, says=[said])(
         lambda place, net, setting=setting: ("config", config_of(place, net.photos), "--set", setting)
     )
-for text in (
-    "data.batch_size=on",
-    "schedule.0.lr=true",
-    "run.seed=yes",
-    "schedule.0.lr=1:30.5",
-    "data.batch_size=1_0_",
+for setting, *says in (
+    *[(f"data.batch_size={text}", "data.batch_size") for text in ("on", "1_0_")],
+    *[(f"schedule.0.lr={text}", "schedule.0.lr") for text in ("true", "1:30.5")],
+    ("run.seed=yes", "run.seed"),
+    ("data.root=", "--set data.root=", "expected a value"),
 ):
-    row(VALUES, f"no number: {text}", code=2, says=[text.partition("=")[0]])(
-        lambda place, net, text=text: ("config", config_of(place, net.photos), "--set", text)
+    row(VALUES, f"refused: {setting}", code=2, says=says)(
+        lambda place, net, setting=setting: ("config", config_of(place, net.photos), "--set", setting)
     )
 row(VALUES, "the home folder", silent=["out: ~"])(
     lambda place, net: ("config", config_of(place, net.photos), "--set", "run.out=~/runs/x")
 )
-
-
-@row(VALUES, "a path that is empty in a file", code=2, says=["data.root: expected a value, or null"])
-def _(place, net):
-    (place / "c.yaml").write_text("data:\n  root: ''\n")
-    return "config", place / "c.yaml"
-
-
-row(VALUES, "a path that is empty", code=2, says=["--set data.root=", "expected a value"])(
-    lambda place, net: ("config", config_of(place, net.photos), "--set", "data.root=")
-)
-
-
-@row(VALUES, "a number of a file that YAML takes for octal", says=["classes: '010'"])
-def _(place, net):
-    (place / "c.yaml").write_text("data:\n  classes: 010\n")
-    return "config", place / "c.yaml"
+for name, code, said, text in (
+    ("a path that is empty in a file", 2, "data.root: expected a value, or null", "data:\n  root: ''\n"),
+    ("a number of a file that YAML takes for octal", 0, "classes: '010'", "data:\n  classes: 010\n"),
+):
+    row(VALUES, name, code=code, says=[said])(
+        lambda place, net, text=text: ("config", wrote(place / "c.yaml", text))
+    )
 
 
 # --- lists ------------------------------------------------------------------------------------------------------------
 
-LISTS = "lists"
 BOX = "path,label,x0,y0,x1,y1\nr0.png,r,{box}\nr1.png,r,1,1,9,9\ng0.png,g,1,1,9,9\ng1.png,g,1,1,9,9\n"
 for name, box, code, said in (
     ("of fractions", "0.1,0.2,0.6,0.7", 2, "less than a pixel"),
@@ -795,39 +740,21 @@ row(LISTS, "a label of very many digits", says=["2 classes"])(
         listed(place, "path,label\n" + "".join(f"r{i}.png,{'9' * 5000}\ng{i}.png,7\n" for i in range(3)))
     )
 )
-ALIKE = ["class names that look alike"]
 row(LISTS, "a line separator inside a JSON line", says=["2 classes", "6 photos"])(
     lambda place, net: info(labels(place, "red\u2028x", "green", suffix="jsonl"))
 )
-row(LISTS, "an invisible character behind a label", says=["2 classes"], silent=ALIKE)(
-    lambda place, net: info(labels(place, "red", "green", "red\u200b", "green\ufeff"))
-)
-row(LISTS, "an accent stored in two ways", says=["2 classes"], silent=ALIKE)(
-    lambda place, net: info(labels(place, "pic\u00e9", "green", "pice\u0301"))
-)
-row(LISTS, "a label of two lines", says=["2 classes", "red second (3 photos)"])(
-    lambda place, net: info(labels(place, "red\nsecond", "green", "green"))
-)
-row(LISTS, "labels that differ in case", says=["4 classes", *ALIKE, "'Red', 'red'"])(
-    lambda place, net: info(labels(place, "red", "green", "Red", "Green"))
-)
-row(LISTS, "an invisible character inside a label", says=["3 classes", *ALIKE, "r\\u200bed"])(
-    lambda place, net: info(labels(place, "red", "r\u200bed", "green"))
-)
-row(LISTS, "a letter of another script", says=["3 classes", *ALIKE, "\\u0430uk"])(
-    lambda place, net: info(labels(place, "auk", "\u0430uk", "green"))
-)
-row(LISTS, "words joined in two ways", says=["3 classes", *ALIKE])(
-    lambda place, net: info(labels(place, "blue jay", "blue_jay", "green"))
-)
+for name, says, silent, names in (
+    ("an invisible end", ["2 classes"], ALIKE, ("red", "green", "red\u200b", "green\ufeff")),
+    ("an accent stored in two ways", ["2 classes"], ALIKE, ("pic\u00e9", "green", "pice\u0301")),
+    ("a label of two lines", ["2 classes", "red second (3 photos)"], [], ("red\nsecond", "green", "green")),
+    ("two cases", ["4 classes", *ALIKE, "'Red', 'red'"], [], ("red", "green", "Red", "Green")),
+    ("an invisible character inside", ["3 classes", *ALIKE, "r\\u200bed"], [], ("red", "r\u200bed", "green")),
+    ("a letter of another script", ["3 classes", *ALIKE, "\\u0430uk"], [], ("auk", "\u0430uk", "green")),
+    ("words joined in two ways", ["3 classes", *ALIKE], [], ("blue jay", "blue_jay", "green")),
+):
+    row(LISTS, name, says=says, silent=silent)(lambda place, net, names=names: info(labels(place, *names)))
 row(LISTS, "alike labels are told of before training", says=["warning: class names that look alike"])(
     lambda place, net: train(place, labels(place, "red", "green", "Red"))
-)
-row(LISTS, "folders that look alike", says=["3 classes", *ALIKE])(
-    lambda place, net: info(birds(place / "p", ("red", "Red", "green"), 3))
-)
-row(LISTS, "folders of one name", code=2, says=["two class folders are both 'red'"])(
-    lambda place, net: info(birds(place / "p", ("red", "red\u200b", "green"), 3))
 )
 row(LISTS, "a file in UTF-16", code=2, says=["expected UTF-8, not UTF-16"])(
     lambda place, net: info(listed(place, "path,label\nr0.png,r\n".encode("utf-16")))
@@ -893,11 +820,21 @@ def _(place, net):
 @row(EXCHANGED, "a copied data set is the same", says=["the run is finished"])
 def _(place, net):
     root = begun(place)
-    for path in sorted(root.rglob("*.png")):
-        target = place / "copy" / path.relative_to(root)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(path.read_bytes())
-    return train(place, root, "--resume", "--set", f"data.root={place / 'copy'}")
+    return train(place, root, "--resume", "--set", f"data.root={copy(root, place / 'copy')}")
+
+
+@row(EXCHANGED, "photos are added", code=2, says=["training photos were added or removed"])
+def _(place, net):
+    return train(place, copy(net.photos, begun(place), "more "), "--resume")
+
+
+@row(EXCHANGED, "others replace those of the test", code=2, says=["test photos were used in training"])
+def _(place, net):
+    root = begun(place)
+    stored = torch.load(place / "run" / "best.pt")
+    for path in set(root.rglob("*.png")) - {root / n for n in stored["train_names"] + stored["val_names"]}:
+        path.unlink()
+    return "evaluate", place / "run" / "best.pt"
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------
@@ -918,32 +855,22 @@ def trunk(before="", **changes):
     return state | {f"{before}{key}": value for key, value in changes.items()}
 
 
-row(WEIGHTS, "a whole module", code=2, says=["torch.save(model)", "state_dict"])(
-    lambda place, net: started(place, net, torch.nn.Linear(2, 2))
-)
-row(WEIGHTS, "of DataParallel")(lambda place, net: started(place, net, trunk("module.")))
-row(WEIGHTS, "of torch.compile")(lambda place, net: started(place, net, trunk("_orig_mod.")))
-row(WEIGHTS, "of both")(lambda place, net: started(place, net, {"model": trunk("module._orig_mod.")}))
-row(WEIGHTS, "inside a larger network")(
-    lambda place, net: started(place, net, {"state_dict": trunk("model.") | {"head.weight": torch.zeros(3)}})
-)
-row(WEIGHTS, "of two networks", code=2, says=["2 such networks", "student.", "teacher."])(
-    lambda place, net: started(place, net, trunk("teacher.") | trunk("student."))
-)
-row(WEIGHTS, "that are not numbers", code=2, says=["NaN or infinite", "0.weight"])(
-    lambda place, net: started(
-        place, net, trunk(**{"features.0.weight": torch.full((16, 3, 3, 3), float("nan"))})
+NO_NUMBER = torch.full((16, 3, 3, 3), float("nan"))
+for name, says, make in (
+    ("of DataParallel", [], lambda: trunk("module.")),
+    ("of torch.compile", [], lambda: trunk("_orig_mod.")),
+    ("of both", [], lambda: {"model": trunk("module._orig_mod.")}),
+    ("in a larger network", [], lambda: {"state_dict": trunk("model.") | {"head.weight": torch.zeros(3)}}),
+    ("a whole module", ["torch.save(model)", "state_dict"], lambda: torch.nn.Linear(2, 2)),
+    ("of two", ["2 such networks", "student.", "teacher."], lambda: trunk("teacher.") | trunk("student.")),
+    ("not finite", ["NaN or infinite", "0.weight"], lambda: trunk(**{"features.0.weight": NO_NUMBER})),
+    ("under numbers", ["a dictionary of tensors by name"], lambda: trunk() | {5: torch.zeros(1)}),
+    ("true or false", ["other kinds", "0.weight bool"], lambda: {k: v > 0 for k, v in trunk().items()}),
+    ("sparse", ["other kinds", "sparse"], lambda: {k: v.to_sparse() for k, v in trunk().items()}),
+):
+    row(WEIGHTS, name, code=2 if says else 0, says=says)(
+        lambda place, net, make=make: started(place, net, make())
     )
-)
-row(WEIGHTS, "under numbers", code=2, says=["expected a dictionary of tensors by name"])(
-    lambda place, net: started(place, net, trunk() | {5: torch.zeros(1)})
-)
-row(WEIGHTS, "that are true or false", code=2, says=["other kinds of numbers", "0.weight bool"])(
-    lambda place, net: started(place, net, {key: value > 0 for key, value in trunk().items()})
-)
-row(WEIGHTS, "of a sparse layout", code=2, says=["other kinds of numbers", "sparse"])(
-    lambda place, net: started(place, net, {key: value.to_sparse() for key, value in trunk().items()})
-)
 row(WEIGHTS, "under another suffix")(
     lambda place, net: (
         save_file(trunk(), place / "w.bin"), train(place, net.photos, "--set", f"model.weights={place / 'w.bin'}")
@@ -951,10 +878,10 @@ row(WEIGHTS, "under another suffix")(
 )  # fmt: skip
 
 
-@row(WEIGHTS, "a pointer of Git LFS", code=2, says=["Git LFS pointer"])
-def _(place, net):
-    (place / "w.pth").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-    return train(place, net.photos, "--set", f"model.weights={place / 'w.pth'}")
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+row(WEIGHTS, "a pointer of Git LFS", code=2, says=["Git LFS pointer"])(
+    lambda place, net: train(place, net.photos, "--set", f"model.weights={wrote(place / 'w.pth', LFS)}")
+)
 
 
 @row(WEIGHTS, "a whole module as a checkpoint", code=2, says=["torch.save(model)"])
@@ -966,80 +893,48 @@ def _(place, net):
 # --- new photos to measure on -----------------------------------------------------------------------------------------
 
 NEW = "new photos to measure on"
-row(NEW, "class folders", says=["6 photos, 2 classes", "0 of the 6 photos"])(
-    lambda place, net: ("evaluate", net.best, "--data", birds(place / "new", number=3))
+for name, code, says, make, words in (
+    ("folders", 0, ["6 photos, 2 classes", "0 of the 6"], lambda p: birds(p / "new", number=3), ()),
+    ("of fewer classes", 0, ["3 photos, 2 classes"], lambda p: birds(p / "new", ("green",), 3), ()),
+    ("of unknown classes", 2, ["'blue' is new"], lambda p: birds(p / "new", ("green", "blue"), 3), ()),
+    ("in splits", 0, ["folder, all: 12 photos"], lambda p: splits(p, train=4, test=2), ()),
+    ("a split", 0, ["folder, test: 4 photos"], lambda p: splits(p, train=4, test=2), ("--split", "test")),
+    ("no such split", 2, ["--split val", "only test, all"], lambda p: birds(p / "new"), ("--split", "val")),
+    ("test photos alone", 0, ["folder, all: 4 photos"], lambda p: splits(p, test=2), ()),
+    ("a list", 0, ["manifest, all: 9 photos"], lambda p: labels(p, "red", "green", "Red"), ()),
+    ("of no known kind", 2, ["no such folder or list"], lambda p: p / "nowhere", ()),
+    ("for early exit", 2, ["--early-exit", "valid"], lambda p: birds(p / "new"), ("--early-exit",)),
+):
+    row(NEW, name, code=code, says=says)(
+        lambda place, net, make=make, words=words: evaluate(net, make(place), *words)
+    )
+row(NEW, "all of the run's own", says=["folder, all: 20 photos", "14 of the 20 photos", "too good"])(
+    lambda place, net: ("evaluate", net.best, "--split", "all")
 )
-row(NEW, "of fewer classes", says=["3 photos, 2 classes"])(
-    lambda place, net: ("evaluate", net.best, "--data", birds(place / "new", ("green",), 3))
-)
-row(NEW, "of unknown classes", code=2, says=["'blue' is new"])(
-    lambda place, net: ("evaluate", net.best, "--data", birds(place / "new", ("green", "blue"), 3))
-)
-row(NEW, "in splits", says=["folder, all: 12 photos"])(
-    lambda place, net: ("evaluate", net.best, "--data", splits(place, train=4, test=2))
-)
-row(NEW, "one of the splits", says=["folder, test: 4 photos"])(
-    lambda place, net: ("evaluate", net.best, "--data", splits(place, train=4, test=2), "--split", "test")
-)
-row(NEW, "a split that they do not bring", code=2, says=["--split val", "only test, all"])(
-    lambda place, net: ("evaluate", net.best, "--data", birds(place / "new", number=3), "--split", "val")
-)
-row(NEW, "test photos alone", says=["folder, all: 4 photos"])(
-    lambda place, net: ("evaluate", net.best, "--data", splits(place, test=2))
-)
+row(
+    NEW,
+    "that were trained on, under other names",
+    says=["of the 20 photos are photos that the network was trained on", "14 of"],
+)(lambda place, net: evaluate(net, copy(net.photos, place / "new", "other ")))
 
 
 @row(NEW, "a class without photos", says=["folder, all: 6 photos"])
 def _(place, net):
     (birds(place / "new", ("green",), 6) / "red").mkdir()
-    return "evaluate", net.best, "--data", place / "new"
+    return evaluate(net, place / "new")
 
 
 @row(NEW, "a photo in two classes", says=["warning: 1 photo stands in more than one class"])
 def _(place, net):
     new = birds(place / "new", number=3)
-    (new / "red" / "0.png").write_bytes((new / "green" / "0.png").read_bytes())
-    return "evaluate", net.best, "--data", new
+    wrote(new / "red" / "0.png", (new / "green" / "0.png").read_bytes())
+    return evaluate(net, new)
 
 
 @row(NEW, "the run's own, one of which is gone", code=2, says=["1 of the 2 validation photos", "not in this"])
 def _(place, net):
-    lost = torch.load(net.best)["val_names"][0]
-    for path in sorted(net.photos.rglob("*.png")):
-        target = place / "moved" / path.relative_to(net.photos)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if str(path.relative_to(net.photos)) != lost:
-            target.write_bytes(path.read_bytes())
-    return "evaluate", net.best, "--data", place / "moved", "--split", "test"
-
-
-row(NEW, "a list", says=["manifest, all: 4 photos"])(
-    lambda place, net: (
-        "evaluate", net.best, "--data", listed(place, "path,label\nr0.png,red\nr1.png,Red\ng0.png,green\ng1.png,green\n")
-    )
-)  # fmt: skip
-row(NEW, "of no known kind", code=2, says=["no such folder or list"])(
-    lambda place, net: ("evaluate", net.best, "--data", place / "nowhere")
-)
-row(NEW, "for early exit", code=2, says=["--early-exit", "validation photos"])(
-    lambda place, net: ("evaluate", net.best, "--data", birds(place / "new"), "--early-exit")
-)
-row(NEW, "all of the run's own", says=["folder, all: 20 photos", "14 of the 20 photos", "too good"])(
-    lambda place, net: ("evaluate", net.best, "--split", "all")
-)
-
-
-@row(
-    NEW,
-    "that were trained on, under other names",
-    says=["of the 20 photos are photos that the network was trained on", "14 of"],
-)
-def _(place, net):
-    for path in sorted(net.photos.rglob("*.png")):
-        target = place / "new" / path.parent.name / f"other {path.name}"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(path.read_bytes())
-    return "evaluate", net.best, "--data", place / "new"
+    lost = net.photos / torch.load(net.best)["val_names"][0]
+    return evaluate(net, copy(net.photos, place / "moved", but=[lost]), "--split", "test")
 
 
 # --- runs that are refused --------------------------------------------------------------------------------------------
@@ -1090,11 +985,6 @@ def test_an_input_has_its_outcome(line, net, tmp_path):
     assert [path for path in changed if path not in own] == []
 
 
-def test_there_are_lines_enough():
-    assert len({line.kind for line in ROWS}) >= 15
-    assert len(ROWS) >= 60
-
-
 @pytest.mark.parametrize("seed", range(6))
 def test_whatever_lies_among_the_photos_stays_as_it_was(seed, net, tmp_path):
     """Photos, their namesakes, records, links and pictures of earlier calls, drawn at random."""
@@ -1102,14 +992,12 @@ def test_whatever_lies_among_the_photos_stays_as_it_was(seed, net, tmp_path):
     place = tmp_path / "p"
     save(place / "first.jpg", pixels(True, seed))
     if chance.random() < 0.5:
-        run("visualize", net.best, place, "--out", place)
+        run(*visualize(net, place, place))
     for name in ("a", "b", "sub/a", "sub/b", "regions"):
         for suffix in (".png", ".jpg", ".json", ".tif"):
             if chance.random() < 0.4:
                 if suffix == ".json":
-                    path = place / f"{name}.json"
-                    path.parent.mkdir(exist_ok=True)
-                    path.write_text("[]")
+                    wrote(place / f"{name}.json", "[]")
                 else:
                     save(place / f"{name}{suffix}", pixels(bool(chance.random() < 0.5)))
     if chance.random() < 0.5:
@@ -1118,7 +1006,7 @@ def test_whatever_lies_among_the_photos_stays_as_it_was(seed, net, tmp_path):
         (place / "first.png").symlink_to("nowhere")
     for photos in (place, place / "first.jpg"):
         before = files_of(tmp_path)
-        result = run("visualize", net.best, photos, "--out", place)
+        result = run(*visualize(net, photos, place))
         after = files_of(tmp_path)
         assert {path: after.get(path) for path in before if not path.endswith(".racnn-written")} == {
             path: content for path, content in before.items() if not path.endswith(".racnn-written")
@@ -1130,18 +1018,13 @@ def test_photos_of_the_test_split_measure_as_they_did_in_it(net, tmp_path):
     """The run's own test photos, in class folders of their own and under other names, and as a list."""
     assert run("evaluate", net.best, "--json", tmp_path / "own.json").code == 0
     own = json.loads((tmp_path / "own.json").read_text())
-    test = {p for p in net.photos.rglob("*.png")}
     stored = torch.load(net.best)
-    used = {net.photos / name for name in (*stored["train_names"], *stored["val_names"])}
-    rows = []
-    for number, path in enumerate(sorted(test - used)):
-        target = tmp_path / "new" / path.parent.name / f"new {number}.png"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(path.read_bytes())
-        rows.append(f"{target.relative_to(tmp_path)},{path.parent.name}\n")
-    (tmp_path / "list.csv").write_text("path,label\n" + "".join(rows))
+    used = [net.photos / name for name in (*stored["train_names"], *stored["val_names"])]
+    new = sorted(copy(net.photos, tmp_path / "new", "new ", but=used).rglob("*.png"))
+    rows = "".join(f"{path.relative_to(tmp_path)},{path.parent.name}\n" for path in new)
+    wrote(tmp_path / "list.csv", f"path,label\n{rows}")
     for data in (tmp_path / "new", tmp_path / "list.csv"):
-        result = run("evaluate", net.best, "--data", data, "--json", tmp_path / "new.json")
+        result = run(*evaluate(net, data, "--json", tmp_path / "new.json"))
         assert result.code == 0, result.said
         new = json.loads((tmp_path / "new.json").read_text())
         assert new["num_images"] == own["num_images"] == 4
@@ -1151,15 +1034,13 @@ def test_photos_of_the_test_split_measure_as_they_did_in_it(net, tmp_path):
 
 
 def test_a_file_is_replaced_that_the_program_wrote(net, tmp_path):
-    command = ("visualize", net.best, save(tmp_path / "p" / "a.jpg"), "--out", tmp_path / "out")
     for _ in range(2):
-        assert run(*command).code == 0
-    for _ in range(2):
-        assert run("evaluate", net.best, "--json", tmp_path / "out" / "report.json").code == 0
-    assert (
-        run("data", "verify", "--root", net.photos, "--write-list", tmp_path / "l.txt", "--workers", 0).code
-        == 0
-    )
+        for words in (
+            visualize(net, save(tmp_path / "p" / "a.jpg"), tmp_path / "out"),
+            ("evaluate", net.best, "--json", tmp_path / "out" / "report.json"),
+            verify(net.photos, "--write-list", tmp_path / "l.txt"),
+        ):
+            assert run(*words).code == 0
 
 
 def test_only_what_changed_is_read_again(net, tmp_path, monkeypatch):

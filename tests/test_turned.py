@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import tiny_values
+from layouts import write_photo
 from PIL import Image, TiffImagePlugin
 
 from racnn.data import build_data
@@ -104,11 +105,8 @@ def trained(resize, tmp_path_factory):
     from racnn.engine.trainer import fit
 
     place = tmp_path_factory.mktemp("turned")
-    noise = np.random.default_rng(0)
     for i in range(12):
-        path = place / "photos" / ("auk", "tit")[i % 2] / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(noise.integers(0, 256, (40, 90, 3), dtype=np.uint8)).save(path)
+        write_photo(place / "photos" / ("auk", "tit")[i % 2] / f"{i}.png", size=(90, 40), seed=i)
     values = tiny_values(
         place / "run",
         schedule=[{"kind": "classification", "epochs": 1, "lr": 0.01}],
@@ -150,15 +148,11 @@ def test_visualize_draws_the_same_picture(trained, racnn, tmp_path):
 
 
 def lists(place):
-    """Write a list with a box for each of the four, in upright pixels; the others are for company."""
-    paths = []
+    """Write a list with a box for each of the four, in upright pixels."""
     for path in four(place):
-        store(place / "other.png", 1)
-        text = "path,label,split,x0,y0,x1,y1\n"
-        text += "".join(f"{path.name},auk,{split},30,5,60,38\n" for split in ("test",))
-        paths.append(place / f"{path.stem}.csv")
-        paths[-1].write_text(text)
-    return paths
+        listed = place / f"{path.stem}.csv"
+        listed.write_text(f"path,label,split,x0,y0,x1,y1\n{path.name},auk,test,30,5,60,38\n")
+        yield listed
 
 
 def test_evaluate_measures_the_same(trained, racnn, tmp_path):

@@ -66,6 +66,12 @@ class Data:
         labels = [record.label for record in self.splits["train"].records]
         return np.bincount(labels, minlength=len(self.class_names)).tolist()
 
+    def use_cache(self, say: Callable[[str], None]) -> None:
+        """Read decoded photos, but for the test photos, from the cache, if there is to be one; write it first where it is not."""
+        for name, photos in sorted(self.splits.items()):
+            if photos.config.cache is not None and name != "test":
+                photos.use_cache(say)
+
     def class_weights(self) -> Tensor:
         """Return weights [C] by which every class counts the same: ``N / (C n_c)``, whose mean over photos is 1."""
         counts = torch.tensor(self.class_counts(), dtype=torch.float32)

@@ -20,11 +20,6 @@ from racnn.models.parts import halved
 from racnn.models.phase import Batch, GradientPhase, Phase
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Return the batch on a device; photos travel as uint8."""
-    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
-
-
 class NonFiniteError(TrainingError):
     """A loss or gradient is not finite.
 
@@ -183,12 +178,12 @@ def _add_gradients(
     losses: dict[str, Tensor] = {}
     try:
         for start, end in parts:
-            part = {key: value[start:end] for key, value in batch.items()}
-            share = float(part["share"].sum())
+            share = float(batch["share"][start:end].sum())
+            part = {key: value[start:end].to(device, non_blocking=True) for key, value in batch.items()}
             last = end == parts[-1][1]
             apart = isinstance(step, DistributedDataParallel) and not last
             with step.no_sync() if apart else nullcontext():  # type: ignore[operator]
-                terms = step(to_device(part, device))
+                terms = step(part)
                 # the average over processes makes it their sum
                 (processes.size * share * terms["loss"]).backward()
             for name, value in terms.items():

@@ -121,7 +121,12 @@ class RunDir:
                 f"--overwrite: torchrun has started these processes again and lost its store, so that the run in {self.path} "
                 "may be their own; go on with --resume, or start anew"
             )
-        return open_folder(self.path, config, resume=resume, overwrite=overwrite)
+        stored = open_folder(self.path, config, resume=resume, overwrite=overwrite)
+        progress = stored.content.progress if stored else None
+        if progress and progress.best_key and not is_whole(self.path / "best.pt"):
+            print("warning: best.pt cannot be read; the network at the end of the next phase takes its place")
+            progress.best_key = []
+        return stored
 
     def enter(self, config: Config, starts: Sequence[dict[str, Any]], *, new: bool) -> str:
         """Make the folder ready and return the text of its ``config.yaml``.

@@ -23,7 +23,6 @@ from racnn.data.statistics import refuse_misplaced_boxes
 from racnn.engine.checkpoint import (
     Content,
     Progress,
-    is_whole,
     open_checkpoint,
     restore_optimizer,
     save_checkpoint,
@@ -115,12 +114,6 @@ class Trainer:
             stored = self._run_dir.open(
                 config, processes, resume=resume, overwrite=overwrite, restarted=restarted
             )
-            progress = stored.content.progress if stored else None
-            if progress and progress.best_key and not is_whole(self.folder / "best.pt"):
-                print(
-                    "warning: best.pt cannot be read; the network at the end of the next phase takes its place"
-                )
-                progress.best_key = []
             return stored.content if stored else None
 
         try:
@@ -134,14 +127,9 @@ class Trainer:
         with self.processes.main_process_first():  # a mistake is told once
             self._load_data(content)
             self._build_model(content)
-            splits = sorted(self.data.splits.keys() - {"test"}) if self.config.data.cache else []
-            for split in splits:  # a disk may be full
-                self.data.splits[split].use_cache(print if self.processes.is_main_process else lambda _: None)
-            lines = (
-                describe_data(self.data, self.config.data, self.device)
-                if self.processes.is_main_process
-                else []
-            )
+            main = self.processes.is_main_process
+            self.data.use_cache(print if main else lambda _: None)  # a disk may be full
+            lines = describe_data(self.data, self.config.data, self.device) if main else []
         self.processes.wait()  # an earlier run is deleted only when all have come so far
         start = provenance(self.config, self.data, self.device, self.progress.step, self.processes)
         self._starts = with_start(content.provenance if content else [], start)

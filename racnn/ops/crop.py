@@ -28,6 +28,7 @@ def zoom(
     antialias: bool = True,
     steepness: float | None = None,
     move_samples: bool = True,
+    dense: bool | None = None,
 ) -> Tensor:
     """Sample a region of each image bilinearly to a view (equation 7), optionally under its soft mask (4 to 6).
 
@@ -49,6 +50,7 @@ def zoom(
             points the mask depends on ``tl`` alone.
         move_samples: The derivative in the region follows the sample points as they move with it: exact. False
             holds them where they are and moves the mask over them alone, the derivative of equations 11 to 13.
+        dense: Multiply by whole matrices, as said above; None does so on every device but a CPU.
 
     Returns:
         [B, C, h, w] in the image's type.
@@ -57,29 +59,22 @@ def zoom(
     with torch.autocast(image.device.type, enabled=False):
         region = region.to(dtype)
         held = region if move_samples else region.detach()
-        weigh, gather = (_some_pixels, _gather) if image.device.type == "cpu" else (_all_pixels, _multiply)
+        dense = image.device.type != "cpu" if dense is None else dense
         view = image.to(dtype)
         for axis, source, target in ((1, image.shape[2], size[0]), (0, image.shape[3], size[1])):  # y, then x
-            span, now = (
-                torch.stack([r[:, axis], r[:, 2]], dim=1) for r in (region, held)
-            )  # centre, half side
-            pixels, weights = _triangles(now, source, target, antialias, weigh)
+            # centre and half side
+            span, now = (torch.stack([each[:, axis], each[:, 2]], dim=1) for each in (region, held))
+            pixels, weights = _triangles(now, source, target, antialias, dense)
             if steepness is not None:
                 weights = weights * _mask_of_samples(span, now, target, steepness)
-            view = gather(view, pixels, weights)
+            view = (_multiply if dense else _gather)(view, pixels, weights)
         return view.to(image.dtype)
 
 
 CROPS: dict[str, Callable[..., Tensor]] = {"box": zoom}  # samplers by name, all called as ``zoom`` is
 
 
-def _triangles(
-    span: Tensor,
-    source: int,
-    target: int,
-    antialias: bool,
-    weigh: Callable[[Tensor, Tensor, int], Tensor],
-) -> tuple[Tensor, Tensor]:
+def _triangles(span: Tensor, source: int, target: int, antialias: bool, dense: bool) -> tuple[Tensor, Tensor]:
     """Return which pixels of an axis each sample reads and how it weighs them.
 
     Args:
@@ -87,7 +82,7 @@ def _triangles(
         source: Pixels of the image on the axis.
         target: Samples of the view.
         antialias: Whether triangles widen.
-        weigh: Chooses the pixels: :func:`_all_pixels` or :func:`_some_pixels`.
+        dense: Whether every sample reads all pixels, most of them without weight.
 
     Returns:
         Pixel numbers, broadcast to [B, target, K], and weights [B, target, K], which add up to 1.
@@ -98,15 +93,13 @@ def _triangles(
     support = torch.ones_like(span[:, 1:])  # image pixels per view pixel
     if antialias:
         support = (span[:, 1:] * (source / target)).clamp(min=1.0)
-    pixels = weigh(position.detach(), support.detach(), source)
+    if dense:
+        pixels = torch.arange(source, device=span.device)[None, None]
+    else:
+        pixels = _some_pixels(position.detach(), support.detach(), source)
     distance = (position[:, :, None] - (pixels + 0.5)).abs() / support[:, :, None]
     weights = (1.0 - distance).clamp(min=0.0) * ((pixels >= 0) & (pixels < source))
     return pixels.clamp(0, source - 1), weights / weights.sum(dim=2, keepdim=True)
-
-
-def _all_pixels(position: Tensor, support: Tensor, source: int) -> Tensor:
-    """Return the numbers of all pixels, [1, 1, source]."""
-    return torch.arange(source, device=position.device)[None, None]
 
 
 def _some_pixels(position: Tensor, support: Tensor, source: int) -> Tensor:

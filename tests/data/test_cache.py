@@ -5,11 +5,13 @@ import pickle
 import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from layouts import write_photo
 from PIL import Image
 
 from racnn.data import build_data, cache, eval_loader, train_loader
@@ -22,23 +24,11 @@ from racnn.sections import AugmentConfig, DataConfig
 PLAIN = SourceTransform(32)
 
 
-def write_photos(root, num=12):
-    rng = np.random.default_rng(0)
-    for i in range(num):
-        path = root / ("auk" if i % 2 else "wren") / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (40 + i, 60 - i, 3), dtype=np.uint8)).save(path)
-    return sorted(root.rglob("*.png"))
-
-
 @pytest.fixture
 def paths(tmp_path):
-    return write_photos(tmp_path / "birds")
-
-
-@pytest.fixture
-def said():
-    return []
+    for i in range(12):
+        write_photo(tmp_path / "birds" / ("wren", "auk")[i % 2] / f"{i}.png", size=(60 - i, 40 + i), seed=i)
+    return sorted((tmp_path / "birds").rglob("*.png"))
 
 
 def opened(tmp_path, paths, transform=PLAIN, **options):
@@ -81,20 +71,15 @@ def test_batches_from_the_cache_are_those_from_the_files(resize, workers, tmp_pa
     assert cached.splits["train"].without_augmentation().cache is None  # those photos have another size
 
 
-def test_the_size_is_told_before_it_is_written_and_nothing_is_written_twice(
-    tmp_path, paths, said, monkeypatch
-):
-    opened(
-        tmp_path,
-        paths,
-        say=lambda line: said.append((line, folders(tmp_path))),
-    )
+def test_the_size_is_told_before_it_is_written_and_nothing_is_written_twice(tmp_path, paths):
+    said = []
+    folder = opened(tmp_path, paths, say=lambda line: said.append((line, folders(tmp_path)))).folder
     ((line, before),) = said
     assert "12 photos, 0.00 GB to write" in line
     assert before == []
-    monkeypatch.setattr(cache, "_write", lambda *_: pytest.fail("written twice"))
-    assert len(opened(tmp_path, paths, say=said.append)) == 12
-    assert len(said) == 1
+    times = {path: path.stat().st_mtime_ns for path in (folder, *folder.iterdir())}
+    assert len(opened(tmp_path, paths, say=pytest.fail)) == 12
+    assert {path: path.stat().st_mtime_ns for path in (folder, *folder.iterdir())} == times
 
 
 @pytest.mark.parametrize(
@@ -118,20 +103,15 @@ def test_other_photos_have_another_cache(change, tmp_path, paths):
         assert np.array_equal(pixels, PLAIN.shrink(whole, size))
 
 
-def test_other_settings_have_another_cache_and_random_changes_have_not(tmp_path, paths):
+def test_other_settings_have_another_cache_and_random_changes_and_another_place_have_not(tmp_path, paths):
     for transform in (PLAIN, SourceTransform(24), SourceTransform(32, "crop")):
         opened(tmp_path, paths, transform)
     assert len(folders(tmp_path)) == 3
     for color in (0.0, 0.5):
         opened(tmp_path, paths, SourceTransform(28, "squash", AugmentConfig(crop=0.875, color=color)))
-    assert len(folders(tmp_path)) == 3  # 28 / 0.875 is 32
-
-
-def test_moved_photos_keep_their_cache(tmp_path, paths):
-    opened(tmp_path, paths)
     shutil.move(tmp_path / "birds", tmp_path / "elsewhere")
     opened(tmp_path, sorted((tmp_path / "elsewhere").rglob("*.png")))
-    assert len(folders(tmp_path)) == 1
+    assert len(folders(tmp_path)) == 3  # 28 / 0.875 is 32
 
 
 def test_a_damaged_photo_is_named_and_leaves_nothing(tmp_path, paths):
@@ -149,17 +129,11 @@ def test_a_full_disk_is_told_before_anything_is_written(tmp_path, paths, monkeyp
     assert folders(tmp_path) == []
 
 
-def test_two_programs_may_write_the_same_cache(tmp_path, paths, monkeypatch):
+def test_two_programs_may_write_the_same_cache(tmp_path, paths):
     """Both begin; the slower one finds the other's and takes it."""
     barrier = threading.Barrier(2, timeout=20)
-    plain, results = cache._write, []
-    monkeypatch.setattr(cache, "_write", lambda *arguments: (barrier.wait(), plain(*arguments)))
-    threads = [threading.Thread(target=lambda: results.append(opened(tmp_path, paths))) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(results) == 2
+    with ThreadPoolExecutor(2) as both:  # each says what it is about to write
+        results = list(both.map(lambda _: opened(tmp_path, paths, say=lambda _: barrier.wait()), range(2)))
     assert len(folders(tmp_path)) == 1
     assert np.array_equal(results[0][4][0], results[1][4][0])
 

@@ -4,21 +4,16 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from PIL import Image
+from layouts import write_photo
 
 from racnn.data import build_data
 from racnn.data.sources.catalog import Record, hold_out
 from racnn.data.sources.cub import cub200
+from racnn.data.sources.drawing import draw
 from racnn.data.sources.folder import folder
 from racnn.data.sources.synthetic import synthetic_catalog
 from racnn.errors import DataError
 from racnn.sections import DataConfig
-
-
-def write_photo(path, size=(12, 8), seed=0):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
 
 
 def replace_line(path, number, line):
@@ -259,6 +254,8 @@ def test_hold_out_is_stratified_and_independent_of_order_and_of_other_classes():
     assert (kept_reversed[::-1], held_reversed[::-1]) == (kept, held)
     alone = hold_out([r for r in records if r.label == 0], fraction=0.25, seed=3, purpose="val")[1]
     assert alone == [r for r in held if r.label == 0]
+    mixed = [*records, Record("x", 4, group="g"), Record("y", 4, group="h")]
+    assert [r for r in hold_out(mixed, fraction=0.25, seed=3, purpose="val")[1] if r.label < 4] == held
     assert hold_out(records, fraction=0.25, seed=4, purpose="val")[1] != held
     assert counts_of(hold_out(records, fraction=0.99, seed=3, purpose="val")[0]) == {0: 1, 1: 1, 2: 1, 3: 1}
 
@@ -278,8 +275,6 @@ def test_synthetic_records_agree_with_their_drawings():
     assert (len(catalog.train), len(catalog.test), len(catalog.class_names)) == (24, 8, 8)
     assert {r.name for r in catalog.train}.isdisjoint(r.name for r in catalog.test)
     assert catalog.focus_parts == (0,)
-    from racnn.data.sources.drawing import draw
-
     for record, index in ((catalog.train[11], 11), (catalog.test[3], 1_000_003)):
         drawing = draw(seed=0, index=index, size=64)
         assert record.label == drawing.label
@@ -299,22 +294,6 @@ def test_synthetic_classes_leave_out_the_other_species():
     assert [(r.name[-2:], r.label) for r in catalog.train[:3]] == [("02", 0), ("03", 1), ("10", 0)]
 
 
-SAID = {
-    "training": "other: a folder of photos beside .*training",  # understood: the other folder is not
-    **{name: f"{name}: looks like a split" for name in ("testing", "test", "validation", "eval", "hold-out")},
-}
-
-
-@pytest.mark.parametrize("name", SAID)
-def test_folder_refuses_splits_that_it_does_not_understand_instead_of_learning_them_as_classes(
-    tmp_path, name
-):
-    write_classes(tmp_path / name, {"a": 4, "b": 4})
-    write_classes(tmp_path / "other", {"a": 4, "b": 4})
-    with pytest.raises(DataError, match=SAID[name]):
-        folder(DataConfig(dataset="folder", root=tmp_path))
-
-
 def test_folder_of_one_class_is_told_what_may_be_meant(tmp_path):
     write_classes(tmp_path / "birds", {"a": 4, "b": 4})
     with pytest.raises(DataError, match=r"found only 'birds'; did you mean .*birds, which holds 2 folders"):
@@ -322,17 +301,6 @@ def test_folder_of_one_class_is_told_what_may_be_meant(tmp_path):
     write_classes(tmp_path / "other", {"a": 4})
     with pytest.raises(DataError, match=r"found only 'a'$"):
         folder(DataConfig(dataset="folder", root=tmp_path / "other"))
-
-
-def test_folder_refuses_classes_beside_the_splits_instead_of_passing_them_over(tmp_path):
-    write_classes(tmp_path / "train", {"a": 4, "b": 4})
-    write_classes(tmp_path, {"c": 4})
-    with pytest.raises(DataError, match=r"c: a folder of photos beside .*train"):
-        folder(DataConfig(dataset="folder", root=tmp_path))
-    (tmp_path / "c").rename(tmp_path / "notes")
-    for photo in (tmp_path / "notes").iterdir():
-        photo.unlink()
-    assert folder(DataConfig(dataset="folder", root=tmp_path)).class_names == ["a", "b"]
 
 
 def grouped(groups):
@@ -362,15 +330,6 @@ def test_a_class_of_one_group_stays_whole():
     )
     assert counts_of(kept) == {0: 9, 1: 6}
     assert counts_of(held) == {1: 4}  # the smaller one, though it is more than a fifth
-
-
-def test_photos_without_groups_are_held_out_as_ever():
-    records = grouped([(0, None, 20)])
-    alone = hold_out(
-        [*records, Record("x", 1, group="g"), Record("y", 1, group="h")], fraction=0.25, seed=3, purpose="val"
-    )
-    plain = hold_out(records, fraction=0.25, seed=3, purpose="val")
-    assert [r.name for r in alone[1] if r.label == 0] == [r.name for r in plain[1]]
 
 
 def test_numbered_classes_of_an_earlier_version_are_found_again(tmp_path):

@@ -68,10 +68,6 @@ def test_a_download_is_the_file(server, tmp_path):
     assert fetch(archive_of(url=server.url), tmp_path) == path  # it is there and is not asked for again
 
 
-def test_a_mirror_serves_instead(server, tmp_path):
-    assert fetch(archive_of(), tmp_path, url=server.url).read_bytes() == CONTENT
-
-
 def test_a_download_that_broke_off_goes_on(server, tmp_path):
     archive, server.stop_after = archive_of(url=server.url), 300_000
     with pytest.raises(DataError, match=r"birds\.tgz"):
@@ -106,9 +102,13 @@ def test_a_refusal_says_what_to_fetch_by_hand(status, server, tmp_path):
         fetch(archive_of(url=server.url), tmp_path)
 
 
-def test_a_server_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"http://127\.0\.0\.1:9/birds\.tgz: cannot be reached"):
-        fetch(archive_of(url="http://127.0.0.1:9/birds.tgz"), tmp_path)
+@pytest.mark.parametrize(
+    ("folder", "said"), [("", "cannot be reached"), ("my folder/", "control characters")]
+)
+def test_a_server_that_is_not_there_is_named(folder, said, tmp_path):
+    url = f"http://127.0.0.1:9/{folder}birds.tgz"
+    with pytest.raises(DataError, match=rf"{url}: .*{said}.*fetch birds"):
+        fetch(archive_of(url=url), tmp_path)
 
 
 def test_another_file_is_refused_and_not_kept(server, tmp_path):
@@ -135,11 +135,6 @@ def test_a_web_page_in_place_of_the_archive_costs_nothing_that_had_come(server, 
     server.content, server.ranges = CONTENT, True
     assert fetch(archive_of(url=server.url), tmp_path).read_bytes() == CONTENT
     assert server.asked[-1] == "bytes=500000-"
-
-
-def test_an_address_that_is_none_is_named(tmp_path):
-    with pytest.raises(DataError, match="fetch birds"):
-        fetch(archive_of(url="http://127.0.0.1:9/my folder/birds.tgz"), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -205,14 +200,6 @@ def test_a_damaged_archive_leaves_nothing(tmp_path):
     with pytest.raises(DataError, match="cannot be unpacked"):
         unpack(path, tmp_path / "into")
     assert list((tmp_path / "into").iterdir()) == []
-
-
-def test_what_is_there_is_not_overwritten(tmp_path):
-    (tmp_path / "birds").mkdir()
-    (tmp_path / "birds" / "mine.txt").write_text("mine")
-    with pytest.raises(DataError, match="birds: is there already"):
-        unpack(tar_with(tmp_path / "birds.tgz", GOOD), tmp_path)
-    assert [entry.name for entry in (tmp_path / "birds").iterdir()] == ["mine.txt"]
 
 
 def test_a_plain_file_is_placed(tmp_path):

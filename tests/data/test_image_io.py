@@ -91,7 +91,7 @@ REFUSED = {  # name: (content or None for no file, what is said)
     "junk": (b"this is no photo" * 50, "cannot identify"),
     "0 bytes": (b"", "cannot identify"),
     "a page of html": (b"<!DOCTYPE html><html><body>403</body></html>", "cannot identify"),
-    "huge header": (png_header(20000, 20000), "pixels"),
+    "huge header": (png_header(20000, 20000), "400000000 pixels"),
     "large header": (png_header(10000, 10000), "pixels"),
     "missing": (None, "no such photo"),
 }

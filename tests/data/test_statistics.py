@@ -11,7 +11,7 @@ from racnn.data import build_data
 from racnn.data import statistics as survey_module
 from racnn.data.sources.catalog import read_exclusions
 from racnn.data.sources.folder import folder
-from racnn.data.statistics import damaged, format_survey, survey
+from racnn.data.statistics import format_survey, survey
 from racnn.errors import DataError
 from racnn.sections import DataConfig
 
@@ -58,14 +58,6 @@ def test_a_survey_counts_and_measures(root):
     assert "12 photos" in format_survey(report)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_every_damaged_photo_is_found(workers, broken):
-    catalog = read(broken)
-    found = {r.name: reason for r, reason in damaged(catalog.train + catalog.test, workers=workers) if reason}
-    assert set(found) == {"auk/0.png", "auk/3.png", "wren/1.png"}
-    assert all("cannot be read as a photo" in reason for reason in found.values())
-
-
 def test_a_process_that_is_killed_is_told(root, racnn, monkeypatch):
     class Killed(survey_module.ProcessPoolExecutor):
         def map(self, *_, **__):
@@ -96,11 +88,6 @@ def test_what_verify_lists_can_be_left_out(broken, racnn, tmp_path):
     for split in data.splits.values():
         for i in range(len(split)):
             assert split[0, i]["image"].shape == (3, 16, 16)
-
-
-def test_a_sound_data_set_passes(root, racnn):
-    result = racnn("data", "verify", "--root", root, "--workers", 0)
-    assert (result.code, result.out.splitlines()[-1]) == (0, "12 photos read, 0 damaged")
 
 
 def test_info_says_how_many_headers_cannot_be_read(broken, racnn):
@@ -140,9 +127,5 @@ def test_damaged_photos_can_be_skipped(workers, broken):
     names = [record.name for split in data.splits.values() for record in split.records]
     assert len(names) == 9
     assert not set(names) & set(data.skipped)
-
-
-def test_more_damaged_photos_than_stated_are_an_error(broken):
-    config = DataConfig(dataset="folder", root=broken, num_workers=0, on_error="skip", most_skipped=0.2)
     with pytest.raises(DataError, match=r"3 of 12 photos are damaged, more than data\.most_skipped \(0\.2\)"):
-        build_data(config, seed=0)
+        build_data(config.model_copy(update={"most_skipped": 0.2}), seed=0)

@@ -82,13 +82,6 @@ def test_random_crop_is_the_slice_its_box_says_and_reaches_every_offset():
     assert lefts == set(range(19))
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_whole_photo_squashed_is_the_whole_frame(shape):
-    source, box, _ = SourceTransform(64)(noise(*shape), (0, 0, shape[1], shape[0]), [], 0)
-    assert source.shape == (64, 64, 3)
-    np.testing.assert_allclose(box, (-1, -1, 1, 1), atol=1e-6)
-
-
 def test_crop_keeps_the_middle_and_never_clips_the_box():
     photo = noise(50, 150)
     source, box, parts = SourceTransform(50, "crop")(photo, (0, 0, 150, 50), [(0, 25, 1)], 0)

@@ -1,41 +1,94 @@
-"""Every kind of step runs on the meta device, the nearest to a GPU that a CPU has: a tensor left elsewhere raises."""
+"""Every kind of step on the meta device, the nearest to a GPU that a CPU has: it goes the same way, and never waits.
+
+A tensor left elsewhere raises there. What would make a GPU wait for the host, or the host for the GPU, is seen by its
+operations, but for those of the optimizer and copies to the host: the device's own word is in tests/test_gpu.py.
+"""
 
 from contextlib import nullcontext
 
 import pytest
 import torch
 from every_step import PHASES
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from racnn.engine.loop import train_only
 from racnn.models import RACNN
 from racnn.models.racnn import make_phase, phases
 
 META = torch.device("meta")
+MOVED = {"lift_fresh", "_local_scalar_dense", "is_nonzero", "equal", "allclose"}  # to the device, or from it
+SIZED = {
+    "nonzero",
+    "masked_select",
+    "_unique2",
+    "unique_consecutive",
+    "unique_dim",
+    "bincount",
+}  # by contents
+MASKED = {"index by a mask", "index_put_ by a mask"}
+WAITING = MOVED | SIZED | MASKED
 
 
-def batch(phase, num=4):
-    return {
-        "image": torch.zeros(num, 3, 48, 48, dtype=torch.uint8, device=META),
-        "label": torch.zeros(num, dtype=torch.int64, device=META),
-        "pseudo_box": torch.zeros(num, 4, device=META),
-        "noise": torch.zeros(num, phase.num_noise(), device=META),
-    }
+class Operations(TorchDispatchMode):
+    """Note the name of every operation."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
+            masks = [
+                index for index in args[1] if index is not None and index.dtype in (torch.bool, torch.uint8)
+            ]
+            name += " by a mask" * bool(masks)
+        self.names.add(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: x[:, [0, 2]],
+        lambda x: x.sum().item(),
+        lambda x: bool((x > 2).any()),
+        lambda x: x[x > 0.5],
+        lambda x: x.__setitem__(x > 0.5, torch.zeros(())),
+        lambda x: x.unique(),
+        lambda x: torch.tensor([1.0, 2.0, 3.0]) + x,
+    ],
+)
+def test_what_waits_is_recognised(call):
+    with Operations() as seen:
+        call(torch.rand(2, 3))
+    assert seen.names & WAITING
 
 
 @pytest.mark.parametrize(("kind", "scales", "changes"), PHASES)
 @pytest.mark.parametrize("zoom_from", ["source", "parent"])
-def test_a_step_runs_forward_and_backward_where_its_tensors_are(
+def test_a_step_runs_forward_and_backward_where_its_tensors_are_and_never_waits(
     kind, scales, changes, zoom_from, monkeypatch
 ):
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # knows no such device
     phase = make_phase(kind=kind, scales=scales, lr=1e-3, epochs=1, **changes)
     model = RACNN(num_classes=3, backbone="tiny", view_sizes=(32, 32, 32), zoom_from=zoom_from).to(META)
     train_only(model, phase)
-    given = batch(phase)
+    batch = {
+        "image": torch.zeros(4, 3, 48, 48, dtype=torch.uint8, device=META),
+        "label": torch.zeros(4, dtype=torch.int64, device=META),
+        "pseudo_box": torch.zeros(4, 4, device=META),
+        "noise": torch.zeros(4, phase.num_noise(), device=META),
+    }
     if kind == "classification" and zoom_from == "parent":
-        del given["pseudo_box"]  # the views are then cut one from another
-    losses = phase.losses(model, given, torch.ones(3, device=META))
-    losses["loss"].backward()
+        del batch["pseudo_box"]  # the views are then cut one from another
+    weights = torch.ones(3, device=META)
+    with Operations() as seen:
+        losses = phase.losses(model, batch, weights)
+        losses["loss"].backward()
+    assert "convolution" in seen.names
+    assert any("backward" in name for name in seen.names)
+    assert not seen.names & WAITING
     assert all(value.device.type == "meta" for value in losses.values())
     trained = [p for group in phase.trained(model) for module in group for p in module.parameters()]
     assert trained

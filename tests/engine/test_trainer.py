@@ -462,7 +462,7 @@ def test_a_phase_whose_patience_is_over_is_not_gone_on_with(short, tmp_path, mon
     fit(short(tmp_path / "whole", schedule=[phase]), device=CPU)
     config = short(tmp_path / "crashed", schedule=[phase])
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_end", lambda *_: crash())
+        patch.setattr(trainer, "outcome_of", lambda *_: crash())
         with pytest.raises(Crash):
             fit(config, device=CPU)
     fit(config, device=CPU, resume=True)

@@ -20,12 +20,8 @@ def statistics(at_bound, tl_mean):
 
 
 def test_regions_away_from_their_bounds_give_no_warning():
-    assert (
-        collapse_warnings(
-            {"region_1": statistics(0.5, 0.9), "region_2": statistics(0.0, 0.3)}, [(0.2, 0.95)] * 2
-        )
-        == []
-    )
+    regions = {"region_1": statistics(0.5, 0.9), "region_2": statistics(0.0, 0.3)}
+    assert collapse_warnings(regions, [(0.2, 0.95)] * 2) == []
 
 
 @pytest.mark.parametrize(("tl_mean", "told"), [(0.94, "grown to its upper"), (0.21, "shrunk to its lower")])
@@ -66,12 +62,22 @@ def report(top1, log_prob, sides=(0.6, 0.5), at_bound=(0.0, 0.0)):
     }
 
 
-def test_a_run_in_which_every_look_pays_is_not_remarked_on():
-    assert diagnose(report((0.80, 0.86, 0.88, 0.90), (-0.8, -0.6, -0.5, -0.4)), RECIPE) == []
+def useless(**rest):
+    """Return a report in which the second look does not pay."""
+    return report((0.80, 0.78, 0.88, 0.90), (-0.6, -0.7, -0.5, -0.4), **rest)
 
 
-def test_equal_accuracy_with_a_surer_finer_scale_pays():
-    assert diagnose(report((0.80, 0.80, 0.80, 0.80), (-0.8, -0.6, -0.5, -0.9)), RECIPE) == []
+@pytest.mark.parametrize(
+    ("top1", "log_prob"),
+    [
+        ((0.80, 0.86, 0.88, 0.90), (-0.8, -0.6, -0.5, -0.4)),
+        ((0.80, 0.80, 0.80, 0.80), (-0.8, -0.6, -0.5, -0.9)),  # the finer scale is surer
+        ((1.0, 1.0, 1.0, 1.0), (-0.01, -0.02, -0.03, -0.01)),  # nothing can be better
+        ((0.1,), (-2.0,)),  # a single scale has no verdict
+    ],
+)
+def test_a_run_in_which_every_look_pays_is_not_remarked_on(top1, log_prob):
+    assert diagnose(report(top1, log_prob), RECIPE) == []
 
 
 @pytest.mark.parametrize(
@@ -106,7 +112,7 @@ def test_a_finer_scale_that_does_not_pay_is_named_with_the_numbers_and_what_to_t
     ],
 )
 def test_the_advice_fits_the_schedule(config, advice):
-    (line,) = diagnose(report((0.80, 0.78, 0.88, 0.90), (-0.6, -0.7, -0.5, -0.4), sides=(0.5, 0.5)), config)
+    (line,) = diagnose(useless(sides=(0.5, 0.5)), config)
     assert advice in line
     assert ".level" not in line
 
@@ -123,8 +129,7 @@ def test_a_region_that_cuts_too_much_off_is_told_of_what_can_be_lowered(teacher,
     first, second = ({"kind": "classification", "scales": [s], "epochs": 1, "lr": 0.1} for s in (1, 2))
     taught = {"kind": "apn_init", "scales": [1], "epochs": 1, "lr": 0.1} | teacher
     config = parse_config({"schedule": [first, taught, second]}, origin="test")
-    sides = (0.5, 0.5)
-    (line,) = diagnose(report((0.80, 0.78, 0.88, 0.90), (-0.6, -0.7, -0.5, -0.4), sides=sides), config)
+    (line,) = diagnose(useless(sides=(0.5, 0.5)), config)
     assert advice in line
     assert "from scale 1 (init_from: 1)" in line
 
@@ -136,10 +141,6 @@ def test_a_scale_that_starts_from_the_coarser_one_is_not_told_to():
     assert "init_from" not in line
 
 
-def test_nothing_can_be_better_than_all_right():
-    assert diagnose(report((1.0, 1.0, 1.0, 1.0), (-0.01, -0.02, -0.03, -0.01)), RECIPE) == []
-
-
 def test_equal_accuracy_with_a_less_sure_finer_scale_does_not_pay():
     (line,) = diagnose(report((0.80, 0.80, 0.88, 0.90), (-0.6, -0.7, -0.5, -0.4)), RECIPE)
     assert line.startswith("scale_2 is not better than scale_1")
@@ -147,20 +148,19 @@ def test_equal_accuracy_with_a_less_sure_finer_scale_does_not_pay():
 
 
 def test_a_region_that_keeps_the_whole_view_is_told_how_to_zoom():
-    (line,) = diagnose(report((0.80, 0.78, 0.88, 0.90), (-0.6, -0.7, -0.5, -0.4), sides=(0.9, 0.5)), RECIPE)
+    (line,) = diagnose(useless(sides=(0.9, 0.5)), RECIPE)
     assert "region_1 keeps nearly the whole view (mean side 0.90)" in line
     assert "raise schedule.1.trim or schedule.1.level" in line
 
 
 def test_a_look_with_fewer_pixels_than_the_one_before_is_told_how_to_get_more():
-    top1, log_prob = (0.80, 0.78, 0.88, 0.90), (-0.6, -0.7, -0.5, -0.4)
-    (line,) = diagnose(report(top1, log_prob, sides=(0.7, 0.5)), RECIPE)  # views of 448/224/224 px
+    (line,) = diagnose(useless(sides=(0.7, 0.5)), RECIPE)  # views of 448/224/224 px
     assert (
         "region_1 (mean side 0.70) is 314 px wide in the view of scale_1, and scale_2 shows it with 224"
         in line
     )
     assert "model.view_sizes[1]" in line
-    (line,) = diagnose(report(top1, log_prob, sides=(0.5, 0.5)), RECIPE)
+    (line,) = diagnose(useless(sides=(0.5, 0.5)), RECIPE)
     assert "no closer look" not in line
 
 
@@ -192,17 +192,6 @@ def test_collapse_is_part_of_the_verdict():
 
 
 def test_a_collapsed_look_that_does_not_pay_has_one_piece_of_advice():
-    top1, log_prob = (0.80, 0.78, 0.88, 0.90), (-0.6, -0.7, -0.5, -0.4)
-    collapsed, useless = diagnose(report(top1, log_prob, sides=(0.94, 0.5), at_bound=(0.9, 0.0)), RECIPE)
+    collapsed, other = diagnose(useless(sides=(0.94, 0.5), at_bound=(0.9, 0.0)), RECIPE)
     assert "region_1 has grown" in collapsed
-    assert useless.endswith("region_1 has collapsed, see above")
-
-
-def test_one_scale_alone_has_no_verdict():
-    one = {
-        "num_images": 5,
-        "top1": {"scale_1": 0.1, "mean": 0.1},
-        "log_prob": {"scale_1": -2.0},
-        "regions": {},
-    }
-    assert diagnose(one, RECIPE) == []
+    assert other.endswith("region_1 has collapsed, see above")

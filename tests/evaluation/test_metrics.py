@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from conftest import sure_of
 from torch import Tensor
 
 from racnn.evaluation import metrics
@@ -20,14 +19,6 @@ def _random(n: int = 200, classes: int = 7) -> tuple[Tensor, Tensor]:
 
 
 class TestTopK:
-    def test_perfect_prediction_is_one(self) -> None:
-        labels = torch.arange(10) % 5
-        assert metrics.topk_accuracy(sure_of(labels, 5), labels, 1) == 1.0
-
-    def test_always_wrong_is_zero(self) -> None:
-        labels = torch.arange(10) % 5
-        assert metrics.topk_accuracy(sure_of((labels + 1) % 5, 5), labels, 1) == 0.0
-
     @pytest.mark.parametrize("k", [1, 2, 5])
     def test_equals_torch_topk_where_there_are_no_ties(self, k: int) -> None:
         logits, labels = _random()
@@ -37,18 +28,6 @@ class TestTopK:
     def test_k_above_the_number_of_classes_is_all_of_them(self) -> None:
         logits, labels = _random(classes=3)
         assert metrics.topk_accuracy(logits, labels, 5) == 1.0
-
-    def test_does_not_fall_with_k(self) -> None:
-        logits, labels = _random()
-        values = [metrics.topk_accuracy(logits, labels, k) for k in range(1, 8)]
-        assert values == sorted(values)
-
-    def test_order_of_photos_does_not_matter(self) -> None:
-        logits, labels = _random()
-        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(3))
-        assert metrics.topk_accuracy(logits, labels, 2) == metrics.topk_accuracy(
-            logits[order], labels[order], 2
-        )
 
     def test_a_constant_answer_is_right_for_the_first_class_only(self) -> None:
         assert metrics.topk_accuracy(torch.zeros(8, 4), torch.arange(8) % 4, 1) == 0.25
@@ -90,10 +69,6 @@ class TestWilson:
         for end in (low, high):  # (share - p)^2 = z^2 p (1 - p) / n
             assert (share - end) ** 2 == pytest.approx(1.959964**2 * end * (1 - end) / n, rel=1e-5, abs=1e-12)
 
-    def test_swapping_right_and_wrong_mirrors_it(self) -> None:
-        low, high = metrics.wilson_interval(13, 50)
-        assert metrics.wilson_interval(37, 50) == pytest.approx([1 - high, 1 - low])
-
     def test_nothing_seen_is_nothing_known(self) -> None:
         assert metrics.wilson_interval(0, 0) == [0.0, 1.0]
 
@@ -104,38 +79,23 @@ class TestWilson:
 
 
 class TestCalibration:
-    def test_constant_confidence_that_is_true_has_no_error(self) -> None:
-        probs = torch.tensor([[0.75, 0.25]]).expand(100, 2)
-        labels = (torch.arange(100) >= 75).long()
-        assert metrics.expected_calibration_error(probs, labels) == pytest.approx(0.0, abs=1e-12)
-
-    def test_constant_confidence_errs_by_its_distance_from_the_accuracy(self) -> None:
-        probs = torch.tensor([[0.9, 0.1]], dtype=torch.float64).expand(100, 2)
-        labels = (torch.arange(100) >= 60).long()
-        assert metrics.expected_calibration_error(probs, labels) == pytest.approx(0.3)
-
     def test_sure_and_wrong_is_one_sure_and_right_is_zero(self) -> None:
         probs = torch.eye(4)
         assert metrics.expected_calibration_error(probs, torch.arange(4)) == 0.0
         assert metrics.expected_calibration_error(probs, (torch.arange(4) + 1) % 4) == 1.0
 
-    def test_equals_a_plain_loop_over_bins(self) -> None:
+    @pytest.mark.parametrize("bins", [1, 15])
+    def test_equals_a_plain_loop_over_bins(self, bins: int) -> None:
         logits, labels = _random()
         probs = (2.0 * logits.double()).softmax(1)
         expected = 0.0
         confidence, answer = probs.max(1)
-        for b in range(15):
-            inside = (confidence > b / 15) & (confidence <= (b + 1) / 15)
+        for b in range(bins):
+            inside = (confidence > b / bins) & (confidence <= (b + 1) / bins)
             if inside.any():
                 hits = (answer == labels)[inside].double().mean()
                 expected += float(inside.double().mean() * (hits - confidence[inside].mean()).abs())
-        assert metrics.expected_calibration_error(probs, labels) == pytest.approx(expected, abs=1e-12)
-
-    def test_one_bin_is_the_gap_of_the_means(self) -> None:
-        logits, labels = _random()
-        probs = logits.double().softmax(1)
-        gap = abs(metrics.topk_accuracy(probs, labels, 1) - probs.amax(1).mean().item())
-        assert metrics.expected_calibration_error(probs, labels, bins=1) == pytest.approx(gap)
+        assert metrics.expected_calibration_error(probs, labels, bins) == pytest.approx(expected, abs=1e-12)
 
 
 class TestFocusPoints:
@@ -179,10 +139,6 @@ class TestLocalisation:
         report = _measure([-0.5, -0.5, 0.3], [0.4, 0.4, 0.9, 0.8])
         assert report == dict.fromkeys(metrics.OVERLAPS, 0.0)
 
-    def test_disjoint_along_both_axes_does_not_overlap(self) -> None:
-        # two negative sides would multiply to a positive area
-        assert _measure([-0.7, -0.7, 0.2], [0.6, 0.6, 0.9, 0.8])["iou"] == 0.0
-
     def test_known_overlap_on_a_wide_box(self) -> None:
         # region [-0.5, 0.5]^2, area 1; box 1.2 x 0.4, area 0.48; they share 0.7 x 0.4 = 0.28
         report = _measure([0.0, 0.0, 0.5], [-0.2, -0.1, 1.0, 0.3])
@@ -198,15 +154,6 @@ class TestLocalisation:
         assert straight["iou"] == pytest.approx(0.05 / (0.64 + 0.4 - 0.05))
         assert swapped["iou"] == 0.0
         assert swapped["pointing"] == 0.0
-
-    def test_overlap_in_the_frame_is_the_overlap_in_the_pixels_of_the_photo(self) -> None:
-        region, box, size = [0.1, -0.2, 0.6], [-0.4, -0.9, 0.8, 0.3], (300, 200)  # w, h
-        to_pixels = [(c + 1) / 2 * size[i % 2] for i, c in enumerate([-0.5, -0.8, 0.7, 0.4])]
-        other = [(c + 1) / 2 * size[i % 2] for i, c in enumerate(box)]
-        sides = [max(0.0, min(to_pixels[i + 2], other[i + 2]) - max(to_pixels[i], other[i])) for i in (0, 1)]
-        areas = [(b[2] - b[0]) * (b[3] - b[1]) for b in (to_pixels, other)]
-        inter = sides[0] * sides[1]
-        assert _measure(region, box)["iou"] == pytest.approx(inter / (sum(areas) - inter))
 
     def test_pointing_needs_the_centre_in_the_box(self) -> None:
         assert _measure([0.5, 0.0, 0.5], [0.0, -0.1, 0.49, 0.1])["pointing"] == 0.0
@@ -248,15 +195,6 @@ class TestLocalisation:
         assert report is not None
         assert (report["part_hit"], report["part_hit_centred"]) == (0.0, 1.0)
         assert (report["iou"], report["iou_centred"]) == (0.0, pytest.approx(1.0))
-
-    def test_order_of_photos_does_not_matter(self) -> None:
-        generator = torch.Generator().manual_seed(5)
-        region = torch.rand(30, 3, generator=generator).double()
-        boxes = torch.rand(30, 4, generator=generator).double().sort(dim=1).values
-        order = torch.randperm(30, generator=generator)
-        assert metrics.localisation(region, boxes) == pytest.approx(
-            metrics.localisation(region[order], boxes[order])
-        )
 
 
 class TestRegionStatistics:

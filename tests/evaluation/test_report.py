@@ -175,7 +175,3 @@ class TestText:
         text = format_report(_report(boxes=torch.full((40, 4), NAN), focus_parts=[]))
         assert "IoU" not in text
         assert "at bound" in text
-
-    def test_reads_a_report_that_went_through_json(self) -> None:
-        report = _report()
-        assert format_report(json.loads(json.dumps(report))) == format_report(report)

@@ -46,23 +46,21 @@ def _smooth(height: int, width: int) -> Tensor:
 
 
 class TestSampling:
+    @pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-7), (torch.float32, 1e-5)])
     @pytest.mark.parametrize("antialias", [True, False])
     @pytest.mark.parametrize(("source", "target"), SIZES)
     def test_zoom_of_whole_image_is_resize(
-        self, source: tuple[int, int], target: tuple[int, int], antialias: bool
+        self,
+        source: tuple[int, int],
+        target: tuple[int, int],
+        antialias: bool,
+        dtype: torch.dtype,
+        close: float,
     ) -> None:
-        image = _image(2, 3, *source)
-        view = zoom(image, whole(2, dtype=torch.float64), target, antialias=antialias)
+        image = _image(2, 3, *source, dtype=dtype)
+        view = zoom(image, whole(2, dtype=dtype), target, antialias=antialias)
         expected = F.interpolate(image, target, mode="bilinear", align_corners=False, antialias=antialias)
-        torch.testing.assert_close(view, expected)
-
-    @pytest.mark.parametrize(("source", "target"), SIZES)
-    def test_zoom_of_whole_image_is_resize_in_float32(
-        self, source: tuple[int, int], target: tuple[int, int]
-    ) -> None:
-        image = _image(1, 3, *source, dtype=torch.float32)
-        expected = F.interpolate(image, target, mode="bilinear", align_corners=False, antialias=True)
-        torch.testing.assert_close(zoom(image, whole(1), target), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(view, expected, rtol=10 * close, atol=close)
 
     @pytest.mark.parametrize(("source", "target"), SIZES)
     def test_zoom_without_antialias_is_grid_sample(
@@ -78,13 +76,6 @@ class TestSampling:
         region[:, :2] = region[:, :2].clamp(-0.4, 0.4)
         plain = zoom(image, region, (10, 15), antialias=False)
         torch.testing.assert_close(zoom(image, region, (10, 15)), plain)
-
-    def test_antialias_keeps_what_plain_sampling_drops(self) -> None:
-        stripes = torch.zeros(1, 1, 40, 40)
-        stripes[..., ::4] = 1.0  # period 4, sampled every fifth pixel
-        smooth, plain = (zoom(stripes, whole(1), (8, 8), antialias=a) for a in (True, False))
-        assert smooth.std() < 0.5 * plain.std()
-        torch.testing.assert_close(smooth.mean(), torch.tensor(0.25), atol=0.03, rtol=0)
 
     @pytest.mark.parametrize("antialias", [True, False])
     def test_zoom_of_a_region_on_pixel_borders_is_slicing(self, antialias: bool) -> None:
@@ -116,16 +107,6 @@ class TestSampling:
         torch.testing.assert_close(once, twice, atol=5e-3, rtol=0)
         assert (once - zoom(image, compose(inner, outer), (20, 24))).abs().max() > 0.05
 
-    def test_bright_spot_at_the_right_bottom_needs_positive_tx_and_ty(self) -> None:
-        image = torch.zeros(1, 1, 40, 60)
-        image[..., 30, 50] = 1.0  # row 30 of 40, column 50 of 60
-        found = torch.tensor([[(50 + 0.5) / 30 - 1, (30 + 0.5) / 20 - 1, 0.2]])
-        assert (found[0, :2] > 0).all()
-        view = zoom(image, found, (9, 9))
-        assert divmod(int(view.argmax()), 9) == (4, 4)
-        for mirrored in ([-1, 1, 1], [1, -1, 1]):
-            assert zoom(image, found * torch.tensor(mirrored), (9, 9)).max() == 0
-
 
 class TestMask:
     def test_mask_multiplies_the_view_by_the_boxcar_of_both_axes(self) -> None:
@@ -139,16 +120,6 @@ class TestMask:
 
         for one, tl in zip(ratio.numpy(), region[:, 2].tolist(), strict=True):
             np.testing.assert_allclose(one, np.broadcast_to(np.outer(axis(7, tl), axis(10, tl)), one.shape))
-
-    def test_mask_at_the_views_own_samples_depends_on_the_side_alone(self) -> None:
-        ones = torch.ones(2, 1, 20, 30, dtype=torch.float64)
-        region = torch.tensor([[0.5, -0.3, 0.25], [-0.6, 0.7, 0.25]], dtype=torch.float64)
-        first, second = zoom(ones, region, (6, 8), steepness=10.0)
-        torch.testing.assert_close(first, second)
-
-    def test_steep_mask_leaves_the_view_alone(self) -> None:
-        image, region = _image(2, 1, 20, 30), _regions(2)
-        torch.testing.assert_close(zoom(image, region, (6, 8), steepness=1e4), zoom(image, region, (6, 8)))
 
 
 class TestPrecision:
@@ -185,37 +156,6 @@ class TestGradient:
             lambda i, r: zoom(i, r, (4, 5), antialias=antialias, steepness=steepness), (image, region)
         )
 
-    def test_region_gradient_is_that_of_grid_sample(self) -> None:
-        image, weight = _image(3, 2, 30, 44), _image(3, 2, 16, 20, seed=5) - 0.5
-        ours, theirs = _regions(3).requires_grad_(), _regions(3).requires_grad_()
-        (zoom(image, ours, (16, 20), antialias=False) * weight).sum().backward()
-        (_grid_sample(image, theirs, (16, 20)) * weight).sum().backward()
-        torch.testing.assert_close(ours.grad, theirs.grad)
-
-    def test_region_gradient_agrees_with_finite_differences(self) -> None:
-        image, weight = _smooth(40, 64), _image(1, 3, 24, 24, seed=5) - 0.3
-        region = torch.tensor([[0.21, -0.33, 0.47]], dtype=torch.float64, requires_grad=True)
-
-        def score(r: Tensor) -> Tensor:
-            return (zoom(image, r, (24, 24), steepness=20.0) * weight).sum()
-
-        score(region).backward()
-        assert region.grad is not None
-        for i in range(3):
-            step = torch.zeros(1, 3, dtype=torch.float64)
-            step[0, i] = 1e-6
-            with torch.no_grad():
-                slope = (score(region + step) - score(region - step)) / 2e-6
-            torch.testing.assert_close(region.grad[0, i], slope, rtol=1e-5, atol=1e-6)
-
-    def test_region_gradient_points_to_the_bright_spot(self) -> None:
-        x, y = pixel_centres(60), pixel_centres(40)[:, None]
-        image = torch.exp(-((x - 0.5) ** 2 + (y - 0.4) ** 2) / 0.1)[None, None]
-        region = torch.tensor([[0.0, 0.0, 0.5]], requires_grad=True)
-        zoom(image, region, (12, 12)).mean().backward()
-        assert region.grad is not None
-        assert (region.grad[0, :2] > 0).all()
-
 
 def test_held_samples_leave_the_derivative_of_the_mask_alone() -> None:
     image, region = _image(2, 3, 20, 26), _regions(2).requires_grad_()
@@ -244,11 +184,7 @@ class TestBothWaysToSample:
     @pytest.mark.parametrize("antialias", [True, False])
     @pytest.mark.parametrize("steepness", [None, 7.0])
     @pytest.mark.parametrize("size", [(9, 5), (30, 50), (17, 23)])
-    def test_they_agree(
-        self, antialias: bool, steepness: float | None, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        from racnn.ops import crop as module
-
+    def test_they_agree(self, antialias: bool, steepness: float | None, size: tuple[int, int]) -> None:
         generator = torch.Generator().manual_seed(3)
         values = torch.rand(4, 3, 17, 23, dtype=torch.float64, generator=generator)
         places = torch.tensor(
@@ -256,12 +192,9 @@ class TestBothWaysToSample:
         )  # the whole, where samples fall on pixels; a part; a corner; one at the edge
         upstream = torch.rand(4, 3, *size, dtype=torch.float64, generator=generator)
         found = []
-        for multiply in (False, True):
-            if multiply:
-                monkeypatch.setattr(module, "_some_pixels", module._all_pixels)
-                monkeypatch.setattr(module, "_gather", module._multiply)
+        for dense in (False, True):
             image, region = values.clone().requires_grad_(), places.clone().requires_grad_()
-            view = module.zoom(image, region, size, antialias=antialias, steepness=steepness)
+            view = zoom(image, region, size, antialias=antialias, steepness=steepness, dense=dense)
             found.append((view, *torch.autograd.grad((view * upstream).sum(), (image, region))))
         for few, all_ in zip(*found, strict=True):
             torch.testing.assert_close(few, all_, rtol=1e-9, atol=1e-9)

@@ -56,14 +56,6 @@ def test_the_direction_is_the_first_singular_vector_of_all_unit_descriptors():
     torch.testing.assert_close(part.response(features), along.float(), rtol=1e-4, atol=1e-5)
 
 
-def test_a_cells_strength_does_not_matter():
-    features, place = photos()
-    strength = 0.1 + torch.rand(place.shape, generator=torch.Generator().manual_seed(1))
-    part = found(features, place)
-    other = found(strength[:, None] * features, place)
-    torch.testing.assert_close(other.direction, part.direction, rtol=0, atol=1e-5)
-
-
 def test_batches_add_up_to_the_whole():
     features, place = photos()
     whole = descriptor_sums(features, place)

@@ -67,12 +67,6 @@ class TestLargestComponent:
         for turned in (mask, mask[::-1, ::-1].copy(), mask.T.copy()):
             assert np.array_equal(largest_component(torch.from_numpy(turned)[None])[0].numpy(), turned)
 
-    def test_cells_that_touch_at_a_corner_are_connected(self) -> None:
-        mask = torch.zeros(1, 6, 8, dtype=torch.bool)
-        mask[0, [0, 1, 2], [0, 1, 2]] = True
-        mask[0, 5, 6:8] = True
-        assert largest_component(mask)[0].nonzero().tolist() == [[0, 0], [1, 1], [2, 2]]
-
     def test_opposite_borders_do_not_touch(self) -> None:
         mask = torch.zeros(1, 4, 6, dtype=torch.bool)
         mask[0, 1, 5] = mask[0, 2, 0] = True  # neighbours in memory order
@@ -98,22 +92,10 @@ class TestComponentRegion:
             box, torch.tensor([[11.0, 5, 19, 9]])
         )  # a square of the frame: 8 x 4 cells
 
-    def test_two_blobs_that_touch_are_one(self) -> None:
-        response = _map(10, 10, (slice(1, 4), slice(1, 4)), (slice(4, 7), slice(4, 7)))
-        torch.testing.assert_close(
-            to_boxes_xyxy(component_region(response), (10, 10)), torch.tensor([[1.0, 1, 7, 7]])
-        )
-
     def test_box_at_the_borders_is_moved_inside(self) -> None:
         # a flat bar along the lower border: the square about it must not stick out below
         region = component_region(_map(10, 10, (slice(9, 10), slice(2, 8))))
         torch.testing.assert_close(region, torch.tensor([[0.0, 0.4, 0.6]]))
-
-    @pytest.mark.parametrize("value", [0.0, 0.1, 7.3])
-    @pytest.mark.parametrize("level", [0.0, 0.5])
-    def test_constant_map_gives_the_whole_image(self, value: float, level: float) -> None:
-        region = component_region(torch.full((2, 7, 9), value), level)
-        torch.testing.assert_close(region, torch.tensor([[0.0, 0.0, 1.0]] * 2))
 
     def test_raising_the_level_never_grows_the_box(self) -> None:
         y, x = torch.meshgrid(torch.arange(20.0), torch.arange(28.0), indexing="ij")
@@ -131,10 +113,11 @@ class TestComponentRegion:
         assert low == pytest.approx(0.6)
         assert high == pytest.approx(0.2)
 
-    def test_batch_is_a_loop_of_singles_of_any_scale(self) -> None:
+    @pytest.mark.parametrize("trim", [0.0, 0.05])
+    def test_batch_is_a_loop_of_singles_of_any_scale_and_offset(self, trim: float) -> None:
         response = torch.rand(6, 7, 11, generator=torch.Generator().manual_seed(0))
-        together = component_region(response, 0.3)
-        alone = torch.cat([component_region(100.0 * one[None], 0.3) for one in response])
+        together = component_region(response, 0.3, trim)
+        alone = torch.cat([component_region(100.0 * one[None] + 2.0, 0.3, trim) for one in response])
         torch.testing.assert_close(together, alone)
 
 
@@ -175,17 +158,12 @@ class TestTrim:
         assert float(to_boxes_xyxy(trimmed, (20, 20))[0, 2]) < 12.0
 
     @pytest.mark.parametrize("trim", [0.0, 0.1])
-    def test_constant_map_gives_the_whole_image(self, trim: float) -> None:
-        constants = torch.rand(400, generator=torch.Generator().manual_seed(0))[:, None, None].expand(
-            -1, 14, 14
-        )
-        region = component_region(constants, trim=trim)
-        torch.testing.assert_close(region, torch.tensor([[0.0, 0.0, 1.0]]).expand(400, -1))
-
-    def test_mass_is_counted_from_the_threshold(self) -> None:
-        response = torch.rand(3, 9, 9, generator=torch.Generator().manual_seed(1))
-        together = component_region(response, 0.3, 0.05)
-        torch.testing.assert_close(component_region(5.0 * response + 2.0, 0.3, 0.05), together)
+    @pytest.mark.parametrize("level", [0.0, 0.5])
+    def test_constant_map_gives_the_whole_image(self, level: float, trim: float) -> None:
+        values = [0.0, 7.3, *torch.rand(400, generator=torch.Generator().manual_seed(0)).tolist()]
+        constants = torch.tensor(values)[:, None, None].expand(-1, 14, 11)
+        region = component_region(constants, level, trim)
+        torch.testing.assert_close(region, torch.tensor([[0.0, 0.0, 1.0]]).expand(402, -1))
 
     def test_a_vanishing_trim_is_the_plain_rule(self) -> None:
         response = torch.rand(8, 7, 11, generator=torch.Generator().manual_seed(0))

@@ -29,13 +29,6 @@ def _sticks_out(region: Tensor) -> float:
     return float((region[:, :2].abs() + region[:, 2:]).max()) - 1.0
 
 
-class TestWhole:
-    def test_whole_is_centred_and_full_for_every_image(self) -> None:
-        region = regions.whole(3, dtype=torch.float64)
-        assert region.dtype == torch.float64
-        assert region.tolist() == [[0.0, 0.0, 1.0]] * 3
-
-
 class TestSquash:
     @pytest.mark.parametrize(("low", "high"), BOUNDS)
     @pytest.mark.parametrize("spread", [0.1, 3.0, 1e4])
@@ -72,10 +65,6 @@ class TestSquash:
 
 
 class TestClamp:
-    def test_clamp_is_idempotent(self) -> None:
-        once = regions.clamp(torch.randn(500, 3, dtype=torch.float64) * 2, 0.2, 0.8)
-        assert torch.equal(regions.clamp(once, 0.2, 0.8), once)
-
     def test_clamp_of_anything_is_valid(self) -> None:
         region = regions.clamp(torch.randn(500, 3) * 2, 0.2, 0.8)
         assert _sticks_out(region) <= 1e-6
@@ -96,11 +85,6 @@ class TestCompose:
         region, whole = _valid(50), regions.whole(50, dtype=torch.float64)
         torch.testing.assert_close(regions.compose(whole, region), region)
         torch.testing.assert_close(regions.compose(region, whole), region)
-
-    def test_compose_is_associative(self) -> None:
-        a, b, c = _valid(50), _valid(50), _valid(50)
-        left = regions.compose(regions.compose(a, b), c)
-        torch.testing.assert_close(left, regions.compose(a, regions.compose(b, c)))
 
     def test_relative_undoes_compose_and_the_other_way_round(self) -> None:
         outer, inner = _valid(50), _valid(50)
@@ -165,11 +149,6 @@ class TestPixelBoxes:
         region = _valid(100)
         back = regions.from_boxes_xyxy(regions.to_boxes_xyxy(region, size), size)
         torch.testing.assert_close(back, region)
-
-    def test_swapped_axes_do_not_round_trip(self) -> None:
-        region = torch.tensor([[0.3, -0.4, 0.25]])
-        back = regions.from_boxes_xyxy(regions.to_boxes_xyxy(region, (37, 90)), (90, 37))
-        assert not torch.allclose(back, region, atol=0.1)
 
     def test_region_of_a_box_holds_it_and_is_the_smallest(self) -> None:
         height, width = 40, 100

@@ -1,14 +1,10 @@
 """tools/plots.py draws every file of numbers, and the same numbers alike."""
 
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
-
 import pytest
 
+import plots as tool
 from racnn.errors import DataError
 
-TOOL = Path(__file__).parents[2] / "tools" / "plots.py"
 SLOPES = """cub200, val: 60 photos; log p of scale 2 as region 1 moves
 coordinate  photos   step  slope rms  with the derivative (rms)  same sign %  with the largest step
 tx              60   0.02       1.53          -0.06 (  42.00)               50                   0.11
@@ -28,11 +24,6 @@ recipe,0,0.5,0.75,0.8,-1.4,-0.5,-0.4
 
 
 @pytest.fixture
-def tool():
-    return SimpleNamespace(**runpy.run_path(str(TOOL)))
-
-
-@pytest.fixture
 def numbers(tmp_path):
     (tmp_path / "a.slopes.txt").write_text(SLOPES)
     (tmp_path / "b.rows.csv").write_text(ROWS)
@@ -40,7 +31,7 @@ def numbers(tmp_path):
     return tmp_path
 
 
-def test_every_file_gets_its_picture_and_the_same_again(tool, numbers):
+def test_every_file_gets_its_picture_and_the_same_again(numbers):
     pictures = []
     for _ in range(2):
         tool.main(numbers)
@@ -51,7 +42,7 @@ def test_every_file_gets_its_picture_and_the_same_again(tool, numbers):
     assert all(b"<svg" in picture for picture in pictures[0])
 
 
-def test_the_points_are_those_of_the_files(tool, numbers):
+def test_the_points_are_those_of_the_files(numbers):
     left, right = tool.draw_slopes(numbers / "a.slopes.txt").axes
     assert [list(line.get_ydata()) for line in left.lines if line.get_label() == "tx"] == [[-0.06, 0.16]]
     assert [list(line.get_ydata()) for line in right.lines if line.get_label() == "tx"] == [[0.11, 1.0]]
@@ -66,6 +57,6 @@ def test_the_points_are_those_of_the_files(tool, numbers):
     assert list(log_prob.lines[0].get_xdata()) == [-1.5]
 
 
-def test_a_folder_without_numbers_is_refused(tool, tmp_path):
+def test_a_folder_without_numbers_is_refused(tmp_path):
     with pytest.raises(DataError, match="expected files of numbers"):
         tool.main(tmp_path)

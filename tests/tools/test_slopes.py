@@ -1,36 +1,27 @@
 """The table of tools/slopes.py compares a derivative with what moves of the region do."""
 
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
-
 import pytest
 import torch
 
+import slopes as tool
 from racnn.data import eval_loader
 from racnn.engine.evaluator import data_of
 from racnn.engine.predictor import load
 from racnn.errors import ConfigError
 from racnn.ops.regions import bounding_region, clamp
 
-TOOL = Path(__file__).parents[2] / "tools" / "slopes.py"
 BOUNDS = (0.1, 0.9)
 
 
-@pytest.fixture(scope="module")
-def tool():
-    return SimpleNamespace(**runpy.run_path(str(TOOL)))
-
-
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_the_slope_of_a_parabola_is_its_derivative_at_any_step(axis, tool):
+def test_the_slope_of_a_parabola_is_its_derivative_at_any_step(axis):
     region = torch.tensor([[0.1, -0.2, 0.4], [-0.1, 0.1, 0.3]])
     for step in (0.01, 0.3):
         slope = tool.slope(lambda place: (place**2).sum(dim=1), region, axis, step, BOUNDS)
         torch.testing.assert_close(slope, 2.0 * region[:, axis], atol=1e-4, rtol=1e-4)
 
 
-def test_a_move_that_the_image_cuts_short_counts_as_far_as_it_went(tool):
+def test_a_move_that_the_image_cuts_short_counts_as_far_as_it_went():
     region = torch.tensor(
         [[0.45, 0.0, 0.5], [0.5, 0.0, 0.5], [0.0, 0.0, 0.5]]
     )  # near the edge, at it, away from it
@@ -42,7 +33,7 @@ def test_a_move_that_the_image_cuts_short_counts_as_far_as_it_went(tool):
     assert pushed.isnan().all()  # growing would move the centre: that is no slope of tl
 
 
-def test_the_derivative_of_a_network_is_the_slope_of_small_steps(tool, finished):
+def test_the_derivative_of_a_network_is_the_slope_of_small_steps(finished):
     trained = load(finished.folder / "best.pt")
     data = data_of(trained)
     batches = eval_loader(data.splits["val"], trained.config.data)
@@ -53,7 +44,7 @@ def test_the_derivative_of_a_network_is_the_slope_of_small_steps(tool, finished)
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_a_place_is_worth_what_the_scale_says_of_it(tool, finished, number):
+def test_a_place_is_worth_what_the_scale_says_of_it(finished, number):
     trained = load(finished.folder / "best.pt")
     model, photos = trained.model, data_of(trained).splits["val"].without_augmentation()
     said = tool.elsewhere(trained, eval_loader(photos, trained.config.data), number)
@@ -75,7 +66,7 @@ def test_a_place_is_worth_what_the_scale_says_of_it(tool, finished, number):
         assert torch.equal(right, (logits.argmax(dim=1) == labels).float())
 
 
-def test_the_true_box_is_left_out_where_a_photo_has_none(tool, finished):
+def test_the_true_box_is_left_out_where_a_photo_has_none(finished):
     trained = load(finished.folder / "best.pt")
     batches = list(eval_loader(data_of(trained).splits["val"], trained.config.data))
     batches[-1]["box"][-1] = float("nan")
@@ -84,7 +75,7 @@ def test_the_true_box_is_left_out_where_a_photo_has_none(tool, finished):
     assert len(said) == 2 + len(tool.MOVES)
 
 
-def test_the_regions_are_where_their_names_say(tool, finished, monkeypatch):
+def test_the_regions_are_where_their_names_say(finished, monkeypatch):
     trained = load(finished.folder / "best.pt")
     photos = data_of(trained).splits["val"].without_augmentation()
     given, logits = [], torch.zeros(len(photos), len(trained.class_names))
@@ -108,7 +99,7 @@ def test_the_regions_are_where_their_names_say(tool, finished, monkeypatch):
     assert (at["a fifth larger"][:, 2] > own[:, 2]).any()
 
 
-def test_there_is_a_row_for_every_place_coordinate_and_step(tool, finished, capsys):
+def test_there_is_a_row_for_every_place_coordinate_and_step(finished, capsys):
     tool.main(finished.folder / "best.pt", 1, "val", "0.1,0.02", 8, None, "cpu")
     places, slopes = capsys.readouterr().out.split("\n\n")
     assert "8 photos; scale 2 where region 1 is" in places
@@ -131,7 +122,7 @@ def test_there_is_a_row_for_every_place_coordinate_and_step(tool, finished, caps
         ({"region": 3}, r"--region 3: .* has 3 trained scale\(s\)"),
     ],
 )
-def test_wrong_options_are_refused(options, said, tool, finished):
+def test_wrong_options_are_refused(options, said, finished):
     given = {"region": 1, "split": "val", "steps": "0.1", "limit": 8, "data": None, "device": "cpu"} | options
     with pytest.raises(ConfigError, match=said):
         tool.main(finished.folder / "best.pt", **given)

@@ -1,15 +1,14 @@
 """A study trains what is new, shares what is the same, and tells what came out."""
 
-import runpy
 import shutil
 import statistics
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 
+import study as tool
 from racnn.config import load_config
 from racnn.engine import trainer
 from racnn.engine.checkpoint import digest, load_checkpoint
@@ -17,7 +16,7 @@ from racnn.engine.evaluator import evaluate_trained
 from racnn.engine.predictor import load
 from racnn.errors import ConfigError, DataError
 
-TOOL = Path(__file__).parents[2] / "tools" / "study.py"
+STUDIES = sorted((Path(__file__).parents[2] / "tools" / "studies").glob("*.yaml"))
 ONE_SCALE = [{"kind": "classification", "scales": [1], "epochs": 1, "lr": 0.01}]
 TWO_STAGES = [
     {"kind": "classification", "scales": [1], "epochs": 1, "lr": 0.01},
@@ -25,13 +24,8 @@ TWO_STAGES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def tool():
-    return SimpleNamespace(**runpy.run_path(str(TOOL)))
-
-
 @pytest.fixture
-def study(tool, tiny_file, tmp_path):
+def study(tiny_file, tmp_path):
     """Return a caller of the tool on a study of three short variants, two of which begin alike."""
     small = {"data__synthetic__num_train": 16, "run__num_preview": 0}
     tiny_file(tmp_path / "two.yaml", schedule=TWO_STAGES, **small)
@@ -60,13 +54,20 @@ def study(tool, tiny_file, tmp_path):
         tool.main(tmp_path / "study.yaml", tmp_path / "out", **given)
         return tool.read_rows(tmp_path / "out" / "rows.csv")
 
+    def change(name, variant):
+        path = tmp_path / "study.yaml"
+        plan = yaml.safe_load(path.read_text())
+        plan["variants"][name] = variant
+        path.write_text(yaml.safe_dump(plan, sort_keys=False), encoding="utf-8")
+
+    call.change = change
     call.stages = tmp_path / "out" / "stages"
     call.table = tmp_path / "out" / "table.md"
     return call
 
 
 @pytest.mark.slow
-def test_stages_end_with_the_weights_of_one_run(tool, finished, tmp_path):
+def test_stages_end_with_the_weights_of_one_run(finished, tmp_path):
     folder, _ = tool.run_stages(finished.config, tmp_path, torch.device("cpu"))
     for name in ("last.pt", "best.pt"):
         staged, whole = (load_checkpoint(place / name) for place in (folder, finished.folder))
@@ -90,7 +91,7 @@ def test_variants_that_begin_alike_share_their_stages(study):
     ]  # the shared one, the baseline's, and one each for the two targets
 
 
-def test_how_regions_are_cut_does_not_part_the_stages_of_the_first_look(tool, tiny):
+def test_how_regions_are_cut_does_not_part_the_stages_of_the_first_look(tiny):
     first_look = [
         {"kind": kind, "scales": [1], "epochs": 1, "lr": 0.01} for kind in ("classification", "apn_init")
     ]
@@ -111,7 +112,7 @@ def test_how_regions_are_cut_does_not_part_the_stages_of_the_first_look(tool, ti
     assert tool.key_of(other) not in first
 
 
-def test_a_last_stage_that_does_harm_is_measured_as_it_is(tool, tiny, tmp_path):
+def test_a_last_stage_that_does_harm_is_measured_as_it_is(tiny, tmp_path):
     harmful = {
         "kind": "ranking",
         "scales": [1],
@@ -135,12 +136,7 @@ def test_a_last_stage_that_does_harm_is_measured_as_it_is(tool, tiny, tmp_path):
     assert tool.measure(folder, "val", None, torch.device("cpu"))["region_1_tl_mean"] == sides[1]
 
 
-def test_folders_of_other_photos_share_no_stages(tool, tiny):
-    keys = {tool.key_of(tiny("a", data__dataset="folder", data__root=root)) for root in ("here", "there")}
-    assert len(keys) == 2
-
-
-def test_the_mistake_of_a_first_stage_is_told(tool, tiny, tmp_path):
+def test_the_mistake_of_a_first_stage_is_told(tiny, tmp_path):
     with pytest.raises(DataError, match=r"data\.root"):
         tool.run_stages(tiny("unused", data__dataset="folder"), tmp_path, torch.device("cpu"))
 
@@ -187,22 +183,21 @@ def test_the_table_gives_the_mean_and_spread_over_seeds(study):
     assert "scale 2" not in cells
 
 
-def test_where_the_photos_and_weights_lie_does_not_change_the_hash(tool, tiny):
+def test_where_the_photos_and_weights_lie_does_not_change_the_hash(tiny):
     config = tiny("a", model__weights="x/vgg.pth", data__root="here")
     moved = tiny("b", model__weights="y/vgg.pth", data__root="there")
     assert tool.key_of(config) == tool.key_of(moved)
     assert tool.key_of(config) != tool.key_of(tiny("a", model__weights="x/vgg.pth", run__seed=1))
+    keys = {tool.key_of(tiny("a", data__dataset="folder", data__root=root)) for root in ("here", "there")}
+    assert len(keys) == 2  # a folder is known by its place
 
 
-def test_a_variant_may_end_after_some_entries_of_its_schedule(tool, study, tmp_path):
-    plan = yaml.safe_load((tmp_path / "study.yaml").read_text())
-    plan["variants"] = {"one look": {"stages": 1}}
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(plan), encoding="utf-8")
-    (row,) = study()
+def test_a_variant_may_end_after_some_entries_of_its_schedule(study):
+    study.change("one look", {"stages": 1})
+    (row,) = study(only=["one look"])
     assert "top1_scale_1" in row
     assert [folder.name[:2] for folder in study.stages.iterdir()] == ["01"]
-    plan["variants"]["one look"]["stages"] = 3
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(plan), encoding="utf-8")
+    study.change("one look", {"stages": 3})
     with pytest.raises(ConfigError, match=r"one look: stages: 3, but the schedule of .* has 2"):
         study()
 
@@ -237,44 +232,37 @@ def test_a_stage_trained_under_other_defaults_is_not_used(study):
         ({"set": ["run.seed=7"]}, "run.seed=7: a study gives each run its seed"),
     ],
 )
-def test_a_wrong_study_is_refused(changes, said, tool, tmp_path):
+def test_a_wrong_study_is_refused(changes, said, tmp_path):
     plan = {"config": "two.yaml", "variants": {"a": {}}} | changes
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(plan), encoding="utf-8")
     with pytest.raises(ConfigError, match=said):
         tool.read_study(tmp_path / "study.yaml")
 
 
-def test_an_unknown_variant_is_refused(study):
-    with pytest.raises(ConfigError, match=r"--only peek: no such variant.*'peak'"):
-        study(only=["peek"])
-
-
-def test_a_wrong_change_is_told_before_anything_is_trained(study):
-    with pytest.raises(ConfigError, match="batch_sise"):
-        study(settings=["data.batch_sise=3"])
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"only": ["peek"]}, r"--only peek: .*'peak'"), ({"settings": ["data.batch_sise=3"]}, "batch_sise")],
+)
+def test_wrong_options_are_told_before_anything_is_trained(options, said, study):
+    with pytest.raises(ConfigError, match=said):
+        study(**options)
     assert not study.stages.exists()
 
 
-def test_variants_that_train_the_same_network_are_refused(study, tmp_path):
-    path = tmp_path / "study.yaml"
-    plan = yaml.safe_load(path.read_text())
-    plan["variants"]["moved"] = {"set": ["data.root=elsewhere"]}
-    path.write_text(yaml.safe_dump(plan, sort_keys=False))
+def test_variants_that_train_the_same_network_are_refused(study):
+    study.change("moved", {"set": ["data.root=elsewhere"]})
     with pytest.raises(ConfigError, match="'component' and 'moved' train the same network"):
         study()
 
 
-def test_rows_of_a_variant_that_has_changed_do_not_count(study, tmp_path):
+def test_rows_of_a_variant_that_has_changed_do_not_count(study):
     study(only=["baseline"], seed=[0, 1])
-    path = tmp_path / "study.yaml"
-    plan = yaml.safe_load(path.read_text())
-    plan["variants"]["baseline"]["set"] = ["schedule.0.lr=0.02"]
-    path.write_text(yaml.safe_dump(plan))
+    study.change("baseline", {"config": "one.yaml", "set": ["schedule.0.lr=0.02"]})
     rows = study(only=["baseline"], seed=[0])
     assert [row["seed"] for row in rows] == ["0"]
 
 
-def test_time_before_a_stop_counts(tool, tiny, tmp_path, monkeypatch):
+def test_time_before_a_stop_counts(tiny, tmp_path, monkeypatch):
     config = tiny(tmp_path / "unused", schedule=ONE_SCALE)
     clock, calls = iter((0.0, 100.0, 200.0, 207.0)), []
 
@@ -290,7 +278,7 @@ def test_time_before_a_stop_counts(tool, tiny, tmp_path, monkeypatch):
     assert tool.run_stages(config, tmp_path, torch.device("cpu"))[1] == 107.0
 
 
-def test_held_out_photos_can_be_studied(tool, tiny, tmp_path):
+def test_held_out_photos_can_be_studied(tiny, tmp_path):
     ranking = {"kind": "ranking", "scales": [1], "epochs": 1, "lr": 0.001, "photos": "held_out"}
     schedule = [*TWO_STAGES, {**ONE_SCALE[0], "scales": [2]}, ranking]
     config = tiny(tmp_path / "unused", schedule=schedule, data__held_out_fraction=0.3, run__num_preview=0)
@@ -299,8 +287,8 @@ def test_held_out_photos_can_be_studied(tool, tiny, tmp_path):
     assert "ranking" in (folder / "metrics.jsonl").read_text()
 
 
-@pytest.mark.parametrize("path", sorted((TOOL.parent / "studies").glob("*.yaml")), ids=lambda path: path.name)
-def test_the_studies_that_come_with_it_can_be_read(path, tool):
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)
+def test_the_studies_that_come_with_it_can_be_read(path):
     if "variants" not in yaml.safe_load(path.read_text()):
         load_config(path)  # what a study varies
         return

@@ -1,11 +1,9 @@
 """The table of tools/teacher.py says what the boxes read from a response map are worth."""
 
-import runpy
-from pathlib import Path
-
 import pytest
 import torch
 
+import teacher
 from racnn.data import eval_loader
 from racnn.engine.evaluator import data_of
 from racnn.engine.predictor import load
@@ -16,26 +14,19 @@ from racnn.models.racnn.pseudo_boxes import find_common_part
 from racnn.ops.heatmap import component_region
 from racnn.ops.regions import clamp, compose
 
-TOOL = Path(__file__).parents[2] / "tools" / "teacher.py"
 
-
-@pytest.fixture(scope="module")
-def teacher():
-    return runpy.run_path(str(TOOL))["main"]
-
-
-def table(teacher, capsys, checkpoint, **options):
+def table(capsys, checkpoint, **options):
     """Return the rows by (response, level, trim)."""
     given = {"scale": 1, "split": "val", "levels": "0,0.5", "trims": "0,0.1", "enlarge": 1.0} | options
     given |= {"data": None, "device": "cpu"}
     capsys.readouterr()
-    teacher(checkpoint, **given)
+    teacher.main(checkpoint, **given)
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
     return {(row[0], float(row[1]), float(row[2])): [float(value) for value in row[3:]] for row in rows}
 
 
 @pytest.mark.parametrize(("scale", "enlarge", "trim"), [(1, 1.0, 0.0), (2, 1.0, 0.1), (2, 1.5, 0.0)])
-def test_a_row_is_what_the_boxes_measure(scale, enlarge, trim, teacher, finished, capsys):
+def test_a_row_is_what_the_boxes_measure(scale, enlarge, trim, finished, capsys):
     trained = load(finished.folder / "best.pt", torch.device("cpu"))
     split = data_of(trained).splits["val"]
     (batch,) = list(eval_loader(split, trained.config.data))
@@ -46,7 +37,7 @@ def test_a_row_is_what_the_boxes_measure(scale, enlarge, trim, teacher, finished
     region = component_region(features.float().sum(dim=1), 0.5, trim)
     region = clamp(region, *trained.model.bounds[scale - 1])
     expected = localisation(compose(output.regions[-1], region), batch["box"])
-    rows = table(teacher, capsys, finished.folder / "best.pt", scale=scale, enlarge=enlarge)
+    rows = table(capsys, finished.folder / "best.pt", scale=scale, enlarge=enlarge)
     side, iou, coverage, *_ = rows["sum", 0.5, trim]
     assert side == pytest.approx(region[:, 2].mean().item(), abs=6e-4)
     assert iou == pytest.approx(expected["iou"], abs=6e-4)
@@ -59,8 +50,8 @@ def test_a_row_is_what_the_boxes_measure(scale, enlarge, trim, teacher, finished
     assert rows["ddt", 0.5, trim][0] == pytest.approx(region[:, 2].mean().item(), abs=6e-4)
 
 
-def test_higher_levels_give_smaller_boxes(teacher, finished, capsys):
-    rows = table(teacher, capsys, finished.folder / "best.pt", levels="0,0.3,0.8", split="train")
+def test_higher_levels_give_smaller_boxes(finished, capsys):
+    rows = table(capsys, finished.folder / "best.pt", levels="0,0.3,0.8", split="train")
     for response in ("sum", "cam", "ddt"):
         sides = [rows[response, level, 0.0][0] for level in (0.0, 0.3, 0.8)]
         assert sides[0] > sides[1] > sides[2] >= 0.2 - 5e-4  # the bound of region 1
@@ -76,6 +67,6 @@ def test_higher_levels_give_smaller_boxes(teacher, finished, capsys):
         ({"scale": 4}, "--scale 4: .* has 3 trained scale"),
     ],
 )
-def test_wrong_options_are_refused(options, said, teacher, finished, capsys):
+def test_wrong_options_are_refused(options, said, finished, capsys):
     with pytest.raises(ConfigError, match=said):
-        table(teacher, capsys, finished.folder / "best.pt", **options)
+        table(capsys, finished.folder / "best.pt", **options)

@@ -30,7 +30,7 @@ from racnn.models.backbone import Backbone, build_backbone, reason_against_view
 from racnn.models.racnn.apn import build_apn
 from racnn.ops.crop import CROPS
 from racnn.ops.mask import frame_steepness
-from racnn.ops.regions import compose, jitter, to_boxes_xyxy, whole
+from racnn.ops.regions import compose, jitter, whole
 from racnn.sections import default_bounds
 
 
@@ -97,10 +97,6 @@ class RACNNOutput:
     def descriptors(self) -> list[Tensor]:
         """[B, C] per scale."""
         return [scale.descriptor for scale in self.scales]
-
-    def boxes_xyxy(self, size: tuple[int, int]) -> list[Tensor]:
-        """Return the region of each finer view as pixel boxes [B, 4] of an image of size (h, w)."""
-        return [to_boxes_xyxy(region, size) for region in self.regions[1:]]
 
 
 class RACNN(nn.Module):

@@ -16,7 +16,7 @@ from racnn.models.racnn.apn import PaperAPN
 from racnn.models.racnn.losses import classification_losses, ranking_losses
 from racnn.ops.crop import zoom
 from racnn.ops.mask import frame_steepness
-from racnn.ops.regions import compose, whole
+from racnn.ops.regions import compose, to_boxes_xyxy, whole
 
 VIEWS = (32, 24, 16)
 CLASSES = 5
@@ -116,7 +116,7 @@ class TestOutput:
 
     def test_boxes_are_the_places_of_the_finer_views_in_pixels(self) -> None:
         output = RACNN(num_classes=2, backbone="tiny", view_sizes=(16, 16, 16)).eval()(_images(1))
-        boxes = output.boxes_xyxy((40, 80))
+        boxes = [to_boxes_xyxy(region, (40, 80)) for region in output.regions[1:]]
         assert len(boxes) == 2
         assert boxes[0][0].tolist() == pytest.approx([40 - 23, 20 - 11.5, 40 + 23, 20 + 11.5])
         half = 0.575 * 0.55
@@ -124,7 +124,7 @@ class TestOutput:
         assert boxes[1][0].tolist() == pytest.approx(expected)
 
     def test_boxes_lie_inside_the_image_and_in_each_other(self) -> None:
-        outer, inner = _model()(_images(8)).boxes_xyxy((40, 80))
+        outer, inner = (to_boxes_xyxy(r, (40, 80)) for r in _model()(_images(8)).regions[1:])
         limit = torch.tensor([0.0, 0, 80, 40])
         for inside, around in ((outer, limit), (inner, outer)):
             assert (inside[:, :2] >= around[..., :2] - 1e-4).all()
