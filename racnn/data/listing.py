@@ -89,9 +89,9 @@ def check_places(places: Iterable[Path]) -> None:
     """
     for place in places:
         if place.is_dir():
-            passed: Counter[str] = Counter()
-            if next(iter(photos_below(place, passed)), None) is None:
-                others = f"; {describe_passed(passed)}" if passed else ""
+            walk = FolderWalk(place)
+            if next(photos_below(place, walk), None) is None:
+                others = f"; {describe_passed(walk.passed)}" if walk.passed else ""
                 raise DataError(
                     f"{place}: no photos in this folder (expected {', '.join(sorted(PHOTO_SUFFIXES))} or the like){others}"
                 )
@@ -103,29 +103,21 @@ def iter_photos(places: Iterable[Path], passed: Counter[str] | None = None) -> I
     """Yield what :func:`find_photos` returns, one folder listed at a time."""
     for place in places:
         if place.is_dir():
-            yield from photos_below(place, passed)
+            yield from photos_below(place, FolderWalk(place, passed))
         else:
             yield place
 
 
-def photos_below(
-    place: Path, passed: Counter[str] | None = None, walk: FolderWalk | None = None
-) -> Iterator[Path]:
-    """Yield the photos in a folder and its folders in order.
-
-    Args:
-        place: The folder.
-        passed: Counts the files that are passed over, by kind.
-        walk: The walk through the data set that the folder is a part of.
-    """
+def photos_below(place: Path, walk: FolderWalk | None = None) -> Iterator[Path]:
+    """Yield the photos in a folder and its folders in order; ``walk`` is that through the data set it is a part of."""
     walk = walk or FolderWalk(place)
-    passed = Counter() if passed is None else passed
-    if not walk.enter(place, passed):
+    passed = walk.passed
+    if not walk.enter(place):
         return
     written = _written(place)
     for path in sorted(visible(place, passed)):
         if path.is_dir():
-            yield from photos_below(path, passed, walk)
+            yield from photos_below(path, walk)
         elif path.name in written:
             passed[WRITTEN] += 1
         elif kind := why_no_photo(path):
@@ -139,10 +131,12 @@ class FolderWalk:
 
     Args:
         top: The folder that all of it lies in.
+        passed: Counts the files that are passed over, by kind.
     """
 
-    def __init__(self, top: Path) -> None:
+    def __init__(self, top: Path, passed: Counter[str] | None = None) -> None:
         self.top = top
+        self.passed: Counter[str] = Counter() if passed is None else passed
         self._entered: set[tuple[int, int]] = set()
 
     @functools.cached_property
@@ -161,10 +155,10 @@ class FolderWalk:
         """Return whether a path is a link to a folder that is read anyway."""
         return path.is_symlink() and _identity(path) in self._real
 
-    def enter(self, path: Path, passed: Counter[str]) -> bool:
+    def enter(self, path: Path) -> bool:
         """Return whether a folder is to be read, and remember that it is; count it if not."""
         if path != self.top and (self.leads_inside(path) or _identity(path) in self._entered):
-            passed[LINKED] += 1
+            self.passed[LINKED] += 1
             return False
         self._entered.add(_identity(path))
         return True
