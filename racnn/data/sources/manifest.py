@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from racnn.data.image_io import photo_size
 from racnn.data.names import class_name, natural_key, split_of
 from racnn.data.sources.catalog import Box, Catalog, Record, check_photos_exist, chosen_classes, hold_out
 from racnn.data.sources.folder import TEST_FRACTION
@@ -100,12 +99,8 @@ def _records(rows: Sequence[_Row], labels: Sequence[str], path: Path) -> dict[st
     check_photos_exist([record for records in splits.values() for record in records], f"listed in {path}")
     for row in rows:
         photo = path.parent / row.name
-        try:
-            problem = row.box and box_problem(row.box, photo_size(photo))
-        except DataError:  # a photo that cannot be read is told of elsewhere
-            continue
-        if problem:
-            raise DataError(f"{path}, line {row.line}: box: {problem}: {photo}")
+        if problem := row.box and box_problem(row.box, photo):
+            raise DataError(f"{path}, line {row.line}: box: {problem[0]}: {photo}")
     return splits
 
 
@@ -194,9 +189,11 @@ def _parse(values: dict[str, Any], path: Path, number: int) -> _Row:
     label = _parse_word(values["label"], f"{where}: label: expected the name of a class")
     box = _parse_box(values.get("box"), where)
     group = values.get("group")
-    if group is not None:
-        group = _parse_word(group, f"{where}: group: expected the name of a group") if group != "" else None
-    return _Row(number, name.strip(), label, split_of(split) or "train", bool(split.strip()), box, group)
+    if group not in (None, ""):
+        group = _parse_word(group, f"{where}: group: expected the name of a group")
+    return _Row(
+        number, name.strip(), label, split_of(split) or "train", bool(split.strip()), box, group or None
+    )
 
 
 def _parse_word(value: Any, expected: str) -> str:
