@@ -64,8 +64,9 @@ def zoom(
                 torch.stack([r[:, axis], r[:, 2]], dim=1) for r in (region, held)
             )  # centre, half side
             pixels, weights = _triangles(now, source, target, antialias, weigh)
-            if steepness is not None:
-                weights = weights * _mask_of_samples(span, now, target, steepness)
+            if steepness is not None:  # of the span, at the sample points of where it is held
+                mask = boxcar(_sample_points(now, target), span[:, :1], span[:, 1:], steepness)
+                weights = weights * mask[:, :, None]
             view = gather(view, pixels, weights)
         return view.to(image.dtype)
 
@@ -74,11 +75,7 @@ CROPS: dict[str, Callable[..., Tensor]] = {"box": zoom}  # samplers by name, all
 
 
 def _triangles(
-    span: Tensor,
-    source: int,
-    target: int,
-    antialias: bool,
-    weigh: Callable[[Tensor, Tensor, int], Tensor],
+    span: Tensor, source: int, target: int, antialias: bool, weigh: Callable[[Tensor, Tensor, int], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Return which pixels of an axis each sample reads and how it weighs them.
 
@@ -134,11 +131,6 @@ def _gather(image: Tensor, pixels: Tensor, weights: Tensor) -> Tensor:
     rows = image.reshape(-1, width)
     sampled = F.embedding_bag(index, rows, mode="sum", per_sample_weights=weights)
     return sampled.view(batch, channels, pixels.shape[1], width).transpose(2, 3)
-
-
-def _mask_of_samples(span: Tensor, held: Tensor, target: int, steepness: float) -> Tensor:
-    """Return the soft mask [B, target, 1] of a span at the sample points of ``held``, the same span or its copy."""
-    return boxcar(_sample_points(held, target), span[:, :1], span[:, 1:], steepness)[:, :, None]
 
 
 def _sample_points(span: Tensor, target: int) -> Tensor:
