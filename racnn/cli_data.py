@@ -84,13 +84,13 @@ def verify(
 
     from racnn.data.contents import describe_copies, find_copies
     from racnn.data.sources.catalog import exclusion_line
-    from racnn.data.statistics import box_problems, damaged, notes_on, records_of
+    from racnn.data.statistics import box_problems, damaged, notes_on
     from racnn.written import refuse_foreign, write_text
 
     if write_list is not None:
         refuse_foreign([write_list], flag="--write-list")
     catalog = _catalog(root, dataset, classes)
-    splits = records_of(catalog)
+    splits = catalog.splits()
     records = catalog.records()
     found = []
     checked = damaged(records, workers=os.cpu_count() or 1 if workers is None else workers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -58,8 +58,8 @@ class Data:
     focus_parts: tuple[int, ...]
     splits: dict[str, PhotoDataset]  # train, val, test, and held_out where training photos are held out
     val_names: list[str]
-    skipped: dict[str, str] = field(default_factory=dict)  # damaged photos left out, with the reason
-    passed_over: Counter[str] = field(default_factory=Counter)  # files that are no photos, by kind
+    skipped: dict[str, str]  # damaged photos left out, with the reason
+    passed_over: Counter[str]  # files that are no photos, by kind
 
     def class_counts(self) -> list[int]:
         """Return how many photos each class has for training."""
@@ -79,8 +79,8 @@ class Data:
 
     def training_names(self) -> list[str]:
         """Return the names of all photos that some phase is trained on."""
-        taught = [self.splits[split] for split in ("train", "held_out") if split in self.splits]
-        return [record.name for dataset in taught for record in dataset.records]
+        taught = (self.splits[split].records for split in ("train", "held_out") if split in self.splits)
+        return [record.name for records in taught for record in records]
 
 
 def build_data(
@@ -119,20 +119,24 @@ def build_data(
         taught = {"train": kept, "held_out": held_out}
     _check_splits(catalog, taught["train"], val)
     _refuse_doubles([*train, *val, *catalog.test])
+    splits = {
+        split: PhotoDataset(catalog, records, config, seed=seed, augment=True)
+        for split, records in taught.items()
+    }
+    splits |= {"val": PhotoDataset(catalog, val, config), "test": PhotoDataset(catalog, catalog.test, config)}
+    return _data(catalog, splits, skipped, [record.name for record in val])
+
+
+def _data(
+    catalog: Catalog, splits: dict[str, PhotoDataset], skipped: dict[str, str], val_names: list[str]
+) -> Data:
     return Data(
         dataset=catalog.dataset,
         class_names=catalog.class_names,
         part_names=catalog.part_names,
         focus_parts=catalog.focus_parts,
-        splits={
-            **{
-                split: PhotoDataset(catalog, records, config, seed=seed, augment=True)
-                for split, records in taught.items()
-            },
-            "val": PhotoDataset(catalog, val, config),
-            "test": PhotoDataset(catalog, catalog.test, config),
-        },
-        val_names=[record.name for record in val],
+        splits=splits,
+        val_names=val_names,
         skipped=skipped,
         passed_over=catalog.passed_over,
     )
@@ -150,10 +154,13 @@ def _read_catalog(config: DataConfig, class_names: Sequence[str] | None) -> tupl
         catalog = _with_classes(catalog, config, class_names)
     if config.exclude is not None:
         catalog = without(catalog, read_exclusions(config.exclude.expanduser()))
-    if config.on_error != "skip":
-        return catalog, {}
-    skipped = find_damaged(catalog, config)
-    return without(catalog, skipped), skipped
+    return _without_damaged(catalog, config)
+
+
+def _without_damaged(catalog: Catalog, config: DataConfig) -> tuple[Catalog, dict[str, str]]:
+    """Return the data set without its damaged photos, where these are to be skipped, and why each cannot be read."""
+    skipped = find_damaged(catalog, config) if config.on_error == "skip" else {}
+    return (without(catalog, skipped) if skipped else catalog), skipped
 
 
 def _with_classes(catalog: Catalog, config: DataConfig, class_names: Sequence[str]) -> Catalog:
@@ -188,31 +195,14 @@ def build_to_measure(config: DataConfig, root: Path, *, class_names: Sequence[st
     kind = _kind_of(root)
     config = config.model_copy(update={"dataset": kind, "root": root, "classes": None, "exclude": None})
     catalog = in_some_classes_of(TO_MEASURE.get(kind, DATASETS[kind])(config), class_names)
-    skipped: dict[str, str] = {}
-    if config.on_error == "skip":
-        skipped = find_damaged(catalog, config)
-        catalog = without(catalog, skipped)
-    splits = {
-        "train": catalog.train,
-        "val": catalog.val or [],
-        "test": catalog.test,
-        "all": catalog.records(),
-    }
-    if not splits["all"]:
+    catalog, skipped = _without_damaged(catalog, config)
+    every = catalog.records()
+    if not every:
         raise DataError(f"--data: {root}: no photos to measure on")
-    _refuse_doubles(splits["all"])
-    return Data(
-        dataset=kind,
-        class_names=catalog.class_names,
-        part_names=catalog.part_names,
-        focus_parts=catalog.focus_parts,
-        splits={
-            split: PhotoDataset(catalog, records, config) for split, records in splits.items() if records
-        },
-        val_names=[],
-        skipped=skipped,
-        passed_over=catalog.passed_over,
-    )
+    _refuse_doubles(every)
+    splits = catalog.splits() | {"all": every}
+    datasets = {split: PhotoDataset(catalog, records, config) for split, records in splits.items()}
+    return _data(catalog, datasets, skipped, [])
 
 
 def _kind_of(root: Path) -> str:
@@ -224,9 +214,8 @@ def _kind_of(root: Path) -> str:
         "dogs": ("train_list.mat", "lists/train_list.mat"),
         "cars": ("cars_annos.mat", "devkit/cars_train_annos.mat"),
     }
-    return next(
-        (kind for kind, names in marks.items() if any((root / name).is_file() for name in names)), "folder"
-    )
+    found = (kind for kind, names in marks.items() if any((root / name).is_file() for name in names))
+    return next(found, "folder")
 
 
 def _split(
@@ -239,8 +228,7 @@ def _split(
         return hold_out(catalog.train, fraction=config.val_fraction, seed=config.split_seed, purpose="val")
     pool = catalog.train + (catalog.val or [])
     wanted = set(val_names)
-    missing = wanted.difference(record.name for record in pool)
-    if missing:
+    if missing := wanted.difference(record.name for record in pool):
         raise DataError(
             f"data.root: {len(missing)} of the {len(wanted)} validation photos of the checkpoint are not in this "
             f"{catalog.dataset} data set, for example '{min(missing)}'; expected the data it was trained on (where a data set "
@@ -260,17 +248,14 @@ def _check_splits(catalog: Catalog, train: Sequence[Record], val: Sequence[Recor
                 f"data: the {catalog.dataset} data set has no {split} photos: a class needs three photos, for training, "
                 "validation and test, where the data set brings no split of its own"
             )
-    taught = {record.label for record in train}
-    for label, name in enumerate(catalog.class_names):
-        if label not in taught:
-            raise DataError(f"data: class '{name}' has no training photos")
+    if missing := set(range(len(catalog.class_names))) - {record.label for record in train}:
+        raise DataError(f"data: class '{catalog.class_names[min(missing)]}' has no training photos")
 
 
 def _refuse_doubles(records: Sequence[Record]) -> None:
     """Refuse a photo that stands twice: in two splits, its test would be no test."""
     counts = Counter(os.path.normpath(record.path or record.name) for record in records)
-    doubles = [name for name, count in counts.items() if count > 1]
-    if doubles:
+    if doubles := [name for name, count in counts.items() if count > 1]:
         raise DataError(
             f"data.root: {len(doubles)} photos are listed more than once, for example {doubles[0]}"
         )

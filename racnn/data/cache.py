@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -40,18 +41,14 @@ STALE = 24 * 3600  # seconds without a byte after which an unfinished cache was 
 
 
 class PhotoCache:
-    """Photos as :meth:`SourceTransform.shrink` returns them, by position.
-
-    Args:
-        folder: Folder of a finished cache.
-    """
+    """Photos as :meth:`SourceTransform.shrink` returns them, by position, from the folder of a finished cache."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         self._shapes: list[list[int]] = index["shapes"]
         self._sizes: list[list[int]] = index["sizes"]
-        self._starts = [0, *np.cumsum([_num_bytes(shape) for shape in self._shapes]).tolist()]
+        self._starts = [0, *np.cumsum([3 * math.prod(shape) for shape in self._shapes]).tolist()]
         self._pixels: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -108,10 +105,10 @@ def open_cache(
         made = make_folders(root)
         try:
             _sweep(root)
-            needed, free = sum(map(_num_bytes, shapes)), shutil.disk_usage(root).free
-            say(f"data.cache: {len(paths)} photos, {_gigabytes(needed)} to write to {folder}")
+            needed, free = 3 * sum(map(math.prod, shapes)) / 1e9, shutil.disk_usage(root).free / 1e9
+            say(f"data.cache: {len(paths)} photos, {needed:.2f} GB to write to {folder}")
             if needed > free:
-                raise DataError(f"data.cache: {root}: {_gigabytes(needed)} needed, {_gigabytes(free)} free")
+                raise DataError(f"data.cache: {root}: {needed:.2f} GB needed, {free:.2f} GB free")
             _write(folder, paths, shapes, sizes, transform, workers)
         finally:
             remove_empty(made)
@@ -204,12 +201,3 @@ def _remove(folder: Path) -> None:
     for name in (PIXELS, INDEX):
         (folder / name).unlink(missing_ok=True)
     folder.rmdir()
-
-
-def _num_bytes(shape: Sequence[int]) -> int:
-    height, width = shape
-    return height * width * 3
-
-
-def _gigabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.2f} GB"

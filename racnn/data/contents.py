@@ -41,11 +41,10 @@ def read_contents(paths: Iterable[Path], known: Mapping[Path, PhotoFile] | None 
         try:
             found = path.stat()
             times = (found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-            for before in ((known or {}).get(path), _READ.get(path)):
-                if before is not None and before[:3] == times:
-                    _READ[path] = before
-                    return before
-            _READ[path] = PhotoFile(*times, file_sha256(path))
+            before = (
+                file for file in ((known or {}).get(path), _READ.get(path)) if file and file[:3] == times
+            )
+            _READ[path] = next(before, None) or PhotoFile(*times, file_sha256(path))
             return _READ[path]
         except OSError as error:
             raise DataError(f"{path}: cannot be read as a photo: {error.strerror}") from None
@@ -57,17 +56,14 @@ def read_contents(paths: Iterable[Path], known: Mapping[Path, PhotoFile] | None 
 def read_photo_files(
     records: Iterable[Record], known: Mapping[str, PhotoFile] | None = None
 ) -> dict[str, PhotoFile]:
-    """Return by name what photos hold; nothing of drawn ones.
-
-    Args:
-        records: The photos.
-        known: By name what they held before: one whose size and times are the same is not read again.
+    """Return by name what photos hold, nothing of drawn ones; ``known`` is what they held before, see :func:`read_contents`.
 
     Raises:
         DataError: A photo cannot be read.
     """
     paths = {record.name: record.path for record in records if record.path is not None}
-    before = {path: known[name] for name, path in paths.items() if name in known} if known else {}
+    known = known or {}
+    before = {path: known[name] for name, path in paths.items() if name in known}
     return dict(zip(paths, read_contents(paths.values(), before), strict=True))
 
 
@@ -101,19 +97,16 @@ def find_copies(splits: Mapping[str, Sequence[Record]]) -> list[list[Place]]:
     return [
         places
         for places in by_content.values()
-        if len({place.split for place in places}) > 1 or len({place.record.label for place in places}) > 1
+        if len({split for split, _ in places}) > 1 or len({record.label for _, record in places}) > 1
     ]
 
 
 def describe_copies(
     copies: Sequence[Sequence[Place]], class_names: Sequence[str], *, most: int | None = None
 ) -> list[str]:
-    """Return what is wrong with copies in lines: how many photos of each two splits and classes, and which.
+    """Return what is wrong with copies from :func:`find_copies` in lines; at the ``most`` so many groups are named.
 
-    Args:
-        copies: From :func:`find_copies`.
-        class_names: Names of the labels.
-        most: Groups of copies to name.
+    First how many photos two splits or classes have in common, then which.
     """
     if not copies:
         return []
@@ -134,11 +127,8 @@ def describe_copies(
             f"{twice} photo{'s stand' if twice > 1 else ' stands'} in more than one class: one of the labels is wrong"
         )
     for places in copies[:most]:
-        named = ", ".join(
-            f"{place.record.name} ({WORDS[place.split]}, '{class_names[place.record.label]}')"
-            for place in places
-        )
-        lines.append(f"  the same photo: {named}")
+        named = [f"{record.name} ({WORDS[split]}, '{class_names[record.label]}')" for split, record in places]
+        lines.append(f"  the same photo: {', '.join(named)}")
     if most is not None and len(copies) > most:
         lines.append(f"  and {len(copies) - most} more: racnn data verify lists all")
     return lines

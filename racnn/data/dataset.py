@@ -18,18 +18,14 @@ from racnn.sections import DataConfig
 
 
 class Key(NamedTuple):
-    """What a sample depends on besides the data set's seed.
+    """What a sample depends on besides the data set's seed, and its share of the batch's loss.
 
-    Attributes:
-        epoch: From 0.
-        position: Position of the photo in its split.
-        repeat: How often the photo was drawn before in this epoch.
-        share: Share of the batch's loss; the shares of a batch add up to 1, over all processes that train together.
+    The shares of a batch add up to 1, over all processes that train together.
     """
 
     epoch: int
-    position: int
-    repeat: int = 0
+    position: int  # of the photo in its split
+    repeat: int = 0  # how often the photo was drawn before in this epoch
     share: float = 1.0
 
 
@@ -45,8 +41,9 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
 
     Attributes:
         pseudo_boxes: None, or a box a photo, [N, 4] xyxy in the frame of the source without random changes, see
-            :mod:`racnn.models.racnn.pseudo_boxes`. They follow the random changes. Half of the samples then show the whole photo: after a
-            random crop everything is larger than it will be in use, and an APN that is still uncertain of the size proposes the mean.
+            :mod:`racnn.models.racnn.pseudo_boxes`. They follow the random changes. Half of the samples then show the whole
+            photo: after a random crop everything is larger than it will be in use, and an APN that is still uncertain of
+            the size proposes the mean.
         num_noise: How many random numbers a sample brings along for the training step.
     """
 
@@ -67,11 +64,10 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
         self.pseudo_boxes: np.ndarray | None = None
         self.num_noise = 0
         whole = config.augment.model_copy(update={"crop": 1.0})
-        self.plain_transform = SourceTransform(config.source_size, config.resize)
-        self.whole_transform = SourceTransform(config.source_size, config.resize, whole if augment else None)
-        self.transform = SourceTransform(
-            config.source_size, config.resize, config.augment if augment else None
-        )
+        shape = config.source_size, config.resize
+        self.plain_transform = SourceTransform(*shape)
+        self.whole_transform = SourceTransform(*shape, whole if augment else None)
+        self.transform = SourceTransform(*shape, config.augment if augment else None)
 
     def __len__(self) -> int:
         return len(self.records)

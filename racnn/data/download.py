@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import filecmp
-import hashlib
 import http.client
 import os
 import shutil
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 from racnn import __version__
 from racnn.errors import DataError
+from racnn.written import file_sha256
 
 CHUNK = 1 << 20  # bytes
 UNFINISHED = ".unpacking-"  # begins the names of folders that archives are unpacked into
@@ -29,14 +29,7 @@ TIMEOUT = 30  # seconds without a byte
 
 @dataclass(frozen=True)
 class Archive:
-    """A file of a data set as its authors publish it.
-
-    Attributes:
-        name: File name.
-        url: Where it lies.
-        size: In bytes.
-        sha256: Of the file.
-    """
+    """A file of a data set as its authors publish it: its name, address, bytes and hash."""
 
     name: str
     url: str
@@ -45,17 +38,9 @@ class Archive:
 
 
 def fetch(archive: Archive, folder: Path, *, url: str | None = None) -> Path:
-    """Download an archive into a folder, going on from an earlier try, and check it.
+    """Download an archive into a folder, from a mirror's ``url`` if given, going on from an earlier try, and check it.
 
     What has come stands in ``NAME.part`` and takes the archive's name when size and hash are right.
-
-    Args:
-        archive: What to fetch.
-        folder: Where to.
-        url: URL of a mirror, instead of the archive's own.
-
-    Returns:
-        The file's path.
 
     Raises:
         DataError: The server refuses, sends something else, or stops early (then another call goes on).
@@ -86,19 +71,16 @@ def check_archive(archive: Archive, path: Path) -> None:
     Raises:
         DataError: Its size or hash is another, or it is a web page.
     """
-    with path.open("rb") as file:
-        start = file.read(256).lstrip().lower()
-        if start.startswith((b"<!doctype html", b"<html")):
-            raise DataError(
-                f"{path}: is a web page, not {archive.name}; fetch the file itself by hand, see --from"
-            )
-        size = path.stat().st_size
-        if size != archive.size:
-            raise DataError(
-                f"{path}: expected {archive.size} bytes, found {size}: it is cut short or another file"
-            )
-        file.seek(0)
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if _is_page(path):
+        raise DataError(
+            f"{path}: is a web page, not {archive.name}; fetch the file itself by hand, see --from"
+        )
+    size = path.stat().st_size
+    if size != archive.size:
+        raise DataError(
+            f"{path}: expected {archive.size} bytes, found {size}: it is cut short or another file"
+        )
+    found = file_sha256(path)
     if found != archive.sha256:
         raise DataError(
             f"{path}: expected sha256 {archive.sha256}, found {found}: it is damaged or another file"
@@ -134,21 +116,14 @@ def _download(archive: Archive, url: str, part: Path) -> None:
         raise DataError(f"{url}: the server answers {error.code} {error.reason}; {by_hand}") from None
     except urllib.error.URLError as error:
         raise DataError(f"{url}: cannot be reached ({error.reason}); try again, or {by_hand}") from None
-    except (
-        OSError,
-        ValueError,
-        http.client.HTTPException,
-    ) as error:  # the line went dead; or the address is none
+    except (OSError, ValueError, http.client.HTTPException) as error:  # the line is dead, or the address none
         raise DataError(f"{url}: {error or type(error).__name__}; try again to go on, or {by_hand}") from None
 
 
 def _receive(archive: Archive, answer: IO[bytes], part: Path, have: int) -> None:
-    with (
-        part.open("r+b" if have else "wb") as file,
-        tqdm(
-            desc=archive.name, total=archive.size, initial=have, unit="B", unit_scale=True, disable=None
-        ) as bar,
-    ):
+    """Write what comes after the first ``have`` bytes."""
+    bar = tqdm(desc=archive.name, total=archive.size, initial=have, unit="B", unit_scale=True, disable=None)
+    with part.open("r+b" if have else "wb") as file, bar:
         file.seek(have)
         while have <= archive.size and (chunk := answer.read(CHUNK)):
             file.write(chunk)

@@ -21,13 +21,9 @@ from racnn.sections import DataConfig
 
 @dataclass
 class PhotoBatch:
-    """Some photos in order.
+    """Some photos in order: their paths, the size (h, w) of each that can be read, why of the others, by position.
 
-    Attributes:
-        paths: Paths of all of them.
-        sizes: (h, w) of each, None where it cannot be read.
-        errors: Why, by position.
-        images: uint8 [K, 3, S, S], the sources of those that can be read.
+    ``images`` are the sources of those that can be read, uint8 [K, 3, S, S].
     """
 
     paths: list[Path]
@@ -62,21 +58,18 @@ class PhotoStream(IterableDataset[PhotoBatch]):
             turn += 1
 
     def _read(self, paths: list[Path]) -> PhotoBatch:
-        sizes: list[tuple[int, int] | None] = []
-        errors: dict[int, str] = {}
+        side = self.transform.source_size
+        batch = PhotoBatch(paths, [None] * len(paths), {}, torch.zeros(0, 3, side, side, dtype=torch.uint8))
         images = []
         for position, path in enumerate(paths):
             try:
                 photo, size = read_reduced(path, self.transform.resized_shape)
             except DataError as error:
-                errors[position] = str(error)
-                sizes.append(None)
+                batch.errors[position] = str(error)
                 continue
             images.append(self.transform.source(photo, size))
-            sizes.append(size)
-        side = self.transform.source_size
-        stacked = torch.stack(images) if images else torch.zeros(0, 3, side, side, dtype=torch.uint8)
-        return PhotoBatch(paths, sizes, errors, stacked)
+            batch.sizes[position] = size
+        return replace(batch, images=torch.stack(images)) if images else batch
 
 
 def photo_batches(

@@ -91,8 +91,7 @@ def as_rgb(photo: Image.Image) -> np.ndarray:
     """
     try:
         numbers = _numbers(photo)
-        upright = ImageOps.exif_transpose(photo)
-        return np.array(_to_rgb(upright, numbers))
+        return np.array(_to_rgb(ImageOps.exif_transpose(photo), numbers))
     except Exception as error:
         raise DataError(f"cannot be read as a photo: {error or type(error).__name__}") from None
 
@@ -129,10 +128,8 @@ def _reason(error: Exception, path: Path) -> str:
 def _draft_factor(size: tuple[int, int], needed: tuple[int, int]) -> int:
     """Return by how much a JPEG of a size may be decoded smaller: 8, 4, 2 or 1."""
     for factor in (8, 4, 2):
-        if all(
-            has % factor == 0 and has // factor >= SPARE * need
-            for has, need in zip(size, needed, strict=True)
-        ):
+        left = [has / factor for has in size]
+        if all(has.is_integer() and has >= SPARE * need for has, need in zip(left, needed, strict=True)):
             return factor
     return 1
 
@@ -179,19 +176,12 @@ def _upright_size(photo: Image.Image, turn: int) -> tuple[int, int]:
 
 
 class _Numbers(NamedTuple):
-    """How a photo's samples are stored.
-
-    Attributes:
-        bits: Bits of each.
-        white_is_zero: 0 is white.
-        signed: Negative numbers may occur.
-        low_palette: The colours of a palette have 8 bits where the format has 16.
-    """
+    """How a photo's samples are stored."""
 
     bits: int
     white_is_zero: bool = False
-    signed: bool = False
-    low_palette: bool = False
+    signed: bool = False  # negative numbers may occur
+    low_palette: bool = False  # the colours of a palette have 8 bits where the format has 16
 
 
 def _numbers(photo: Image.Image) -> _Numbers:
@@ -203,12 +193,9 @@ def _numbers(photo: Image.Image) -> _Numbers:
             signed=SIGNED in tags.get(SAMPLE_FORMAT, (1,)),
             low_palette=0 < max(tags.get(COLOUR_MAP, (0,))) < 256,
         )
-    tiles = (
-        [f"{tile[0]} {tile[3]}" for tile in getattr(photo, "tile", ())]
-        if photo.format in DEEP_FORMATS
-        else []
-    )
-    deep = any(mark in tile for tile in tiles for mark in (";16", "SGI16", "65535"))
+    tiles = getattr(photo, "tile", ()) if photo.format in DEEP_FORMATS else ()
+    marks = (f"{tile[0]} {tile[3]}" for tile in tiles)
+    deep = any(sign in mark for mark in marks for sign in (";16", "SGI16", "65535"))
     return _Numbers(16 if deep or photo.mode.startswith("I") else 8)
 
 
@@ -220,9 +207,8 @@ def _to_rgb(photo: Image.Image, numbers: _Numbers) -> Image.Image:
     """
     if photo.mode == "F":
         raise DataError("mode F, floating point numbers, whose range is not known; save it with 8 or 16 bits")
-    if numbers.signed or (
-        photo.mode == "I" and photo.format != "PPM"
-    ):  # Pillow scales the PPM family to 16 bits
+    # Pillow scales the PPM family to 16 bits
+    if numbers.signed or (photo.mode == "I" and photo.format != "PPM"):
         raise DataError(
             f"mode {photo.mode}, {numbers.bits}-bit whole numbers, whose range is not known; save it with 8 or 16 bits"
         )

@@ -13,7 +13,7 @@ import importlib.util
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from PIL import Image
@@ -23,21 +23,8 @@ from racnn.written import RECORD, is_written, read_record
 
 PHOTO_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif"}
-    | {
-        ".avif",
-        ".jp2",
-        ".j2k",
-        ".jpf",
-        ".jpx",
-        ".j2c",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".tga",
-        ".psd",
-        ".qoi",
-    }
+    | {".avif", ".jp2", ".j2k", ".jpf", ".jpx", ".j2c"}
+    | {".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".psd", ".qoi"}
 )
 HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
@@ -63,26 +50,15 @@ RAW_SUFFIXES = frozenset(
 )
 RAW = "camera raw, convert it first"
 UNFINISHED_SUFFIXES = frozenset({".part", ".partial", ".crdownload", ".download", ".tmp"})
-# Formats of Pillow that are no pictures of pixels, run another program, or only predict_photos a container.
+# Formats of Pillow that are no pictures of pixels, run another program, or are only a container.
 NO_PHOTO_FORMATS = frozenset(
     {"EPS", "WMF", "MPEG", "BUFR", "GRIB", "HDF5", "FPX", "MIC", "PDF", "MCIDAS", "XVTHUMB", "FLI", "CUR"}
 )
 # What systems and drives keep for themselves, in small letters; hidden names are passed over anyway.
 SYSTEM_NAMES = frozenset(
-    {
-        "__macosx",
-        "@eadir",
-        "@recycle",
-        "@recently-snapshot",
-        "@tmp",
-        "@synoresource",
-        "#recycle",
-        "#snapshot",
-        "@__thumb",
-        "_gsdata_",
-    }
-    | {"$recycle.bin", "lost+found", "system volume information", "found.000", "__pycache__"}
-    | {"network trash folder", "thevolumesettingsfolder", "thumbs.db", "ehthumbs.db"}
+    {"__macosx", "@eadir", "@recycle", "@recently-snapshot", "@tmp", "@synoresource", "#recycle", "#snapshot"}
+    | {"@__thumb", "_gsdata_", "$recycle.bin", "lost+found", "system volume information", "found.000"}
+    | {"__pycache__", "network trash folder", "thevolumesettingsfolder", "thumbs.db", "ehthumbs.db"}
     | {"desktop.ini", "icon\r"}
 )
 MOST_KINDS = 12  # kinds of files in one line
@@ -113,9 +89,9 @@ def check_places(places: Iterable[Path]) -> None:
     """
     for place in places:
         if place.is_dir():
-            passed: Counter[str] = Counter()
-            if next(iter(photos_below(place, passed)), None) is None:
-                others = f"; {describe_passed(passed)}" if passed else ""
+            walk = FolderWalk(place)
+            if next(photos_below(place, walk), None) is None:
+                others = f"; {describe_passed(walk.passed)}" if walk.passed else ""
                 raise DataError(
                     f"{place}: no photos in this folder (expected {', '.join(sorted(PHOTO_SUFFIXES))} or the like){others}"
                 )
@@ -127,25 +103,27 @@ def iter_photos(places: Iterable[Path], passed: Counter[str] | None = None) -> I
     """Yield what :func:`find_photos` returns, one folder listed at a time."""
     for place in places:
         if place.is_dir():
-            yield from photos_below(place, passed)
+            yield from photos_below(place, FolderWalk(place, passed))
         else:
             yield place
 
 
-def photos_below(
-    place: Path, passed: Counter[str] | None = None, walk: FolderWalk | None = None
-) -> Iterator[Path]:
-    """Yield the photos in a folder and its folders in order.
-
-    Args:
-        place: The folder.
-        passed: Counts the files that are passed over, by kind.
-        walk: The walk through the data set that the folder is a part of.
-    """
+def photos_below(place: Path, walk: FolderWalk | None = None) -> Iterator[Path]:
+    """Yield the photos in a folder and its folders in order; ``walk`` is that through the data set it is a part of."""
     walk = walk or FolderWalk(place)
-    passed = Counter() if passed is None else passed
-    if walk.enter(place, passed):
-        yield from _walk(place, walk, passed)
+    passed = walk.passed
+    if not walk.enter(place):
+        return
+    written = _written(place)
+    for path in sorted(visible(place, passed)):
+        if path.is_dir():
+            yield from photos_below(path, walk)
+        elif path.name in written:
+            passed[WRITTEN] += 1
+        elif kind := why_no_photo(path):
+            passed[kind] += 1
+        else:
+            yield path
 
 
 class FolderWalk:
@@ -153,57 +131,42 @@ class FolderWalk:
 
     Args:
         top: The folder that all of it lies in.
+        passed: Counts the files that are passed over, by kind.
     """
 
-    def __init__(self, top: Path) -> None:
+    def __init__(self, top: Path, passed: Counter[str] | None = None) -> None:
         self.top = top
+        self.passed: Counter[str] = Counter() if passed is None else passed
         self._entered: set[tuple[int, int]] = set()
 
     @functools.cached_property
     def _real(self) -> set[tuple[int, int]]:
         """The folders that are read anyway, without following a link, and those above them."""
         top = self.top.resolve()
-        return {_identity(folder) for folder in (*top.parents, top, *_folders_inside(top))}
+        inside = (
+            Path(folder, name)
+            for folder, names, _ in os.walk(top)
+            for name in names
+            if not os.path.islink(os.path.join(folder, name))
+        )
+        return {_identity(folder) for folder in (*top.parents, top, *inside)}
 
     def leads_inside(self, path: Path) -> bool:
         """Return whether a path is a link to a folder that is read anyway."""
         return path.is_symlink() and _identity(path) in self._real
 
-    def enter(self, path: Path, passed: Counter[str]) -> bool:
+    def enter(self, path: Path) -> bool:
         """Return whether a folder is to be read, and remember that it is; count it if not."""
         if path != self.top and (self.leads_inside(path) or _identity(path) in self._entered):
-            passed[LINKED] += 1
+            self.passed[LINKED] += 1
             return False
         self._entered.add(_identity(path))
         return True
 
 
-def _folders_inside(top: Path) -> Iterator[Path]:
-    return (
-        Path(folder) / name
-        for folder, names, _ in os.walk(top)
-        for name in names
-        if not os.path.islink(os.path.join(folder, name))
-    )
-
-
 def _identity(folder: Path) -> tuple[int, int]:
     found = folder.stat()
     return found.st_dev, found.st_ino
-
-
-def _walk(place: Path, walk: FolderWalk, passed: Counter[str]) -> Iterator[Path]:
-    written = _written(place)
-    for path in sorted(visible(place, passed)):
-        if path.is_dir():
-            if walk.enter(path, passed):
-                yield from _walk(path, walk, passed)
-        elif path.name in written:
-            passed[WRITTEN] += 1
-        elif kind := why_no_photo(path):
-            passed[kind] += 1
-        else:
-            yield path
 
 
 def visible(place: Path, passed: Counter[str] | None = None) -> list[Path]:
@@ -259,7 +222,8 @@ def _sniff(path: Path, kind: str) -> str | None:
             start = file.read(32)
         if is_heif(start) and not reads_heif():
             return f"{kind} ({NEEDS_HEIF})"
-        if not any(accept(start) is True for accept in _signatures()):  # a text is a reason why not
+        tests = (Image.OPEN[name][1] for name in photo_formats())
+        if not any(accept(start) is True for accept in tests if accept):  # a text is a reason why not
             return kind
         with Image.open(path, formats=photo_formats()):
             return None
@@ -289,13 +253,6 @@ def photo_formats() -> tuple[str, ...]:
     reads_heif()
     Image.init()
     return tuple(name for name in Image.ID if name not in NO_PHOTO_FORMATS)
-
-
-@functools.cache
-def _signatures() -> tuple[Callable[[bytes], bool | str], ...]:
-    """Return the tests of a file's first bytes; formats without one are known by their suffix alone."""
-    accepts = (Image.OPEN[name][1] for name in photo_formats())
-    return tuple(accept for accept in accepts if accept is not None)
 
 
 def describe_passed(passed: Counter[str]) -> str:

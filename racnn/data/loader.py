@@ -5,8 +5,9 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import signal
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
+from itertools import count
 
 import cv2
 import torch
@@ -31,8 +32,7 @@ def train_loader(
 ) -> DataLoader:
     """Return the batches of one epoch of 'train' or 'held_out' photos, shuffled by (seed, epoch), from a batch on.
 
-    The batches before are not loaded. The last one may be smaller, but is no single photo, see :func:`num_left_over`. The
-    loader's length counts what is left. With
+    The batches before are not loaded. The last one may be smaller, but is no single photo, see :func:`num_left_over`. With
     ``balance: sampling`` as many photos are drawn, with replacement, every class as often as every other. Every sample
     brings ``num_noise`` random numbers along.
 
@@ -79,15 +79,9 @@ def num_left_over(num_photos: int, batch_size: int) -> int:
 
 def _batches(order: Sequence[int], epoch: int, size: int) -> list[list[Key]]:
     """Return the keys of an epoch in batches; a photo that comes again counts, so that it is changed anew."""
-    seen: Counter[int] = Counter()
-    batches: list[list[Key]] = []
-    for start in range(0, len(order), size):
-        chosen = order[start : start + size]
-        batches.append([])
-        for index in chosen:
-            batches[-1].append(Key(epoch, index, seen[index], 1.0 / len(chosen)))
-            seen[index] += 1
-    return batches
+    seen: defaultdict[int, count[int]] = defaultdict(count)
+    parts = [order[start : start + size] for start in range(0, len(order), size)]
+    return [[Key(epoch, index, next(seen[index]), 1.0 / len(part)) for index in part] for part in parts]
 
 
 def _loader(dataset: PhotoDataset, batches: list[list[Key]], config: DataConfig) -> DataLoader:

@@ -14,20 +14,8 @@ SPLIT_WORDS = {
     **dict.fromkeys(("test", "tests", "testing", "tst"), "test"),
 }
 OTHER_SPLIT_WORDS = frozenset(
-    {
-        "dev",
-        "development",
-        "eval",
-        "evaluation",
-        "evaluate",
-        "holdout",
-        "heldout",
-        "hold",
-        "held",
-        "out",
-        "query",
-    }
-    | {"gallery", "unlabeled", "unlabelled", "predict", "inference", "fold"}
+    {"dev", "development", "eval", "evaluation", "evaluate", "holdout", "heldout", "hold", "held", "out"}
+    | {"query", "gallery", "unlabeled", "unlabelled", "predict", "inference", "fold"}
 )
 # Words beside them that say nothing, as in "training_set" or "test images 2017".
 FILLERS = frozenset(
@@ -54,60 +42,31 @@ def class_name(text: str) -> str:
     Two names that differ only in how their accents are stored, or in an invisible character at an end, are the same.
     """
     text = " ".join(unicodedata.normalize("NFC", text).split())
-    start, end = 0, len(text)
-    while start < end and _is_invisible(text[start]):
-        start += 1
-    while end > start and _is_invisible(text[end - 1]):
-        end -= 1
-    return text[start:end]
+    seen = [position for position, character in enumerate(text) if not _is_invisible(character)]
+    return text[seen[0] : seen[-1] + 1] if seen else ""
 
 
 def _is_invisible(character: str) -> bool:
     return character.isspace() or unicodedata.category(character) in ("Cf", "Cc")
 
 
-def lookalikes(names: Iterable[str]) -> list[list[str]]:
-    """Return the groups of names that a reader would take for one another.
+def matching_classes(names: Iterable[str], known: Sequence[str]) -> list[int | None]:
+    """Return for each name the position of the one known class that it means, or None.
 
-    They differ only in case, in invisible characters, in how words are joined (space, ``_``, ``-``), or in letters of
-    another script that look the same.
+    The same name comes first, then one that looks alike, then that without a number before it, as folders of
+    CUB-200-2011 have it (``001.Auk``).
     """
-    groups = defaultdict(list)
-    for name in names:
-        groups[_skeleton(name)].append(name)
-    return [group for group in groups.values() if len(group) > 1]
+    same, alike = defaultdict(list), defaultdict(list)
+    for position, name in enumerate(known):
+        same[class_name(name)].append(position)
+        alike[_skeleton(name)].append(position)
 
+    def find(name: str) -> int | None:
+        short = re.sub(r"^[0-9]+\.", "", name)
+        found = same.get(name) or alike.get(_skeleton(name)) or alike.get(_skeleton(short)) or []
+        return found[0] if len(found) == 1 else None
 
-class ClassIndex:
-    """Finds which of the known classes a name is meant to be.
-
-    Args:
-        known: Names of the classes.
-    """
-
-    def __init__(self, known: Sequence[str]) -> None:
-        self._same: dict[str, list[int]] = defaultdict(list)
-        self._alike: dict[str, list[int]] = defaultdict(list)
-        for position, name in enumerate(known):
-            self._same[class_name(name)].append(position)
-            self._alike[_skeleton(name)].append(position)
-
-    def find(self, name: str) -> int | None:
-        """Return the position of the one class that a name means, or None.
-
-        The same name comes first, then one that looks alike, then that without a number before it, as folders of
-        CUB-200-2011 have it (``001.Auk``).
-        """
-        normal = class_name(name)
-        short = re.sub(r"^[0-9]+\.", "", normal)
-        for found in (
-            self._same.get(normal),
-            self._alike.get(_skeleton(normal)),
-            self._alike.get(_skeleton(short)),
-        ):
-            if found:
-                return found[0] if len(found) == 1 else None
-        return None
+    return [find(class_name(name)) for name in names]
 
 
 def _skeleton(name: str) -> str:
@@ -118,10 +77,18 @@ def _skeleton(name: str) -> str:
 
 
 def lookalike_warnings(names: Iterable[str]) -> list[str]:
-    """Return a line for each group of class names that look alike; what cannot be seen is written out."""
+    """Return a line for each group of class names that a reader would take for one another, written in ASCII.
+
+    They differ only in case, in invisible characters, in how words are joined (space, ``_``, ``-``), or in letters of
+    another script that look the same.
+    """
+    groups = defaultdict(list)
+    for name in names:
+        groups[_skeleton(name)].append(ascii(name))
     return [
-        f"class names that look alike: {', '.join(ascii(name) for name in group)}; are they one class?"
-        for group in lookalikes(names)
+        f"class names that look alike: {', '.join(group)}; are they one class?"
+        for group in groups.values()
+        if len(group) > 1
     ]
 
 
@@ -139,10 +106,8 @@ def looks_like_split(name: str) -> bool:
 
 def _words(name: str) -> list[str]:
     """Return the words of a name in small letters, numbers apart, a filler that is stuck to its end too."""
-    words: list[str] = []
-    for word in re.findall(r"[a-z]+|[0-9]+", name.casefold()):
-        stem = next(
-            (word.removesuffix(f) for f in sorted(FILLERS) if word.removesuffix(f) in SPLIT_WORDS), word
-        )
-        words.append(stem)
-    return words
+    words = re.findall(r"[a-z]+|[0-9]+", name.casefold())
+    return [
+        next((stem for filler in sorted(FILLERS) if (stem := word.removesuffix(filler)) in SPLIT_WORDS), word)
+        for word in words
+    ]

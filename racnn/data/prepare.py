@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,22 +17,12 @@ from racnn.errors import DataError, did_you_mean
 from racnn.sections import DataConfig
 from racnn.written import make_folders, refuse_blocked, remove_empty
 
-DOGS_PAGE = "https://vision.stanford.edu/aditya86/ImageNetDogs"
-CARS_PAGE = "https://ai.stanford.edu/~jkrause/car196"
 MARKER = ".racnn-prepared.json"
 
 
 @dataclass(frozen=True)
 class Official:
-    """An official data set.
-
-    Attributes:
-        dataset: Its name in the configuration.
-        archives: Its files.
-        classes: How many it has.
-        train: How many training photos.
-        test: How many test photos.
-    """
+    """An official data set: its name in the configuration, its files, and how many classes and photos it has."""
 
     dataset: str
     archives: tuple[Archive, ...]
@@ -40,79 +31,36 @@ class Official:
     test: int
 
 
+def _archives(page: str, *files: tuple[str, int, str]) -> tuple[Archive, ...]:
+    """Return archives by (path below a page, bytes, sha256)."""
+    return tuple(Archive(Path(path).name, f"{page}/{path}", size, sha256) for path, size, sha256 in files)
+
+
+CUB = _archives(
+    "https://data.caltech.edu/records/65de6-vp158/files",
+    ("CUB_200_2011.tgz", 1150585339, "0c685df5597a8b24909f6a7c9db6d11e008733779a671760afef78feb49bf081"),
+)
+DOGS = _archives(
+    "https://vision.stanford.edu/aditya86/ImageNetDogs",
+    ("images.tar", 793579520, "a443fc2f9a851aa1a7b8e4fa4af94b8459fce2c9f5a2f4dd4669cf9673a4ec58"),
+    ("lists.tar", 481280, "34b47cacd9a98b5d150e084f24d29391c084c55272295ec65c85651bc35f4d6c"),
+    ("annotation.tar", 21852160, "662ed36f707be6b195c2fda392d8e153e83af28cedc8e2134a649f198def30fd"),
+)
+CARS = _archives(
+    "https://ai.stanford.edu/~jkrause",
+    ("car196/cars_train.tgz", 979269282, "512b227b30e2f0a8aab9e09485786ab4479582073a144998da74d64b801fd288"),
+    ("car196/cars_test.tgz", 977350468, "bffea656d6f425cba3c91c6d83336e4c5f86c6cffd8975b0f375d3a10da8e243"),
+    ("cars/car_devkit.tgz", 330960, "b97deb463af7d58b6bfaa18b2a4de9829f0f79e8ce663dfa9261bf7810e9accd"),
+    (
+        "car196/cars_test_annos_withlabels.mat",
+        185758,
+        "790f75be8ea34eeded134cc559332baf23e30e91367e9ddca97d26ed9b895f05",
+    ),
+)
 OFFICIAL: dict[str, Official] = {
-    "cub": Official(
-        "cub200",
-        (
-            Archive(
-                "CUB_200_2011.tgz",
-                "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",
-                1150585339,
-                "0c685df5597a8b24909f6a7c9db6d11e008733779a671760afef78feb49bf081",
-            ),
-        ),
-        classes=200,
-        train=5994,
-        test=5794,
-    ),
-    "dogs": Official(
-        "dogs",
-        (
-            Archive(
-                "images.tar",
-                f"{DOGS_PAGE}/images.tar",
-                793579520,
-                "a443fc2f9a851aa1a7b8e4fa4af94b8459fce2c9f5a2f4dd4669cf9673a4ec58",
-            ),
-            Archive(
-                "lists.tar",
-                f"{DOGS_PAGE}/lists.tar",
-                481280,
-                "34b47cacd9a98b5d150e084f24d29391c084c55272295ec65c85651bc35f4d6c",
-            ),
-            Archive(
-                "annotation.tar",
-                f"{DOGS_PAGE}/annotation.tar",
-                21852160,
-                "662ed36f707be6b195c2fda392d8e153e83af28cedc8e2134a649f198def30fd",
-            ),
-        ),
-        classes=120,
-        train=12000,
-        test=8580,
-    ),
-    "cars": Official(
-        "cars",
-        (
-            Archive(
-                "cars_train.tgz",
-                f"{CARS_PAGE}/cars_train.tgz",
-                979269282,
-                "512b227b30e2f0a8aab9e09485786ab4479582073a144998da74d64b801fd288",
-            ),
-            Archive(
-                "cars_test.tgz",
-                f"{CARS_PAGE}/cars_test.tgz",
-                977350468,
-                "bffea656d6f425cba3c91c6d83336e4c5f86c6cffd8975b0f375d3a10da8e243",
-            ),
-            Archive(
-                "car_devkit.tgz",
-                "https://ai.stanford.edu/~jkrause/cars/car_devkit.tgz",
-                330960,
-                "b97deb463af7d58b6bfaa18b2a4de9829f0f79e8ce663dfa9261bf7810e9accd",
-            ),
-            Archive(
-                "cars_test_annos_withlabels.mat",
-                f"{CARS_PAGE}/cars_test_annos_withlabels.mat",
-                185758,
-                "790f75be8ea34eeded134cc559332baf23e30e91367e9ddca97d26ed9b895f05",
-            ),
-        ),
-        classes=196,
-        train=8144,
-        test=8041,
-    ),
+    "cub": Official("cub200", CUB, classes=200, train=5994, test=5794),
+    "dogs": Official("dogs", DOGS, classes=120, train=12000, test=8580),
+    "cars": Official("cars", CARS, classes=196, train=8144, test=8041),
 }
 
 
@@ -139,7 +87,7 @@ def prepare(
             f"no official data set is called '{name}'{did_you_mean(name, OFFICIAL)}; expected {', '.join(OFFICIAL)}"
         )
     official, root = OFFICIAL[name], root.expanduser()
-    by_name = _recognise(given, official)
+    by_name = _by_name(given, official)
     refuse_blocked(root, "--root")
     made = make_folders(root)
     try:
@@ -154,35 +102,37 @@ def _bring(
     """Do what :func:`prepare` does, in a folder that is there."""
     sweep(root)
     done = _read_marker(root)
-    if not any(archive.name in done for archive in official.archives) and (
-        complete := _complete_by_hand(official, root)
-    ):
-        return complete
-    for archive in official.archives:
-        if done.get(archive.name) == archive.sha256:
-            continue
-        own = by_name.get(archive.name)
+    if not any(archive.name in done for archive in official.archives):
+        with suppress(DataError):  # it may have been unpacked by hand
+            catalog = _read(official, root)
+            if not differences(catalog, official):
+                return catalog
+    missing = [archive for archive in official.archives if done.get(archive.name) != archive.sha256]
+    for number, archive in enumerate(missing):
         was_there = (root / archive.name).is_file()
-        if own is not None:
-            check_archive(archive, own)
-            path = own
+        if archive.name in by_name:
+            path = by_name[archive.name]
+            check_archive(archive, path)
         else:
             url = f"{mirror.rstrip('/')}/{archive.name}" if mirror else None
             try:
                 path = fetch(archive, root, url=url)
             except DataError as error:
-                needed = [
-                    a for a in official.archives if done.get(a.name) != a.sha256 and a.name not in by_name
+                lines = [
+                    f"  {a.name} ({a.size / 1e6:.1f} MB, from {a.url})"
+                    for a in missing[number:]
+                    if a.name not in by_name
                 ]
-                raise DataError(f"{error}\n{_still_needed(needed)}") from None
-        if archive.name.endswith((".tar", ".tgz")):
-            claimed = done.get(archive.name, [])
-            unpack(path, root, replace=claimed, claim=partial(_claim, root, done, archive.name))
+                needed = "still needed, by hand with --from FILE, or all from a folder with --mirror URL:"
+                raise DataError("\n".join([str(error), needed, *lines])) from None
+        packed = archive.name.endswith((".tar", ".tgz"))
+        if packed:
+            claim = partial(_note, root, done, archive.name)
+            unpack(path, root, replace=done.get(archive.name, []), claim=claim)
         else:
             place(path, root)
-        done[archive.name] = archive.sha256
-        _write_marker(root, done)
-        if own is None and not was_there and not keep and archive.name.endswith((".tar", ".tgz")):
+        _note(root, done, archive.name, archive.sha256)
+        if packed and archive.name not in by_name and not was_there and not keep:
             path.unlink()
     catalog = _read(official, root)
     if problems := differences(catalog, official):
@@ -196,25 +146,9 @@ def _read(official: Official, root: Path) -> Catalog:
     return DATASETS[official.dataset](DataConfig(dataset=official.dataset, root=root))
 
 
-def _complete_by_hand(official: Official, root: Path) -> Catalog | None:
-    """Return the catalog of a data set that was unpacked by hand, if it is complete."""
-    try:
-        catalog = _read(official, root)
-    except DataError:
-        return None
-    return None if differences(catalog, official) else catalog
-
-
-def _still_needed(archives: Sequence[Archive]) -> str:
-    lines = [f"  {archive.name} ({archive.size / 1e6:.1f} MB, from {archive.url})" for archive in archives]
-    return "still needed, by hand with --from FILE, or all from a folder with --mirror URL:\n" + "\n".join(
-        lines
-    )
-
-
-def _claim(root: Path, done: dict[str, Any], archive: str, names: list[str]) -> None:
-    """Note what an archive is about to unpack, in the place where its hash will stand when it has."""
-    done[archive] = names
+def _note(root: Path, done: dict[str, Any], archive: str, state: str | list[str]) -> None:
+    """Note the hash of an archive that is unpacked, or the names of what it is about to unpack."""
+    done[archive] = state
     _write_marker(root, done)
 
 
@@ -228,7 +162,7 @@ def differences(catalog: Catalog, official: Official) -> list[str]:
     return [f"{found} of {expected} {what}" for what, found, expected in pairs if found != expected]
 
 
-def _recognise(given: Sequence[Path], official: Official) -> dict[str, Path]:
+def _by_name(given: Sequence[Path], official: Official) -> dict[str, Path]:
     names = [archive.name for archive in official.archives]
     for path in given:
         if path.name not in names:

@@ -27,14 +27,8 @@ AT_ONCE = 16  # photos handed to a worker together
 LEAST_BOX = 1.0  # pixels of a side; smaller boxes are given in another unit
 SLACK = 1.0  # pixels by which a box may leave its photo, from rounding
 LEAST_INSIDE = (
-    0.5  # share of a box that its photo must hold; the official data sets have boxes that reach over an edge
+    0.5  # share of a box that its photo must hold: those of the official data sets reach over edges
 )
-
-
-def records_of(catalog: Catalog) -> dict[str, list[Record]]:
-    """Return the records of every split that a data set brings."""
-    splits = {"train": catalog.train, "val": catalog.val or [], "test": catalog.test}
-    return {split: records for split, records in splits.items() if records}
 
 
 def survey(catalog: Catalog) -> dict[str, Any]:
@@ -46,29 +40,22 @@ def survey(catalog: Catalog) -> dict[str, Any]:
         ``aspect`` (width / height) at the quantiles 0, 0.1, 0.5, 0.9 and 1; ``unreadable`` photos whose header cannot
         be read; ``notes``, lines about class names that look alike and files that were passed over.
     """
-    splits = records_of(catalog)
-    every = [record for records in splits.values() for record in records]
+    every = catalog.records()
     counts = np.bincount([record.label for record in every], minlength=len(catalog.class_names))
     few, many = int(counts.argmin()), int(counts.argmax())
     annotated = [catalog.annotate(record) for record in every if record.path is not None]
-    sizes, unreadable = [], 0
-    for record in every:
-        if record.path is None:
-            continue
-        try:
-            sizes.append(photo_size(record.path))
-        except DataError:
-            unreadable += 1
+    found = [_size(record.path) for record in every if record.path is not None]
+    sizes = [size for size in found if size is not None]
     report: dict[str, Any] = {
         "dataset": catalog.dataset,
-        "splits": {split: len(records) for split, records in splits.items()},
+        "splits": {split: len(records) for split, records in catalog.splits().items()},
         "classes": len(catalog.class_names),
         "largest": [catalog.class_names[many], int(counts[many])],
         "smallest": [catalog.class_names[few], int(counts[few])],
         "imbalance": float(counts[many] / counts[few]) if counts[few] else math.inf,
         "boxes": sum(box is not None for box, _ in annotated),
         "parts": sum(any(visible for _, _, visible in parts) for _, parts in annotated),
-        "unreadable": unreadable,
+        "unreadable": len(found) - len(sizes),
         "notes": notes_on(catalog),
     }
     if sizes:
@@ -105,52 +92,43 @@ def notes_on(catalog: Catalog) -> list[str]:
     return [*lookalike_warnings(catalog.class_names), *passed]
 
 
-def box_problem(box: Box, size: tuple[int, int]) -> str | None:
-    """Return why a box cannot be one in the pixels of its photo, or None.
+def _size(path: Path) -> tuple[int, int] | None:
+    """Return the height and width of the upright photo; None where its header cannot be read."""
+    try:
+        return photo_size(path)
+    except DataError:
+        return None
 
-    Args:
-        box: xyxy.
-        size: The upright photo's height and width.
+
+def box_problem(box: Box, path: Path) -> tuple[str, bool] | None:
+    """Return why a box (xyxy) cannot be one in the pixels of its photo, and whether it is misplaced altogether.
+
+    That is a box of less than a pixel, or mostly outside. None for a sound box, and where the photo's header cannot be
+    read, which :func:`damaged` tells.
     """
+    size = _size(path)
+    if size is None:
+        return None
     height, width = size
     x0, y0, x1, y1 = box
-    if _is_tiny(box, size):
-        return f"the box {_rounded(box)} is less than a pixel wide or high, or no larger than one; expected pixels of the upright photo, {width}x{height}"
+    shown = f"the box {[round(value, 2) for value in box]}"
+    if min(x1 - x0, y1 - y0) < LEAST_BOX or max(x1, y1) <= 1.0 < max(size):
+        expected = f"expected pixels of the upright photo, {width}x{height}"
+        return f"{shown} is less than a pixel wide or high, or no larger than one; {expected}", True
     if min(x0, y0) < -SLACK or x1 > width + SLACK or y1 > height + SLACK:
-        return f"the box {_rounded(box)} lies outside the upright photo, {width}x{height} pixels"
+        inside = max(0.0, min(x1, width) - max(x0, 0.0)) * max(0.0, min(y1, height) - max(y0, 0.0))
+        misplaced = inside < LEAST_INSIDE * (x1 - x0) * (y1 - y0)
+        return f"{shown} lies outside the upright photo, {width}x{height} pixels", misplaced
     return None
 
 
-def _is_tiny(box: Box, size: tuple[int, int]) -> bool:
-    """Return whether a box is too small to be one of pixels: thinner than one, or all in the first one."""
-    x0, y0, x1, y1 = box
-    return min(x1 - x0, y1 - y0) < LEAST_BOX or (max(x1, y1) <= 1.0 < max(size))
-
-
-def is_misplaced(box: Box, size: tuple[int, int]) -> bool:
-    """Return whether a box has nothing to do with its photo: less than a pixel, or mostly outside."""
-    height, width = size
-    x0, y0, x1, y1 = box
-    inside = max(0.0, min(x1, width) - max(x0, 0.0)) * max(0.0, min(y1, height) - max(y0, 0.0))
-    return _is_tiny(box, size) or inside < LEAST_INSIDE * (x1 - x0) * (y1 - y0)
-
-
 def box_problems(records: Iterable[Record]) -> list[tuple[Record, str, bool]]:
-    """Return the photos whose boxes do not lie in them, why, and whether the box is misplaced altogether.
-
-    Only headers are read. A photo whose header cannot be read is left to :func:`damaged`.
-    """
-    found = []
-    for record in records:
-        if record.path is None or record.box_xyxy is None:
-            continue
-        try:
-            size = photo_size(record.path)
-        except DataError:
-            continue
-        if problem := box_problem(record.box_xyxy, size):
-            found.append((record, problem, is_misplaced(record.box_xyxy, size)))
-    return found
+    """Return the photos whose boxes do not lie in them, and what :func:`box_problem` says of each."""
+    return [
+        (record, *problem)
+        for record in records
+        if record.path and record.box_xyxy and (problem := box_problem(record.box_xyxy, record.path))
+    ]
 
 
 def refuse_misplaced_boxes(data: Data) -> None:
@@ -159,19 +137,15 @@ def refuse_misplaced_boxes(data: Data) -> None:
     Raises:
         DataError: A box is less than a pixel or lies mostly outside its photo.
     """
-    records = (
-        [] if data.dataset == "manifest" else [r for photos in data.splits.values() for r in photos.records]
-    )
+    if data.dataset == "manifest":
+        return
+    records = (record for photos in data.splits.values() for record in photos.records)
     wrong = [(record, problem) for record, problem, misplaced in box_problems(records) if misplaced]
     if wrong:
         record, problem = wrong[0]
         raise DataError(
             f"{len(wrong)} boxes are not those of their photos, for example {record.path}: {problem}; racnn data verify lists all"
         )
-
-
-def _rounded(box: Box) -> list[float]:
-    return [round(value, 2) for value in box]
 
 
 def damaged(records: Sequence[Record], *, workers: int) -> Iterator[tuple[Record, str | None]]:
@@ -206,7 +180,7 @@ def find_damaged(catalog: Catalog, config: DataConfig) -> dict[str, str]:
     Raises:
         DataError: They are a larger share than ``config.most_skipped``.
     """
-    records = [r for each in records_of(catalog).values() for r in each if r.path is not None]
+    records = [record for record in catalog.records() if record.path is not None]
     workers = min(config.num_workers, len(records) // AT_ONCE)
     found = {record.name: why for record, why in damaged(records, workers=workers) if why is not None}
     if len(found) > config.most_skipped * len(records):

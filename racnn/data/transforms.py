@@ -75,12 +75,7 @@ class SourceTransform:
         return self.finish(self.shrink(image, size), size, box_xyxy, parts, seed)
 
     def shrink(self, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """Do what does not depend on the seed: resize a photo to what the square is cut from.
-
-        Args:
-            image: The upright photo, uint8, maybe decoded smaller than it is.
-            size: The photo's own height and width.
-        """
+        """Resize a photo, maybe decoded smaller than its own (h, w), to what the square is cut from; no chance in it."""
         return _resize(image, *self.resized_shape(*size))
 
     def finish(
@@ -112,12 +107,7 @@ class SourceTransform:
         return image, box_in_frame.astype(np.float32), parts_in_frame.astype(np.float32)
 
     def source(self, image: np.ndarray, size: tuple[int, int]) -> Tensor:
-        """Return the source alone, uint8 [3, S, S], of a photo that has no annotations; without random changes.
-
-        Args:
-            image: The upright photo, uint8, maybe decoded smaller than it is.
-            size: The photo's own height and width.
-        """
+        """Return the source alone, uint8 [3, S, S], of a photo like :meth:`shrink`'s; without random changes."""
         assert self.random_changes is None
         return channels_first(self.finish(self.shrink(image, size), size, None, (), 0)[0])
 

@@ -30,13 +30,8 @@ SCALE_COLORS: tuple[Color, ...] = (
     (0, 158, 115),
 )
 
-_INK, _QUIET, _PAPER, _TINT, _HALO = (
-    (24, 28, 36),
-    (108, 116, 130),
-    (255, 255, 255),
-    (242, 244, 247),
-    (0, 0, 0),
-)
+_INK, _QUIET, _TINT = (24, 28, 36), (108, 116, 130), (242, 244, 247)
+_PAPER, _HALO = (255, 255, 255), (0, 0, 0)
 _FUSED_COLOR: Color = (72, 88, 112)
 _VIEW, _BORDER, _CAPTION, _ROW, _BAR, _GAP, _MARGIN = 236, 4, 26, 28, 24, 18, 20
 _PHOTO_HEIGHT = _VIEW + 3 * _ROW  # the photo is as tall as a view and the answers below it
@@ -68,21 +63,22 @@ def draw_boxes(
     painter = ImageDraw.Draw(image)
     width = line_width(image.size)
     halo = max(1, width // 3)
-    visible = [
-        (index, box) for index, box in enumerate(boxes_xyxy) if all(math.isfinite(float(v)) for v in box)
-    ]
-    edges = {index: _inner_pixels(box, image.size) for index, box in visible}
+    colors = [_scale_color(index + 1) for index in range(len(boxes_xyxy))] if colors is None else colors
+    edges = {
+        index: _inner_pixels(box, image.size)
+        for index, box in enumerate(boxes_xyxy)
+        if all(math.isfinite(float(value)) for value in box)
+    }
     for index, (x0, y0, x1, y1) in edges.items():
-        color = _color(colors, index)
         painter.rectangle((x0 - halo, y0 - halo, x1 + halo, y1 + halo), outline=_HALO, width=halo)
         inner = (x0 + width, y0 + width, x1 - width, y1 - width)
         if inner[0] + halo < inner[2] and inner[1] + halo < inner[3]:
             painter.rectangle(inner, outline=_HALO, width=halo)
-        painter.rectangle((x0, y0, x1, y1), outline=color, width=width)
+        painter.rectangle((x0, y0, x1, y1), outline=colors[index], width=width)
     if labels is not None:
         taken: list[tuple[int, int, int, int]] = []
         for index, edge in edges.items():
-            _draw_tag(painter, image.size, edge, labels[index], _color(colors, index), taken)
+            _draw_tag(painter, image.size, edge, labels[index], colors[index], taken)
     return image
 
 
@@ -169,8 +165,7 @@ def preview(
         _place(canvas, draw_boxes(np.asarray(image), boxes), (gap, y, tile, tile))
         for index, pictures in enumerate(views):
             x = gap + (index + 1) * (tile + gap)
-            framed = _framed(_to_image(pictures[row]), tile, 2, SCALE_COLORS[(index + 1) % len(SCALE_COLORS)])
-            canvas.paste(framed, (x, y))
+            canvas.paste(_framed(pictures[row], tile, 2, _scale_color(index + 1)), (x, y))
     return np.array(canvas)
 
 
@@ -178,7 +173,7 @@ def _to_image(picture: Picture) -> Image.Image:
     """Return an RGB image of its own from an array [h, w(, c)] or a tensor [(c, )h, w]."""
     if isinstance(picture, Tensor):
         tensor = picture.detach().cpu()
-        array = (tensor if not tensor.is_floating_point() else tensor.float()).numpy()
+        array = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
         array = np.moveaxis(array, 0, -1) if array.ndim == 3 else array
     else:
         array = np.asarray(picture)
@@ -189,8 +184,8 @@ def _to_image(picture: Picture) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array)).convert("RGB").copy()
 
 
-def _color(colors: Sequence[Color] | None, index: int) -> Color:
-    return SCALE_COLORS[(index + 1) % len(SCALE_COLORS)] if colors is None else colors[index]
+def _scale_color(index: int) -> Color:
+    return SCALE_COLORS[index % len(SCALE_COLORS)]
 
 
 def _inner_pixels(box: Sequence[float], size: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -230,24 +225,23 @@ def _photo_with_boxes(
 ) -> Image.Image:
     """Scale the photo first and draw then, so that the lines look alike on a photo of any size."""
     image, sides = _fit_inside(photo, _MAX_CELL, _PHOTO_HEIGHT)
-    first = scales - len(boxes)
-    numbers = [first + index for index in range(len(boxes))]
+    numbers = range(scales - len(boxes), scales)
     return draw_boxes(
         np.asarray(image),
         [_scaled(box, sides) for box in boxes],
         [f"scale {number + 1}" for number in numbers],
-        [SCALE_COLORS[number % len(SCALE_COLORS)] for number in numbers],
+        [_scale_color(number) for number in numbers],
     )
 
 
 def _draw_scale(canvas: Image.Image, at: tuple[int, int], index: int, view: Picture, answer: Answer) -> None:
     """Draw the column of one scale: caption, framed view, answers."""
     painter = ImageDraw.Draw(canvas)
-    color = SCALE_COLORS[index % len(SCALE_COLORS)]
+    color = _scale_color(index)
     x, y = at
     painter.rectangle((x, y + 4, x + 11, y + 15), fill=color)
     _text(painter, (x + 19, y + 10), f"scale {index + 1}", _VIEW - 19, 15, _INK)
-    canvas.paste(_framed(_to_image(view), _VIEW, _BORDER, color), (x, y + _CAPTION))
+    canvas.paste(_framed(view, _VIEW, _BORDER, color), (x, y + _CAPTION))
     for row, (name, prob) in enumerate(answer[:3]):
         top = y + _CAPTION + _VIEW + row * _ROW + (_ROW - _BAR)
         _draw_bar(painter, (x, top, x + _VIEW, top + _BAR), name, prob, color, first=row == 0)
@@ -283,7 +277,9 @@ def _draw_bar(
     painter.rectangle((x0, y0, x1 - 1, y1 - 1), fill=track)
     length = round((x1 - x0) * min(max(prob, 0.0), 1.0))
     if length > 0:
-        painter.rectangle((x0, y0, x0 + length - 1, y1 - 1), fill=_mix(color, track, 0.42 if first else 0.24))
+        share = 0.42 if first else 0.24
+        r, g, b = (round(share * a + (1 - share) * b) for a, b in zip(color, track, strict=True))
+        painter.rectangle((x0, y0, x0 + length - 1, y1 - 1), fill=(r, g, b))
         painter.rectangle((x0, y1 - 3, x0 + length - 1, y1 - 1), fill=color)
     percent, ink = f"{100 * prob:.0f} %" if prob >= 0.01 else "< 1 %", _INK if first else _QUIET
     font = _font(14, True)
@@ -292,10 +288,10 @@ def _draw_bar(
     _text(painter, (x0 + 6, (y0 + y1) / 2 - 1), name, x1 - x0 - room - 10, 14, ink)
 
 
-def _framed(view: Image.Image, side: int, border: int, color: Color) -> Image.Image:
+def _framed(view: Picture, side: int, border: int, color: Color) -> Image.Image:
     frame = Image.new("RGB", (side, side), color)
     inner = side - 2 * border
-    image, _ = _fit_inside(view, inner, inner)
+    image, _ = _fit_inside(_to_image(view), inner, inner)
     _place(frame, image, (border, border, inner, inner))
     return frame
 
@@ -303,14 +299,10 @@ def _framed(view: Image.Image, side: int, border: int, color: Color) -> Image.Im
 def _fit_inside(image: Image.Image, width: int, height: int) -> tuple[Image.Image, tuple[float, float]]:
     """Scale to fit, and return the two factors; a very thin image keeps a side that can be seen."""
     factor = min(width / image.width, height / image.height)
-    size = [
-        min(limit, max(_MIN_SIDE, round(side * factor)))
-        for side, limit in zip(image.size, (width, height), strict=True)
-    ]
-    scaled = image.resize(
-        (size[0], size[1]), Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.BICUBIC
-    )
-    return scaled, (size[0] / image.width, size[1] / image.height)
+    width = min(width, max(_MIN_SIDE, round(image.width * factor)))
+    height = min(height, max(_MIN_SIDE, round(image.height * factor)))
+    sampling = Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.BICUBIC
+    return image.resize((width, height), sampling), (width / image.width, height / image.height)
 
 
 def _scaled(box: Sequence[float] | Tensor, factors: tuple[float, float]) -> list[float]:
@@ -360,8 +352,3 @@ def _font(size: int, ascii_only: bool) -> ImageFont.FreeTypeFont | ImageFont.Ima
 def _ink_on(color: Color) -> Color:
     """Return black or white, whichever reads better on the colour."""
     return _HALO if 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140 else _PAPER
-
-
-def _mix(color: Color, ground: Color, share: float) -> Color:
-    mixed = [round(share * a + (1 - share) * b) for a, b in zip(color, ground, strict=True)]
-    return mixed[0], mixed[1], mixed[2]

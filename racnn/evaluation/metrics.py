@@ -4,10 +4,11 @@ Pure functions of tensors; everything is computed in float64 on the CPU whatever
 [0, 1]. Among equal scores the class with the lower index comes first, so a number never depends on the machine.
 
 Convention
-    A region is [N, 3] = (tx, ty, tl) and covers (tx - tl, ty - tl, tx + tl, ty + tl). Boxes are [N, 4] xyxy and
-    points [N, 2] (x, y), x right, y down, in the frame of the source image: [-1, 1], the outer corners at +-1.
-    Shares of areas do not change when both axes are scaled, so an overlap in the squashed square source is the
-    overlap in the photo. NaN means unknown: such rows are left out, and what is known nowhere is None.
+    Scores are [N, C] logits or probabilities, labels [N] integers in [0, C). A region is [N, 3] = (tx, ty, tl) and covers
+    (tx - tl, ty - tl, tx + tl, ty + tl). Boxes are [N, 4] xyxy and points [N, 2] (x, y), x right, y down, in the frame of
+    the source image: [-1, 1], the outer corners at +-1. Shares of areas do not change when both axes are scaled, so an
+    overlap in the squashed square source is the overlap in the photo. NaN means unknown: such rows are left out, and what
+    is known nowhere is None.
 """
 
 from __future__ import annotations
@@ -23,15 +24,7 @@ AT_BOUND = 0.02  # a side is at a bound within this share of the range: a sigmoi
 
 
 def topk_accuracy(scores: Tensor, labels: Tensor, k: int = 1) -> float:
-    """Return the share of photos whose true class is among the ``k`` highest scores.
-
-    Args:
-        scores: [N, C] logits or probabilities.
-        labels: [N] integers in [0, C).
-        k: At least 1; more than C is C.
-
-    Returns:
-        A fraction in [0, 1].
+    """Return the share of photos whose true class is among the ``k`` highest scores; ``k`` above C is C.
 
     Raises:
         ValueError: ``k`` is below 1, there are no photos, or the shapes do not fit.
@@ -59,12 +52,7 @@ def check_scores(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def rank_of_truth(scores: Tensor, labels: Tensor) -> Tensor:
-    """Return how many classes come before the true one, [N] integers; a lower index comes first among equal scores.
-
-    Args:
-        scores: [N, C] logits or probabilities.
-        labels: [N] integers in [0, C).
-    """
+    """Return how many classes come before the true one, [N] integers."""
     labels = labels.detach().cpu().long()[:, None]
     truth = scores.gather(1, labels)
     earlier = torch.arange(scores.shape[1]) < labels
@@ -89,27 +77,16 @@ def wilson_interval(correct: int, n: int) -> list[float]:
         raise ValueError(f"correct must be in [0, n], got correct={correct} and n={n}")
     if n == 0:
         return [0.0, 1.0]
-    z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
-    share, spread = correct / n, 1.0 + z * z / n
-    centre = (share + z * z / (2 * n)) / spread
-    half = z * math.sqrt(share * (1.0 - share) / n + z * z / (4 * n * n)) / spread
-    low = 0.0 if correct == 0 else centre - half  # exact at the ends, where rounding would leave 1e-17
-    high = 1.0 if correct == n else centre + half
-    return [low, high]
+    from scipy.stats import binomtest  # takes a second to import
+
+    interval = binomtest(correct, n).proportion_ci(0.95, method="wilson")
+    return [float(interval.low), float(interval.high)]
 
 
 def expected_calibration_error(probs: Tensor, labels: Tensor, bins: int = 15) -> float:
     """Return the mean gap between confidence and accuracy over bins of equal width, weighted by their photos.
 
-    Confidence is the highest probability; bin b holds confidences in (b / bins, (b + 1) / bins].
-
-    Args:
-        probs: [N, C] probabilities.
-        labels: [N] integers in [0, C).
-        bins: Number of bins.
-
-    Returns:
-        A fraction in [0, 1]; 0 is perfectly calibrated.
+    Confidence is the highest probability; bin b holds confidences in (b / bins, (b + 1) / bins]. 0 is perfectly calibrated.
 
     Raises:
         ValueError: There are no photos, or the shapes do not fit.
@@ -125,34 +102,26 @@ def expected_calibration_error(probs: Tensor, labels: Tensor, bins: int = 15) ->
 def per_class(
     correct: Mapping[str, Tensor], labels: Tensor, class_names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Return one row per class: ``name``, ``n`` photos, and how many were right under each key of ``correct``.
-
-    Args:
-        correct: From a name such as ``scale_1`` to [N] booleans.
-        labels: [N] integers in [0, C).
-        class_names: C names.
-    """
+    """Return one row per class: ``name``, ``n`` photos, and how many were right under each key of ``correct``, [N] booleans."""
     labels = labels.detach().cpu().long()
     classes = len(class_names)
     n = torch.bincount(labels, minlength=classes).tolist()
-    right = {
-        key: torch.bincount(labels[hit.cpu()], minlength=classes).tolist() for key, hit in correct.items()
-    }
+    hits = (torch.bincount(labels[hit.cpu()], minlength=classes).tolist() for hit in correct.values())
     return [
-        {"name": name, "n": n[c], "correct": {key: counts[c] for key, counts in right.items()}}
-        for c, name in enumerate(class_names)
+        {"name": name, "n": number, "correct": dict(zip(correct, right, strict=True))}
+        for name, number, *right in zip(class_names, n, *hits, strict=True)
     ]
 
 
 def focus_points(parts: Tensor, focus_parts: Sequence[int]) -> Tensor:
-    """Return the point that tells a photo's class: the mean of the focus parts visible in it.
+    """Return the point that tells a photo's class: the mean of its focus parts that are visible, NaN where none is.
 
     Args:
         parts: [N, P, 3] of (x, y, visible 0 or 1).
         focus_parts: Indices of the parts to average, may be empty.
 
     Returns:
-        [N, 2] float64 points in the frame of ``parts``, NaN where none of them is visible.
+        [N, 2] float64 points in the frame of ``parts``.
     """
     chosen = _exact(parts)[:, list(focus_parts)]  # [N, F, 3]
     xy = chosen[..., :2]
@@ -193,7 +162,7 @@ def localisation(
     if known.any():
         report.update(_overlap(regions[known], boxes[known]))
         middle = _overlap(centred[known], boxes[known])
-        report.update({f"{key}_centred": middle[key] for key in ("iou", "coverage")})
+        report |= {f"{key}_centred": middle[key] for key in ("iou", "coverage")}
     marked = points.isfinite().all(dim=1)
     if marked.any():
         report["part_hit"] = fraction(_holds(regions[marked], points[marked]))
@@ -209,8 +178,8 @@ def region_statistics(region: Tensor, bounds: tuple[float, float]) -> dict[str, 
         bounds: Least and largest ``tl`` that the network can propose.
 
     Returns:
-        Mean and standard deviation (of the photos given, so 0 for one photo) of tx, ty and tl in the parent's frame,
-        and ``at_bound``: the share of photos whose tl is within 2 % of the range from either bound.
+        ``tx_mean``, ``tx_std`` and so on: mean and standard deviation over the photos given (0 for one); ``at_bound``: the
+        share of photos whose tl is within 2 % of the range from either bound.
     """
     region = _exact(region)
     low, high = bounds

@@ -78,14 +78,12 @@ def evaluation_report(
     Raises:
         ValueError: There are no photos, the shapes do not fit, or logits are not finite.
     """
-    logits = {f"scale_{s}": each for s, each in enumerate(predictions.logits, start=1)}
     labels = predictions.labels.detach().cpu().long()
-    log_probs = _answers(logits, predictions.fused, labels, len(class_names))
+    log_probs = _answers(predictions, labels, len(class_names))
     ranks = {key: rank_of_truth(values, labels) for key, values in log_probs.items()}
     single = [key for key in ranks if key != "scale_1+2"]
     points = focus_points(predictions.parts, focus_parts)
-    finer = predictions.regions[1:]
-    parents = [None, *finer[:-1]]  # region_1 is cut from the whole source
+    nested = zip(predictions.regions[1:], predictions.regions, strict=False)  # each region and its parent
     n = len(labels)
     return {
         "dataset": dataset,
@@ -100,7 +98,7 @@ def evaluation_report(
         "per_class": per_class({key: ranks[key] == 0 for key in single}, labels, class_names),
         "localisation": {
             f"region_{s}": localisation(region, predictions.boxes, points, parent)
-            for s, (region, parent) in enumerate(zip(finer, parents, strict=False), start=1)
+            for s, (region, parent) in enumerate(nested, start=1)
         },
         "regions": {
             f"region_{s}": region_statistics(region, limits)
@@ -135,9 +133,8 @@ def format_report(report: Mapping[str, Any]) -> str:
         rows = [
             [
                 name,
-                _number(values["iou"]),
-                _number(values.get("iou_centred")),
-                *(_percent(values.get(k)) for k in keys),
+                *(_number(values.get(key)) for key in ("iou", "iou_centred")),
+                *(_percent(values.get(key)) for key in keys),
             ]
             for name, values in found.items()
         ]
@@ -153,26 +150,21 @@ def format_report(report: Mapping[str, Any]) -> str:
     return "\n\n".join(blocks)
 
 
-def _answers(
-    logits: Mapping[str, Tensor], fused: Tensor | None, labels: Tensor, classes: int
-) -> dict[str, Tensor]:
-    """Return the log-probabilities of every way to answer, in the order they are reported."""
-    given = dict(logits) if fused is None else {**logits, "fused": fused}
-    answers: dict[str, Tensor] = {}
+def _answers(predictions: Predictions, labels: Tensor, classes: int) -> dict[str, Tensor]:
+    """Return the log-probabilities [N, C] of every way to answer, in the order they are reported."""
+    given = {f"scale_{s}": logits for s, logits in enumerate(predictions.logits, start=1)}
+    if predictions.fused is not None:
+        given["fused"] = predictions.fused
     for key, values in given.items():
         if values.ndim != 2 or values.shape[1] != classes:
             raise ValueError(f"logits of {key} must be [N, {classes}], got {list(values.shape)}")
         if not values.isfinite().all():
             raise ValueError(f"logits of {key} hold values that are not finite")
-        answers[key] = check_scores(values, labels).log_softmax(dim=1)
-    last = answers.pop("fused", None)
-    scales = list(answers.values())
-    if len(scales) >= 2:
-        answers["scale_1+2"] = _mean_of_probs(scales[:2])
-    answers["mean"] = _mean_of_probs(scales)
-    if last is not None:
-        answers["fused"] = last
-    return answers
+        given[key] = check_scores(values, labels).log_softmax(dim=1)
+    last = {"fused": given.pop("fused")} if predictions.fused is not None else {}
+    scales = list(given.values())
+    both = {"scale_1+2": _mean_of_probs(scales[:2])} if len(scales) >= 2 else {}
+    return given | both | {"mean": _mean_of_probs(scales)} | last
 
 
 def _mean_of_probs(log_probs: Sequence[Tensor]) -> Tensor:
@@ -190,12 +182,11 @@ def _number(value: float | None) -> str:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Lay out a table: the first column to the left, the others to the right, a rule under the head."""
-    widths = [max(len(row[c]) for row in (head, *rows)) for c in range(len(head))]
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     widths[0] = max(widths[0], 12)  # so that the tables of a report start alike
+    left, *right = widths
     lines = [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in (head, *rows)
+        "  ".join([name.ljust(left), *(cell.rjust(width) for cell, width in zip(cells, right, strict=True))])
+        for name, *cells in (head, *rows)
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -65,8 +65,9 @@ def zoom(
             # centre and half side
             span, now = (torch.stack([each[:, axis], each[:, 2]], dim=1) for each in (region, held))
             pixels, weights = _triangles(now, source, target, antialias, dense)
-            if steepness is not None:
-                weights = weights * _mask_of_samples(span, now, target, steepness)
+            if steepness is not None:  # of the span, at the sample points of where it is held
+                mask = boxcar(_sample_points(now, target), span[:, :1], span[:, 1:], steepness)
+                weights = weights * mask[:, :, None]
             view = (_multiply if dense else _gather)(view, pixels, weights)
         return view.to(image.dtype)
 
@@ -127,11 +128,6 @@ def _gather(image: Tensor, pixels: Tensor, weights: Tensor) -> Tensor:
     rows = image.reshape(-1, width)
     sampled = F.embedding_bag(index, rows, mode="sum", per_sample_weights=weights)
     return sampled.view(batch, channels, pixels.shape[1], width).transpose(2, 3)
-
-
-def _mask_of_samples(span: Tensor, held: Tensor, target: int, steepness: float) -> Tensor:
-    """Return the soft mask [B, target, 1] of a span at the sample points of ``held``, the same span or its copy."""
-    return boxcar(_sample_points(held, target), span[:, :1], span[:, 1:], steepness)[:, :, None]
 
 
 def _sample_points(span: Tensor, target: int) -> Tensor:

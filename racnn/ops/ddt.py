@@ -17,12 +17,7 @@ from torch import Tensor
 
 
 class CommonPart(NamedTuple):
-    """The direction that tells what recurs in the photos.
-
-    Attributes:
-        mean: [C] of the descriptors.
-        direction: [C], of length 1.
-    """
+    """The direction that tells what recurs in the photos: mean [C] of the descriptors, direction [C] of length 1."""
 
     mean: Tensor
     direction: Tensor
@@ -36,21 +31,13 @@ class CommonPart(NamedTuple):
 
 
 class DescriptorSums(NamedTuple):
-    """Sums over cells, from which :func:`common_part` is found; those of several batches or processes add up.
+    """Sums over cells, from which :func:`common_part` is found; those of several batches or processes add up."""
 
-    Attributes:
-        cells: [] How many.
-        first: [C] Of the descriptors.
-        second: [C, C] Of their products with one another.
-        seen: [] Of the class activations.
-        with_seen: [C] Of the descriptors times the class activations.
-    """
-
-    cells: Tensor
-    first: Tensor
-    second: Tensor
-    seen: Tensor
-    with_seen: Tensor
+    cells: Tensor  # [] how many
+    first: Tensor  # [C] of the descriptors
+    second: Tensor  # [C, C] of their products with one another
+    seen: Tensor  # [] of the class activations
+    with_seen: Tensor  # [C] of the descriptors times the class activations
 
     def plus(self, other: DescriptorSums) -> DescriptorSums:
         """Return the sums over the cells of both."""
@@ -68,9 +55,8 @@ def descriptor_sums(features: Tensor, activation: Tensor) -> DescriptorSums:
         features: [B, C, h, w] whose cells are the descriptors.
         activation: [B, h', w'] class activation of the true class; resized where the two maps differ in size.
     """
-    descriptors = (
-        F.normalize(features.detach().float(), dim=1).permute(0, 2, 3, 1).flatten(0, 2)
-    )  # [cells, C]
+    normalized = F.normalize(features.detach().float(), dim=1)
+    descriptors = normalized.permute(0, 2, 3, 1).flatten(0, 2)  # [cells, C]
     size = features.shape[-2:]
     if activation.shape[-2:] != size:
         activation = F.interpolate(activation[:, None], size=size, mode="bilinear", antialias=True)[:, 0]

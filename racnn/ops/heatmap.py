@@ -18,14 +18,11 @@ ROUNDS = 16  # of spreading labels, between two looks at whether any still chang
 
 
 def peak_region(point: Tensor, half_side: float = 0.5) -> Tensor:
-    """Return the paper's start: a square of fixed size centred on the highest response.
+    """Return the paper's start: a square of fixed size centred on the highest response, [B, 3] regions inside the image.
 
     Args:
         point: [B, 2], from :func:`peak_point`.
         half_side: ``tl`` of the square; the paper's "half the side" is 0.5.
-
-    Returns:
-        [B, 3], moved inside the image where it would stick out.
     """
     return clamp(torch.cat([point, torch.full_like(point[:, :1], half_side)], dim=1))
 
@@ -65,12 +62,10 @@ def component_box(response: Tensor, level: float = 0.0, trim: float = 0.0) -> Te
     peak = response.amax(dim=(1, 2), keepdim=True)
     threshold = mean + level * (peak - mean)
     component = largest_component(response > threshold)
-    box = torch.cat([_extent(component.any(dim=1)), _extent(component.any(dim=2))], dim=1)  # x0, x1, y0, y1
+    box = torch.cat([_extent(component.any(dim=axis)) for axis in (1, 2)], dim=1)  # x0, x1, y0, y1
     if trim > 0.0:
         mass = (response - threshold).clamp(min=0.0) * component
-        trimmed = torch.cat(
-            [_trimmed_extent(mass.sum(dim=1), trim), _trimmed_extent(mass.sum(dim=2), trim)], dim=1
-        )
+        trimmed = torch.cat([_trimmed_extent(mass.sum(dim=axis), trim) for axis in (1, 2)], dim=1)
         # constant but for rounding: there is nothing to trim
         flat = (peak - mean <= 1e-5 * peak.abs())[:, :, 0]
         box = torch.where(flat, box, trimmed)
@@ -78,17 +73,11 @@ def component_box(response: Tensor, level: float = 0.0, trim: float = 0.0) -> Te
 
 
 def largest_component(mask: Tensor) -> Tensor:
-    """Return only the largest 8-connected component of each mask; all True where a mask is empty.
+    """Return only the largest 8-connected component of each mask [B, h, w]; all True where a mask is empty.
 
     Labels spread by max-pooling inside the mask. A path through n cells that never touches itself is shorter than
     (2/3) n, so that many rounds suffice. Most masks need far fewer: whether anything still changed is asked now and then,
     of a GPU more rarely, because the host then waits for its answer.
-
-    Args:
-        mask: [B, h, w] bool.
-
-    Returns:
-        [B, h, w] bool.
     """
     batch, height, width = mask.shape
     cells = height * width

@@ -34,9 +34,6 @@ def boxcar(points: Tensor, centre: Tensor, half: Tensor, steepness: float) -> Te
         centre: Broadcasts against ``points``.
         half: Broadcasts against ``points``.
         steepness: Per unit of the frame.
-
-    Returns:
-        [..., n] in (0, 1).
     """
     offset = points - centre
     return torch.sigmoid(steepness * (offset + half)) - torch.sigmoid(steepness * (offset - half))
@@ -56,7 +53,7 @@ def box_mask(region: Tensor, size: tuple[int, int], steepness: float) -> Tensor:
     height, width = size
     x = pixel_centres(width, device=region.device, dtype=region.dtype)
     y = pixel_centres(height, device=region.device, dtype=region.dtype)
-    tx, ty, tl = region[:, 0:1], region[:, 1:2], region[:, 2:3]
+    tx, ty, tl = region.split(1, dim=1)
     columns = boxcar(x, tx, tl, steepness)  # [B, w]
     rows = boxcar(y, ty, tl, steepness)  # [B, h]
     return (rows[:, :, None] * columns[:, None, :])[:, None]

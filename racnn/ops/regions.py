@@ -34,9 +34,6 @@ def squash(raw: Tensor, low: float, high: float) -> Tensor:
         raw: [B, 3], any real numbers.
         low: Least side as a fraction of the image's side.
         high: Largest side as a fraction of the image's side, at most 1.
-
-    Returns:
-        [B, 3] regions.
     """
     tl = low + (high - low) * torch.sigmoid(raw[:, 2:])
     centre = (1.0 - tl) * torch.tanh(raw[:, :2])
@@ -52,14 +49,9 @@ def clamp(region: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
 
 
 def compose(outer: Tensor, inner: Tensor) -> Tensor:
-    """Return the region of the source that is ``inner`` of ``outer``.
+    """Return the region of the source that is ``inner``, in the frame of ``outer``, of ``outer``, in that of the source.
 
-    Args:
-        outer: [B, 3] in the frame of the source.
-        inner: [B, 3] in the frame of ``outer``.
-
-    Returns:
-        [B, 3] in the frame of the source: ``(ox + ol * ix, oy + ol * iy, ol * il)``.
+    It is ``(ox + ol * ix, oy + ol * iy, ol * il)``.
     """
     side = outer[:, 2:]
     return torch.cat([outer[:, :2] + side * inner[:, :2], side * inner[:, 2:]], dim=1)
@@ -79,9 +71,6 @@ def jitter(region: Tensor, noise: Tensor, *, low: float = 0.0, high: float = 1.0
         noise: [B, 3], of the same order, in [-1, 1]; larger jitters more, 0 changes nothing.
         low: Least side that may come out.
         high: Largest side that may come out.
-
-    Returns:
-        [B, 3] valid regions.
     """
     tl = region[:, 2:] * torch.exp(0.2 * noise[:, 2:])
     centre = region[:, :2] + 0.1 * region[:, 2:] * noise[:, :2]
@@ -89,15 +78,7 @@ def jitter(region: Tensor, noise: Tensor, *, low: float = 0.0, high: float = 1.0
 
 
 def to_boxes_xyxy(region: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return pixel boxes of regions.
-
-    Args:
-        region: [B, 3] in the frame of an image.
-        size: (h, w) of that image in pixels.
-
-    Returns:
-        [B, 4] as (x0, y0, x1, y1), outer corners; not square in pixels where the image is not square.
-    """
+    """Return the pixel boxes [B, 4] of regions of an image of size (h, w); not square where the image is not."""
     height, width = size
     centre, tl = region[:, :2], region[:, 2:]
     corners = torch.cat([centre - tl, centre + tl], dim=1)  # [B, 4]
@@ -105,14 +86,9 @@ def to_boxes_xyxy(region: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def from_boxes_xyxy(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return the smallest region that holds each pixel box, moved inside the image where it would stick out.
+    """Return the smallest region that holds each pixel box [B, 4], moved inside the image where it would stick out.
 
-    Args:
-        boxes: [B, 4] as (x0, y0, x1, y1) pixels, outer corners.
-        size: (h, w) of the image in pixels.
-
-    Returns:
-        [B, 3] regions; the side is the longer one of the box in the normalised frame, at most 1.
+    Its side is the longer one of the box in the frame, at most 1.
     """
     height, width = size
     corners = boxes / boxes.new_tensor([width, height, width, height]) * 2.0 - 1.0

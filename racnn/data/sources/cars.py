@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,10 @@ def cars(config: DataConfig) -> Catalog:
         DataError: A file or photo is missing or damaged, the test labels are missing, or a mirror has other numbers.
     """
     root = existing_root(config, EXPECTED)
-    if (root / "cars_annos.mat").is_file() and (
-        (root / "car_ims").is_dir() or not (root / "devkit").is_dir()
-    ):
+    devkit = root / "devkit"
+    if (root / "cars_annos.mat").is_file() and ((root / "car_ims").is_dir() or not devkit.is_dir()):
         names, rows = _together(root)
-    elif (root / "devkit").is_dir():
+    elif devkit.is_dir():
         names, rows = _apart(root)
     else:
         raise DataError(f"{root}: expected {EXPECTED}")
@@ -46,19 +44,10 @@ def cars(config: DataConfig) -> Catalog:
     for split, relative, class_id, box in rows:
         if class_id in label_of:
             splits[split].append(Record(relative, label_of[class_id], root / relative, box))
-    check_photos_exist(
-        [*splits["train"], *splits["test"]],
-        "the numbers must be those of the .mat files; some mirrors renumber",
-    )
-    return Catalog(
-        dataset="cars",
-        class_names=[names[class_id - 1] for class_id in class_ids],
-        train=splits["train"],
-        val=None,
-        test=splits["test"],
-        part_names=[],
-        focus_parts=(),
-    )
+    hint = "the numbers must be those of the .mat files; some mirrors renumber"
+    check_photos_exist([*splits["train"], *splits["test"]], hint)
+    class_names = [names[class_id - 1] for class_id in class_ids]
+    return Catalog("cars", class_names, train=splits["train"], val=None, test=splits["test"])
 
 
 Row = tuple[str, str, int, Box]  # split, path, class id, box
@@ -69,11 +58,7 @@ def _together(root: Path) -> tuple[list[str], list[Row]]:
     path = root / "cars_annos.mat"
     names = _class_names(path)
     rows = [
-        (
-            "test" if _whole(row["test"], path) else "train",
-            _inside(str(row["relative_im_path"]), path),
-            *_annotated(row, path),
-        )
+        _row("test" if _whole(row["test"], path) else "train", str(row["relative_im_path"]), row, path)
         for row in read_struct(path, "annotations", "relative_im_path", "class", "test", *BOX)
     ]
     return names, rows
@@ -91,7 +76,7 @@ def _apart(root: Path) -> tuple[list[str], list[Row]]:
     rows: list[Row] = []
     for split, path in (("train", devkit / "cars_train_annos.mat"), ("test", labelled)):
         for row in read_struct(path, "annotations", "fname", "class", *BOX):
-            rows.append((split, _inside(f"cars_{split}/{row['fname']}", path), *_annotated(row, path)))
+            rows.append(_row(split, f"cars_{split}/{row['fname']}", row, path))
     return _class_names(devkit / "cars_meta.mat"), rows
 
 
@@ -99,17 +84,18 @@ def _class_names(path: Path) -> list[str]:
     return [str(name).strip() for name in read_mat(path, "class_names")["class_names"]]
 
 
-def _annotated(row: dict[str, Any], path: Path) -> tuple[int, Box]:
-    """Return class id and box of a row."""
+def _row(split: str, relative: str, values: dict[str, Any], path: Path) -> Row:
+    """Return a row of the .mat file at ``path``, checked."""
+    if Path(relative).is_absolute() or ".." in Path(relative).parts:
+        raise DataError(f"{path}: expected a photo inside the folder, found '{relative}'")
+    found = [values[corner] for corner in BOX]
     try:
-        x0, y0, x1, y1 = (float(row[corner]) for corner in BOX)
+        x0, y0, x1, y1 = map(float, found)
     except (TypeError, ValueError):
-        raise DataError(
-            f"{path}: expected numbers in {', '.join(BOX)}, found {[row[c] for c in BOX]}"
-        ) from None
+        raise DataError(f"{path}: expected numbers in {', '.join(BOX)}, found {found}") from None
     if not (x1 > x0 and y1 > y0):
         raise DataError(f"{path}: expected bbox_x1 < bbox_x2 and bbox_y1 < bbox_y2, found {[x0, y0, x1, y1]}")
-    return _whole(row["class"], path), (x0, y0, x1, y1)
+    return split, relative, _whole(values["class"], path), (x0, y0, x1, y1)
 
 
 def _whole(value: Any, path: Path) -> int:
@@ -117,10 +103,3 @@ def _whole(value: Any, path: Path) -> int:
         return int(value)
     except (TypeError, ValueError):
         raise DataError(f"{path}: expected a whole number, found {value!r}") from None
-
-
-def _inside(relative: str, path: Path) -> str:
-    parts: Sequence[str] = Path(relative).parts
-    if Path(relative).is_absolute() or ".." in parts:
-        raise DataError(f"{path}: expected a photo inside the folder, found '{relative}'")
-    return relative

@@ -21,14 +21,14 @@ from pathlib import Path
 import numpy as np
 
 from racnn.data.image_io import read_photo
-from racnn.data.names import ClassIndex, class_name
+from racnn.data.names import class_name, matching_classes
 from racnn.errors import DataError, did_you_mean
 from racnn.sections import DataConfig, parse_ranges
 
 Box = tuple[float, float, float, float]
 Part = tuple[float, float, float]
 
-MOST_NAMED = 10  # missing photos in one message
+MOST_NAMED = 10  # photos or classes in one message
 
 
 @dataclass(frozen=True)
@@ -71,15 +71,26 @@ class Catalog:
     train: list[Record]
     val: list[Record] | None
     test: list[Record]
-    part_names: list[str]
-    focus_parts: tuple[int, ...]
+    part_names: list[str] = field(default_factory=list)
+    focus_parts: tuple[int, ...] = ()
     load: Callable[[Record], np.ndarray] = read_record
     annotate: Callable[[Record], tuple[Box | None, tuple[Part, ...]]] = recorded_annotations
     passed_over: Counter[str] = field(default_factory=Counter)
 
+    def splits(self) -> dict[str, list[Record]]:
+        """Return the records of the splits that have some, by name: train, val, test."""
+        every = {"train": self.train, "val": self.val, "test": self.test}
+        return {split: records for split, records in every.items() if records}
+
     def records(self) -> list[Record]:
         """Return the records of all splits."""
-        return [*self.train, *(self.val or []), *self.test]
+        return [record for records in self.splits().values() for record in records]
+
+    def changed(self, change: Callable[[list[Record]], list[Record]], class_names: Sequence[str]) -> Catalog:
+        """Return the data set with other classes, and in every split what ``change`` makes of its records."""
+        val = None if self.val is None else change(self.val)
+        names = list(class_names)
+        return replace(self, class_names=names, train=change(self.train), val=val, test=change(self.test))
 
 
 def hold_out(
@@ -89,61 +100,42 @@ def hold_out(
 
     So the choice depends neither on the order of the records nor on the other classes, nor on a random generator that
     may change. A class of two photos or more gives at least one and keeps at least one; a single photo stays.
-    Photos of a group go together: in the order of a hash of their names groups are taken that no class has less room for
-    below the fraction, then for each class that gives none the smallest it has besides another. A class of one group stays.
+    Photos of a group go together, and a photo without one is a group by itself: in the order of a hash of their names
+    groups are taken that no class has less room for below the fraction, then for each class that gives none the smallest
+    it has besides another. A class of one group stays.
 
     Returns:
         What is kept and what is held out, each in the given order.
     """
 
-    def order(name: str) -> bytes:
+    def order(key: str) -> bytes:
         # a file's name may be any bytes
-        return hashlib.sha256(f"{purpose}:{seed}:{name}".encode(errors="surrogateescape")).digest()
+        return hashlib.sha256(f"{purpose}:{seed}:{key}".encode(errors="surrogateescape")).digest()
 
-    if any(record.group is not None for record in records):
-        held = _held_groups(records, fraction, order)
-    else:
-        classes = defaultdict(list)
-        for record in records:
-            classes[record.label].append(record.name)
-        held = set()
-        for names in classes.values():
-            names.sort(key=order)
-            held.update(names[: _number_held(len(names), fraction)])
-    return [r for r in records if r.name not in held], [r for r in records if r.name in held]
-
-
-def _number_held(number: int, fraction: float) -> int:
-    """Return how many of a class's photos are held out."""
-    return min(max(round(number * fraction), 1), number - 1)
-
-
-def _held_groups(records: Sequence[Record], fraction: float, order: Callable[[str], bytes]) -> set[str]:
-    """Return the names of the photos of the groups that are held out; a photo without a group is one by itself."""
     members = defaultdict(list)
     for record in records:
         # a group and a photo may have the same name
-        members[f"group:{record.group}" if record.group is not None else record.name].append(record)
+        members[record.name if record.group is None else f"group:{record.group}"].append(record)
     counts = {key: Counter(record.label for record in group) for key, group in members.items()}
     kept = Counter(record.label for record in records)
-    wanted = {label: _number_held(number, fraction) for label, number in kept.items()}
+    wanted = {label: min(max(round(number * fraction), 1), number - 1) for label, number in kept.items()}
     held: Counter[int] = Counter()
-    chosen: list[str] = []
+    chosen: set[str] = set()
 
     def take(key: str) -> None:
-        chosen.append(key)
+        chosen.add(key)
         held.update(counts[key])
         kept.subtract(counts[key])
 
     for key in sorted(members, key=order):
         if all(held[label] + number <= wanted[label] for label, number in counts[key].items()):
             take(key)
-    taken = set(chosen)
-    for key in sorted(members, key=lambda key: (len(members[key]), order(key))):
+    for key in sorted(members.keys() - chosen, key=lambda key: (len(members[key]), order(key))):
         needed = any(not held[label] for label in counts[key])
-        if key not in taken and needed and all(n < kept[label] for label, n in counts[key].items()):
+        if needed and all(number < kept[label] for label, number in counts[key].items()):
             take(key)
-    return {record.name for key in chosen for record in members[key]}
+    names = {record.name for key in chosen for record in members[key]}
+    return [r for r in records if r.name not in names], [r for r in records if r.name in names]
 
 
 def in_classes_of(catalog: Catalog, known: Sequence[str]) -> Catalog:
@@ -165,7 +157,7 @@ def in_classes_of(catalog: Catalog, known: Sequence[str]) -> Catalog:
         raise DataError(
             f"data: {len(now)} classes here, {len(known)} in the checkpoint: {told}; expected the classes it was trained on"
         )
-    return relabelled(catalog, [before.index(name) for name in now], known)
+    return _relabelled(catalog, [before.index(name) for name in now], known)
 
 
 def only_classes(catalog: Catalog, names: Sequence[str]) -> Catalog:
@@ -174,60 +166,45 @@ def only_classes(catalog: Catalog, names: Sequence[str]) -> Catalog:
     kept = [label for label, name in enumerate(catalog.class_names) if class_name(name) in wanted]
     new = {label: position for position, label in enumerate(kept)}
 
-    def choose(records: Sequence[Record]) -> list[Record]:
+    def choose(records: list[Record]) -> list[Record]:
         return [replace(record, label=new[record.label]) for record in records if record.label in new]
 
-    return replace(
-        catalog,
-        class_names=[catalog.class_names[label] for label in kept],
-        train=choose(catalog.train),
-        val=None if catalog.val is None else choose(catalog.val),
-        test=choose(catalog.test),
-    )
+    return catalog.changed(choose, [catalog.class_names[label] for label in kept])
 
 
 def in_some_classes_of(catalog: Catalog, known: Sequence[str]) -> Catalog:
     """Return a data set with the classes that a checkpoint knows, of which it may have only some.
 
-    A class is also known by a name that looks alike, see :class:`racnn.data.names.ClassIndex`.
+    A class is also known by a name that looks alike, see :func:`racnn.data.names.matching_classes`.
 
     Raises:
         DataError: The checkpoint does not know a class; all such are named.
     """
-    labels, unknown = [], []
-    index = ClassIndex(known)
-    for name in catalog.class_names:
-        label = index.find(name)
-        labels.append(-1 if label is None else label)
-        if label is None:
-            unknown.append(f"'{name}' is new{did_you_mean(name, known)}")
-    if unknown:
-        more = f" and {len(unknown) - MOST_NAMED} more" if len(unknown) > MOST_NAMED else ""
+    labels = matching_classes(catalog.class_names, known)
+    pairs = zip(catalog.class_names, labels, strict=True)
+    if unknown := [f"'{name}' is new{did_you_mean(name, known)}" for name, label in pairs if label is None]:
         raise DataError(
-            f"data: {len(labels)} classes here, {len(known)} in the checkpoint: {', '.join(unknown[:MOST_NAMED])}{more}; expected "
-            "classes that it was trained on: rename the others, or move them away"
+            f"data: {len(labels)} classes here, {len(known)} in the checkpoint: {_listed(unknown)}; expected classes that it "
+            "was trained on: rename the others, or move them away"
         )
-    return relabelled(catalog, labels, known)
+    return _relabelled(catalog, [label for label in labels if label is not None], known)
 
 
-def relabelled(catalog: Catalog, labels: Sequence[int], class_names: Sequence[str]) -> Catalog:
-    """Return a data set with other labels: of its class i ``labels[i]``, which is called ``class_names[labels[i]]``.
+def _relabelled(catalog: Catalog, labels: Sequence[int], class_names: Sequence[str]) -> Catalog:
+    """Return a data set whose class i is ``labels[i]`` now; where photos stood class by class they do so again."""
 
-    Where photos stood class by class they do so again.
-    """
-
-    def change(records: Sequence[Record]) -> list[Record]:
+    def change(records: list[Record]) -> list[Record]:
         by_class = all(a.label <= b.label for a, b in pairwise(records))
         changed = [replace(record, label=labels[record.label]) for record in records]
         return sorted(changed, key=lambda record: record.label) if by_class else changed
 
-    return replace(
-        catalog,
-        class_names=list(class_names),
-        train=change(catalog.train),
-        val=None if catalog.val is None else change(catalog.val),
-        test=change(catalog.test),
-    )
+    return catalog.changed(change, class_names)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return the first names in a line, and how many more there are."""
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more
 
 
 def existing_root(config: DataConfig, expected: str) -> Path:
@@ -259,11 +236,11 @@ def check_photos_exist(records: Sequence[Record], hint: str) -> None:
     Raises:
         DataError: With how many are missing and the first of them.
     """
-    missing = [record.path for record in records if record.path is not None and not record.path.is_file()]
+    missing = [
+        str(record.path) for record in records if record.path is not None and not record.path.is_file()
+    ]
     if missing:
-        first = ", ".join(str(path) for path in missing[:MOST_NAMED])
-        more = f" and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
-        raise DataError(f"{len(missing)} of {len(records)} photos are missing: {first}{more} ({hint})")
+        raise DataError(f"{len(missing)} of {len(records)} photos are missing: {_listed(missing)} ({hint})")
 
 
 def read_exclusions(path: Path) -> set[str]:
@@ -309,14 +286,10 @@ def without(catalog: Catalog, names: Collection[str]) -> Catalog:
     Raises:
         DataError: It has no photo of such a name.
     """
-    kept = {
-        split: None if records is None else [record for record in records if record.name not in names]
-        for split, records in (("train", catalog.train), ("val", catalog.val), ("test", catalog.test))
-    }
     known = {record.name for record in catalog.records()}
     if unknown := sorted(set(names) - known):
         raise DataError(
             f"data.exclude: {len(unknown)} names are of no photo of this data set, for example '{unknown[0]}'"
             f"{did_you_mean(unknown[0], known)}"
         )
-    return replace(catalog, **kept)  # type: ignore[arg-type]
+    return catalog.changed(lambda records: [r for r in records if r.name not in names], catalog.class_names)

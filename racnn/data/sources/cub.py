@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,10 +28,10 @@ def cub200(config: DataConfig) -> Catalog:
     root = existing_root(config, "a folder with images.txt and images/")
     if not (root / "images.txt").is_file() and (root / "CUB_200_2011" / "images.txt").is_file():
         root = root / "CUB_200_2011"
-    images = _Table(root / "images.txt", "<image id> <path>", (int, str))
-    labels = _Table(root / "image_class_labels.txt", "<image id> <class id>", (int, int))
-    classes = _Table(root / "classes.txt", "<class id> <name>", (int, str))
-    split = _Table(root / "train_test_split.txt", "<image id> <1 for training or 0 for test>", (int, _flag))
+    images = _Table(root / "images.txt", "<image id> <path>", int, str)
+    labels = _Table(root / "image_class_labels.txt", "<image id> <class id>", int, int)
+    classes = _Table(root / "classes.txt", "<class id> <name>", int, str)
+    split = _Table(root / "train_test_split.txt", "<image id> <1 for training or 0 for test>", int, _flag)
     boxes = _read_boxes(root / "bounding_boxes.txt")
     part_names, parts = _read_parts(root / "parts" / "parts.txt", root / "parts" / "part_locs.txt")
 
@@ -64,7 +64,7 @@ def cub200(config: DataConfig) -> Catalog:
         splits[split.of(image_id, images)[0]].append(record)
     return Catalog(
         dataset="cub200",
-        class_names=[_clean_class_name(classes.values[class_id][0]) for class_id in class_ids],
+        class_names=[_clean(classes.values[class_id][0]) for class_id in class_ids],
         train=splits[True],
         val=None,
         test=splits[False],
@@ -76,27 +76,22 @@ def cub200(config: DataConfig) -> Catalog:
 class _Table:
     """The lines of an annotation file, by the ids they start with."""
 
-    def __init__(
-        self, path: Path, columns: str, kinds: Sequence[Callable[[str], Any]], *, num_keys: int = 1
-    ) -> None:
+    def __init__(self, path: Path, columns: str, *kinds: Callable[[str], Any], num_keys: int = 1) -> None:
         self.path, self.columns = path, columns
         self.values: dict[Any, tuple[Any, ...]] = {}
         self._numbers: dict[Any, int] = {}
         for number, line in enumerate(_read_lines(path, columns), start=1):
-            if not line.strip():
+            line, where = line.strip(), f"{path}, line {number}"
+            if not line:
                 continue
             try:
-                fields = line.strip().split(maxsplit=len(kinds) - 1)
+                fields = line.split(maxsplit=len(kinds) - 1)
                 row = tuple(kind(field) for kind, field in zip(kinds, fields, strict=True))
-            except ValueError:
-                raise DataError(
-                    f"{path}, line {number}: expected '{columns}', found '{line.strip()}'"
-                ) from None
+            except (ValueError, KeyError):
+                raise DataError(f"{where}: expected '{columns}', found '{line}'") from None
             key = row[0] if num_keys == 1 else row[:num_keys]
             if key in self.values:
-                raise DataError(
-                    f"{path}, line {number}: id {key} already stands in line {self._numbers[key]}"
-                )
+                raise DataError(f"{where}: id {key} already stands in line {self._numbers[key]}")
             self.values[key], self._numbers[key] = row[num_keys:], number
 
     def of(self, key: int, asker: _Table) -> tuple[Any, ...]:
@@ -126,8 +121,8 @@ def _read_boxes(path: Path) -> dict[int, Box]:
     """Return the box of every image that has one."""
     if not path.is_file():
         return {}
-    kinds = (int, _finite, _finite, _positive, _positive)
-    table = _Table(path, "<image id> <x> <y> <width> <height>", kinds)
+    columns = "<image id> <x> <y> <width> <height>"
+    table = _Table(path, columns, int, _finite, _finite, _positive, _positive)
     return {image_id: (x, y, x + w, y + h) for image_id, (x, y, w, h) in table.values.items()}
 
 
@@ -135,12 +130,10 @@ def _read_parts(names_path: Path, places_path: Path) -> tuple[dict[int, str], di
     """Return the parts' names by part id, and where they are by image id and part id."""
     if not (names_path.is_file() and places_path.is_file()):
         return {}, {}
-    names = {
-        part_id: name
-        for part_id, (name,) in _Table(names_path, "<part id> <name>", (int, str)).values.items()
-    }
-    kinds = (int, int, _finite, _finite, _flag)
-    table = _Table(places_path, "<image id> <part id> <x> <y> <1 if visible, else 0>", kinds, num_keys=2)
+    named = _Table(names_path, "<part id> <name>", int, str)
+    names = {part_id: name for part_id, (name,) in named.values.items()}
+    columns = "<image id> <part id> <x> <y> <1 if visible, else 0>"
+    table = _Table(places_path, columns, int, int, _finite, _finite, _flag, num_keys=2)
     places: dict[int, dict[int, Part]] = defaultdict(dict)
     for (image_id, part_id), (x, y, visible) in table.values.items():
         if part_id not in names:
@@ -164,11 +157,9 @@ def _positive(text: str) -> float:
 
 
 def _flag(text: str) -> bool:
-    if text not in ("0", "1"):
-        raise ValueError
-    return text == "1"
+    return {"0": False, "1": True}[text]
 
 
-def _clean_class_name(name: str) -> str:
+def _clean(name: str) -> str:
     """Turn ``001.Black_footed_Albatross`` into ``Black footed Albatross``."""
     return re.sub(r"^\d+\.", "", name).replace("_", " ")

@@ -6,14 +6,7 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
-from racnn.data.sources.catalog import (
-    Box,
-    Catalog,
-    Record,
-    check_photos_exist,
-    chosen_classes,
-    existing_root,
-)
+from racnn.data.sources.catalog import Box, Catalog, Record, check_photos_exist, chosen_classes, existing_root
 from racnn.data.sources.matfiles import read_mat
 from racnn.errors import DataError
 from racnn.sections import DataConfig
@@ -29,17 +22,17 @@ def dogs(config: DataConfig) -> Catalog:
         DataError: A list, photo or annotation is missing or damaged, or the lists contradict each other.
     """
     root = existing_root(config, "a folder with Images/, train_list.mat and test_list.mat")
-    lists = {split: _read_list(_find_list(root, f"{split}_list.mat")) for split in ("train", "test")}
+    lists = {split: _read_list(root, f"{split}_list.mat") for split in ("train", "test")}
     folder_of = _folders_of_classes(lists)
     class_ids = chosen_classes(config, folder_of, root / "train_list.mat")
     label_of = {class_id: label for label, class_id in enumerate(class_ids)}
     splits = {
         split: [
             Record(
-                name=f"Images/{relative}",
-                label=label_of[class_id],
-                path=root / "Images" / relative,
-                box_xyxy=_read_box((root / "Annotation" / relative).with_suffix("")),
+                f"Images/{relative}",
+                label_of[class_id],
+                root / "Images" / relative,
+                _read_box((root / "Annotation" / relative).with_suffix("")),
             )
             for relative, class_id in rows
             if class_id in label_of
@@ -47,25 +40,14 @@ def dogs(config: DataConfig) -> Catalog:
         for split, rows in lists.items()
     }
     check_photos_exist([*splits["train"], *splits["test"]], "images.tar unpacks to Images/")
-    return Catalog(
-        dataset="dogs",
-        class_names=[_clean_class_name(folder_of[class_id]) for class_id in class_ids],
-        train=splits["train"],
-        val=None,
-        test=splits["test"],
-        part_names=[],
-        focus_parts=(),
-    )
+    class_names = [re.sub(r"^n\d+-", "", folder_of[class_id]).replace("_", " ") for class_id in class_ids]
+    return Catalog("dogs", class_names, train=splits["train"], val=None, test=splits["test"])
 
 
-def _find_list(root: Path, name: str) -> Path:
-    """Return where a list lies: lists.tar unpacks into the folder it is unpacked in."""
-    inside = root / "lists" / name
-    return inside if inside.is_file() else root / name
-
-
-def _read_list(path: Path) -> list[tuple[str, int]]:
-    """Return (photo, class id) for every row."""
+def _read_list(root: Path, name: str) -> list[tuple[str, int]]:
+    """Return (photo, class id) for every row of a list; lists.tar unpacks into the folder it is unpacked in."""
+    path = root / "lists" / name
+    path = path if path.is_file() else root / name
     content = read_mat(path, "file_list", "labels")
     files, labels = content["file_list"], content["labels"]
     if len(files) != len(labels):
@@ -108,8 +90,3 @@ def _read_box(path: Path) -> Box | None:
     if not sized:
         raise DataError(f"{path}: expected a bndbox with xmin < xmax and ymin < ymax")
     return max(sized, key=lambda box: (box[2] - box[0]) * (box[3] - box[1]))
-
-
-def _clean_class_name(folder: str) -> str:
-    """Turn ``n02085782-Japanese_spaniel`` into ``Japanese spaniel``."""
-    return re.sub(r"^n\d+-", "", folder).replace("_", " ")

@@ -1,19 +1,17 @@
 """Draw the built-in data set: birds that differ in a detail.
 
-Eight species come in four look-alike pairs. A pair is told by its shape and colours, which even a small
-view of the whole photo shows; the two species of a pair differ only in the telling part, a disc a tenth of
-the bird across, which both fill with the same two colours, in equal areas, arranged differently. Averaged
-down until the disc is one to three pixels wide, the two arrangements are nearly the same blur, and looking
-closer is what helps. The same discs, of both arrangements, also lie about in the background: one tells
-nothing unless it is on the bird.
+Eight species come in four look-alike pairs. A pair is told by its shape and colours, which even a small view of the whole
+photo shows; the two species of a pair differ only in the telling part, a disc a tenth of the bird across, which both fill
+with the same two colours, in equal areas, arranged differently. Averaged down until the disc is one to three pixels wide,
+the two arrangements are nearly the same blur, and looking closer is what helps. The same discs, of both arrangements, also
+lie about in the background: one tells nothing unless it is on the bird.
 
 Nothing is read from disk: a drawing is a function of (seed, index, size) alone.
 
 Convention:
-    Images are uint8 [h, w, 3] in RGB. Points are (x, y) in pixels, x right, y down; the photo's upper left
-    corner is (0, 0) and pixel (i, j) covers [j, j + 1) x [i, i + 1). Boxes are xyxy, outer corners. The
-    bird's own frame has x ahead (where the beak points) and y down, in units that only matter relative to
-    each other.
+    Images are uint8 [h, w, 3] in RGB. Points (x, y) and boxes (xyxy, outer corners) are in pixels, x right, y down; pixel
+    (i, j) covers [j, j + 1) x [i, i + 1). The bird's own frame has x ahead (where the beak points) and y down, in units
+    that only matter relative to each other.
 """
 
 from collections.abc import Callable
@@ -127,15 +125,12 @@ _PAIRS = (
 
 
 def draw(*, seed: int, index: int, size: int = 192) -> Drawing:
-    """Draw one photo.
+    """Draw one photo; the same arguments always give the same pixels.
 
     Args:
-        seed: chooses the data set; use different ones for training and testing.
-        index: chooses the photo in it. Labels go round: `index % 8`, so every run of eight is balanced.
-        size: side of the square photo in pixels.
-
-    Returns:
-        The drawing; the same arguments always give the same pixels.
+        seed: Chooses the data set.
+        index: Chooses the photo in it. Its label is ``index % 8``, so every run of eight is balanced.
+        size: Side of the square photo in pixels.
     """
     return _draw_as(index % len(SPECIES), seed=seed, index=index, size=size)
 
@@ -152,10 +147,8 @@ def _draw_as(label: int, *, seed: int, index: int, size: int) -> Drawing:
         _fill(canvas, points, colour)
     _fill_disc(canvas, part, angle, _jitter(rng, pair.part_colours, 10), pair.arrangements[label % 2])
     image = _photograph(rng, cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA))
-    return Drawing(image=image, label=label, bird_xyxy=bird, part_xyxy=_disc_box(part))
-
-
-# --- the bird -----------------------------------------------------------------------------------------------
+    x, y, radius = part.tolist()
+    return Drawing(image, label, bird, part_xyxy=(x - radius, y - radius, x + radius, y + radius))
 
 
 def _pose(rng: np.random.Generator, pair: _Pair, size: int) -> tuple[list[Shape], Box, np.ndarray, float]:
@@ -177,7 +170,7 @@ def _pose(rng: np.random.Generator, pair: _Pair, size: int) -> tuple[list[Shape]
 
     shapes = [((points - low) * scale + place, colour) for points, colour in shapes]
     centre = (to_photo @ pair.part - low) * scale + place
-    x0, y0, x1, y1 = (float(v) for v in (*place, *(place + extent)))
+    x0, y0, x1, y1 = np.concatenate([place, place + extent]).tolist()
     return shapes, (x0, y0, x1, y1), np.array([*centre, diameter / 2]), angle
 
 
@@ -192,10 +185,7 @@ def _bird_shapes(rng: np.random.Generator, pair: _Pair) -> list[Shape]:
     neck = np.array(
         [[head_x - head_radius, head_y], [head_x + head_radius * 0.95, head_y], [0.28, 0.02], [-0.1, 0]]
     )
-    eye = np.array(
-        [head_x + 0.3 * head_radius, head_y - 0.12 * head_radius, 0.2 * head_radius, 0.2 * head_radius]
-    )
-    glint = np.array([eye[0] + 0.3 * eye[2], eye[1] - 0.35 * eye[2], 0.3 * eye[2], 0.3 * eye[2]])
+    eye_x, eye_y, eye = head_x + 0.3 * head_radius, head_y - 0.12 * head_radius, 0.2 * head_radius
     return [
         *_leg_shapes(pair, 0.6 * beak),
         (_tail(pair, rng.uniform(0.9, 1.1)), 0.85 * wing),
@@ -205,8 +195,8 @@ def _bird_shapes(rng: np.random.Generator, pair: _Pair) -> list[Shape]:
         (_ellipse(0.12 * half_length, 0.3 * half_height, 0.72 * half_length, 0.6 * half_height, lift), belly),
         (_ellipse(head_x, head_y, head_radius, head_radius), head_colour),
         (_wing(pair), wing),
-        (_ellipse(*eye), np.array([16, 14, 18])),
-        (_ellipse(*glint), np.array([245, 245, 245])),
+        (_ellipse(eye_x, eye_y, eye, eye), np.array([16, 14, 18])),
+        (_ellipse(eye_x + 0.3 * eye, eye_y - 0.35 * eye, 0.3 * eye, 0.3 * eye), np.array([245, 245, 245])),
     ]
 
 
@@ -223,9 +213,8 @@ def _tail(pair: _Pair, growth: float) -> np.ndarray:
     """A fan from the rear of the body, slightly notched."""
     length, width, lift = pair.tail
     reach = 0.6 * pair.body[0] + length * growth
-    start = np.array([[0, -0.06], [0, 0.06]])
-    end = np.array([[-reach, width / 2], [-0.93 * reach, 0], [-reach, -width / 2]])
-    return _rotate(np.concatenate([start, end]), lift)
+    fan = [[0, -0.06], [0, 0.06], [-reach, width / 2], [-0.93 * reach, 0], [-reach, -width / 2]]
+    return _rotate(np.array(fan), lift)
 
 
 def _beak(pair: _Pair, growth: float) -> np.ndarray:
@@ -257,23 +246,14 @@ def _rotate(points: np.ndarray, degrees: float) -> np.ndarray:
     return points @ np.array([[c, s], [-s, c]])
 
 
-def _disc_box(disc: np.ndarray) -> Box:
-    x, y, radius = (float(v) for v in disc)
-    return x - radius, y - radius, x + radius, y + radius
-
-
-# --- around the bird ----------------------------------------------------------------------------------------
-
-
 def _background(rng: np.random.Generator, size: int) -> np.ndarray:
     """Blurred foliage: noise in octaves about a muted colour, uint8 [size, size, 3]."""
-    field = np.zeros((2, 2, 3), np.float32)
+    field: np.ndarray = np.zeros((2, 2, 3), np.float32)
     for cells, amplitude in ((3, 18), (6, 16), (12, 14), (24, 12), (64, 11)):
         light = rng.standard_normal((cells, cells, 1), np.float32)
         tint = rng.standard_normal((cells, cells, 3), np.float32)
-        field = cv2.resize(field, (cells, cells), interpolation=cv2.INTER_CUBIC) + amplitude * (
-            light + 0.35 * tint
-        )
+        field = cv2.resize(field, (cells, cells), interpolation=cv2.INTER_CUBIC)
+        field += amplitude * (light + 0.35 * tint)
     field = np.clip(field + rng.uniform((60, 70, 50), (120, 125, 110)), 0, 255).astype(np.uint8)
     return cv2.resize(field, (size, size))
 
@@ -315,9 +295,6 @@ def _place_beside(rng: np.random.Generator, size: int, bird: Box, room: float) -
             return np.array([x, y])
 
 
-# --- paint and light ----------------------------------------------------------------------------------------
-
-
 def _jitter(rng: np.random.Generator, colours: tuple[Colour, ...], amount: float) -> np.ndarray:
     """Shift colours [n, 3] a little: all of them together, and each by itself half as much."""
     together = rng.uniform(-amount, amount, (1, 3))
@@ -337,7 +314,7 @@ def _fill_disc(
 ) -> None:
     """Fill a disc, given in photo pixels, with two colours; it must lie inside the photo."""
     x, y, radius = disc * _SUPERSAMPLE
-    left, top, right, bottom = (int(v) for v in (x - radius, y - radius, x + radius + 1, y + radius + 1))
+    left, top, right, bottom = map(int, (x - radius, y - radius, x + radius + 1, y + radius + 1))
     across = (np.arange(left, right) + 0.5 - x)[None, :] / radius
     down = (np.arange(top, bottom) + 0.5 - y)[:, None] / radius
     c, s = np.cos(angle), np.sin(angle)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
 
 from racnn.data.listing import (
     LINKED,
@@ -39,18 +36,24 @@ def folder(config: DataConfig) -> Catalog:
         DataError: There are no class folders, or only one; one has no photos; validation or test know a class that training
             does not; there are folders of photos beside train, val and test, or splits inside the classes.
     """
-    root = existing_root(config, "a folder with one folder of photos for each class")
-    found = _read(root)
-    names = sorted(found.classes["train"], key=natural_key)
+    classes, walk = _read(config)
+    names = sorted(classes["train"], key=natural_key)
+    first = classes["train"][names[0]]
     if len(names) == 1:
-        _refuse_single_class(found.classes["train"][names[0]])
-    chosen = [names[i - 1] for i in chosen_classes(config, range(1, len(names) + 1), found.places["train"])]
-    splits = {split: _records(root, found, split, names, chosen) for split in found.places}
+        inside = [path for path in visible(first) if path.is_dir()]
+        hint = f"; did you mean {first}, which holds {len(inside)} folders?" if len(inside) > 1 else ""
+        raise DataError(
+            f"{first.parent}: expected at least two class folders, found only '{first.name}'{hint}"
+        )
+    chosen = [names[i - 1] for i in chosen_classes(config, range(1, len(names) + 1), first.parent)]
+    splits = {split: _records(folders, walk, names, chosen) for split, folders in classes.items()}
     if "test" not in splits:
         splits["train"], splits["test"] = hold_out(
             splits["train"], fraction=TEST_FRACTION, seed=config.split_seed, purpose="test"
         )
-    return _catalog(found, chosen, splits)
+    return Catalog(
+        "folder", chosen, splits["train"], splits.get("val"), splits["test"], passed_over=walk.passed
+    )
 
 
 def folder_to_measure(config: DataConfig) -> Catalog:
@@ -61,82 +64,51 @@ def folder_to_measure(config: DataConfig) -> Catalog:
     Raises:
         DataError: As :func:`folder`, but for what training alone needs.
     """
-    root = existing_root(config, "a folder with one folder of photos for each class")
-    found = _read(root, measure=True)
-    names = sorted({name for classes in found.classes.values() for name in classes}, key=natural_key)
-    splits = {split: _records(root, found, split, names, names) for split in found.places}
-    return _catalog(found, [*names], splits)
+    classes, walk = _read(config, measure=True)
+    names = sorted({name for folders in classes.values() for name in folders}, key=natural_key)
+    splits = {
+        split: _records(folders, walk, names, names, or_none=True) for split, folders in classes.items()
+    }
+    train, test = splits.get("train", []), splits.get("test", [])
+    return Catalog("folder", names, train, splits.get("val"), test, passed_over=walk.passed)
 
 
 def class_places(root: Path) -> list[Path]:
     """Return the folders whose folders are classes: the root, or its splits."""
-    return list(_split_folders(root, FolderWalk(root), Counter()).values())
+    return list(_split_folders(FolderWalk(root)).values())
 
 
-@dataclass
-class _Found:
-    """Folders of a data set.
+def _read(config: DataConfig, *, measure: bool = False) -> tuple[dict[str, dict[str, Path]], FolderWalk]:
+    """Return the folder of every class of every split, and the walk through the data set.
 
-    Attributes:
-        places: Where each split lies.
-        classes: For each split the folder of each class.
-        walk: Through all of them.
-        measure: The photos are for measuring: a class may have none.
-        passed: Files that are none of its photos, by kind.
+    A folder without splits is all train, or all test to ``measure`` on.
     """
-
-    places: dict[str, Path]
-    classes: dict[str, dict[str, Path]]
-    walk: FolderWalk
-    measure: bool
-    passed: Counter[str] = field(default_factory=Counter)
-
-
-def _read(root: Path, *, measure: bool = False) -> _Found:
-    """Return the splits and classes of a folder; one without splits is all train, or all test to ``measure`` on."""
-    passed: Counter[str] = Counter()
-    walk = FolderWalk(root)
-    places = _split_folders(root, walk, passed, measure=measure)
-    if measure and places == {"train": root}:
-        places = {"test": root}
-    classes = {split: _class_folders(place, walk, passed) for split, place in places.items()}
-    return _Found(places, classes, walk, measure, passed)
+    walk = FolderWalk(existing_root(config, "a folder with one folder of photos for each class"))
+    places = _split_folders(walk, measure=measure)
+    if measure and places == {"train": walk.top}:
+        places = {"test": walk.top}
+    return {split: _class_folders(place, walk) for split, place in places.items()}, walk
 
 
-def _catalog(found: _Found, class_names: Sequence[str], splits: Mapping[str, list[Record]]) -> Catalog:
-    return Catalog(
-        dataset="folder",
-        class_names=list(class_names),
-        train=splits.get("train", []),
-        val=splits.get("val"),
-        test=splits.get("test", []),
-        part_names=[],
-        focus_parts=(),
-        passed_over=found.passed,
-    )
-
-
-def _folders(place: Path, walk: FolderWalk, passed: Counter[str]) -> list[Path]:
+def _folders(place: Path, walk: FolderWalk) -> list[Path]:
     """Return the folders in a folder; photos beside them and links to what is read anyway are counted as passed over."""
     folders = []
-    for path in sorted(visible(place, passed)):
+    for path in sorted(visible(place, walk.passed)):
         if not path.is_dir():
             kind = why_no_photo(path)
-            passed[kind or f"{path.suffix.lower() or 'photo'} {OUTSIDE}"] += 1
+            walk.passed[kind or f"{path.suffix.lower() or 'photo'} {OUTSIDE}"] += 1
         elif walk.leads_inside(path):
-            passed[LINKED] += 1
+            walk.passed[LINKED] += 1
         elif (path / RECORD).exists() and next(photos_below(path), None) is None:
-            passed[WRITTEN] += 1
+            walk.passed[WRITTEN] += 1
         else:
             folders.append(path)
     return folders
 
 
-def _split_folders(
-    root: Path, walk: FolderWalk, passed: Counter[str], *, measure: bool = False
-) -> dict[str, Path]:
+def _split_folders(walk: FolderWalk, *, measure: bool = False) -> dict[str, Path]:
     """Return where train, val and test are; a root of class folders is all train. To ``measure`` on any split will do."""
-    folders = _folders(root, walk, Counter())
+    folders = _folders(walk.top, walk)
     with_classes = [path for path in folders if any(inner.is_dir() for inner in visible(path))]
     by_split: dict[str, list[Path]] = {"train": [], "val": [], "test": []}
     for path in folders:
@@ -150,11 +122,12 @@ def _split_folders(
                 first, second = by_split[split][:2]
                 raise DataError(f"{first} and {second}: expected one folder of {what} photos")
     else:
-        _refuse_what_looks_like_splits(root, folders, with_classes)
-        return {"train": root}
+        _refuse_what_looks_like_splits(walk.top, folders, with_classes)
+        walk.passed.clear()  # all this is counted as what lies beside the classes
+        return {"train": walk.top}
     places = {split: found[0] for split, found in by_split.items() if found}
     beside = next(iter(places.values()))
-    for path in _folders(root, walk, passed):
+    for path in folders:
         if path not in known and next(photos_below(path), None) is not None:
             raise DataError(
                 f"{path}: a folder of photos beside {beside}; expected train (and val, test) of class folders alone, or class "
@@ -189,16 +162,10 @@ def _refuse_what_looks_like_splits(root: Path, folders: Sequence[Path], with_cla
             )
 
 
-def _refuse_single_class(place: Path) -> NoReturn:
-    inside = [path for path in visible(place) if path.is_dir()]
-    hint = f"; did you mean {place}, which holds {len(inside)} folders?" if len(inside) > 1 else ""
-    raise DataError(f"{place.parent}: expected at least two class folders, found only '{place.name}'{hint}")
-
-
-def _class_folders(place: Path, walk: FolderWalk, passed: Counter[str]) -> dict[str, Path]:
+def _class_folders(place: Path, walk: FolderWalk) -> dict[str, Path]:
     """Return the class folders of a split by the names of their classes."""
     folders: dict[str, Path] = {}
-    for path in _folders(place, walk, passed):
+    for path in _folders(place, walk):
         name = class_name(path.name)
         if not name:
             raise DataError(
@@ -215,10 +182,14 @@ def _class_folders(place: Path, walk: FolderWalk, passed: Counter[str]) -> dict[
 
 
 def _records(
-    root: Path, found: _Found, split: str, names: Sequence[str], chosen: Sequence[str]
+    folders: Mapping[str, Path],
+    walk: FolderWalk,
+    names: Sequence[str],
+    chosen: Sequence[str],
+    *,
+    or_none: bool = False,
 ) -> list[Record]:
-    """Return the photos of one split in a fixed order."""
-    folders = found.classes[split]
+    """Return the photos of one split in a fixed order; a class must have some, ``or_none``."""
     for name, path in folders.items():
         if name not in names:
             raise DataError(
@@ -228,9 +199,9 @@ def _records(
     for label, name in enumerate(chosen):
         if name not in folders:
             continue
-        photos = sorted(photos_below(folders[name], found.passed, found.walk))
-        if not photos and not found.measure:
+        photos = sorted(photos_below(folders[name], walk))
+        if not photos and not or_none:
             known = ", ".join(sorted(PHOTO_SUFFIXES))
             raise DataError(f"{folders[name]}: expected photos ({known}) of class '{name}', found none")
-        records.extend(Record(path.relative_to(root).as_posix(), label, path) for path in photos)
+        records.extend(Record(path.relative_to(walk.top).as_posix(), label, path) for path in photos)
     return records

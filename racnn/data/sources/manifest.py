@@ -6,12 +6,11 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from racnn.data.image_io import photo_size
 from racnn.data.names import class_name, natural_key, split_of
 from racnn.data.sources.catalog import Box, Catalog, Record, check_photos_exist, chosen_classes, hold_out
 from racnn.data.sources.folder import TEST_FRACTION
@@ -45,7 +44,7 @@ def manifest(config: DataConfig) -> Catalog:
         splits["train"], splits["test"] = hold_out(
             splits["train"], fraction=TEST_FRACTION, seed=config.split_seed, purpose="test"
         )
-    return _catalog(chosen, splits)
+    return Catalog("manifest", chosen, splits["train"], splits["val"] or None, splits["test"])
 
 
 def manifest_to_measure(config: DataConfig) -> Catalog:
@@ -53,7 +52,8 @@ def manifest_to_measure(config: DataConfig) -> Catalog:
     labels, rows, path = _read(config)
     if not any(row.split_given for row in rows):
         rows = [row._replace(split="test") for row in rows]
-    return _catalog(labels, _records(rows, labels, path))
+    splits = _records(rows, labels, path)
+    return Catalog("manifest", labels, splits["train"], splits["val"] or None, splits["test"])
 
 
 def list_names(path: Path) -> list[str]:
@@ -85,8 +85,7 @@ def _read(config: DataConfig) -> tuple[list[str], list[_Row], Path]:
     rows = [_parse(values, path, number) for number, values in _read_rows(path)]
     if not rows:
         raise DataError(f"{path}: holds no rows; expected {EXPECTED}")
-    _refuse_doubles(rows, path)
-    _refuse_torn_groups(rows, path)
+    _refuse_contradictions(rows, path)
     return sorted({row.label for row in rows}, key=natural_key), rows, path
 
 
@@ -99,37 +98,16 @@ def _records(rows: Sequence[_Row], labels: Sequence[str], path: Path) -> dict[st
         splits[row.split].append(record)
     check_photos_exist([record for records in splits.values() for record in records], f"listed in {path}")
     for row in rows:
-        if row.box is not None:
-            _check_box(row.box, path.parent / row.name, f"{path}, line {row.line}")
+        photo = path.parent / row.name
+        if problem := row.box and box_problem(row.box, photo):
+            raise DataError(f"{path}, line {row.line}: box: {problem[0]}: {photo}")
     return splits
-
-
-def _catalog(class_names: Sequence[str], splits: Mapping[str, list[Record]]) -> Catalog:
-    return Catalog(
-        dataset="manifest",
-        class_names=list(class_names),
-        train=splits["train"],
-        val=splits["val"] or None,
-        test=splits["test"],
-        part_names=[],
-        focus_parts=(),
-    )
-
-
-def _check_box(box: Box, photo: Path, where: str) -> None:
-    """Refuse a box that does not lie in its photo; a photo that cannot be read is told of elsewhere."""
-    try:
-        problem = box_problem(box, photo_size(photo))
-    except DataError:
-        return
-    if problem:
-        raise DataError(f"{where}: box: {problem}: {photo}")
 
 
 def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the number of each line and its values, the box under 'box'."""
-    readers = {".csv": _read_csv, ".jsonl": _read_jsonl}
-    if path.suffix.lower() not in readers:
+    read = {".csv": _read_csv, ".jsonl": _read_jsonl}.get(path.suffix.lower())
+    if read is None:
         raise DataError(f"{path}: expected {EXPECTED}")
     try:
         content = path.read_bytes()
@@ -138,43 +116,42 @@ def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 f"{path}: cannot be read as text: expected UTF-8, not UTF-16 or another kind of file"
             )
         # the names of files may be any bytes
-        yield from readers[path.suffix.lower()](path, content.decode("utf-8-sig", errors="surrogateescape"))
+        yield from read(path, content.decode("utf-8-sig", errors="surrogateescape"))
     except (OSError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as text: {error}") from None
 
 
 def _read_csv(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    with io.StringIO(text, newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        _refuse_unknown(reader.fieldnames or (), COLUMNS, f"{path}, line 1")
-        _refuse_twice(reader.fieldnames or (), f"{path}, line 1")
-        corners = [name for name in CORNERS if name in (reader.fieldnames or ())]
-        if corners and len(corners) < len(CORNERS):
-            raise DataError(
-                f"{path}, line 1: expected all of {', '.join(CORNERS)} or none, found {', '.join(corners)}"
-            )
-        for values in reader:
-            if None in values or None in values.values():
-                raise DataError(
-                    f"{path}, line {reader.line_num}: expected {len(reader.fieldnames or ())} fields"
-                )
-            box = [values.pop(name) for name in corners]
-            yield reader.line_num, values | {"box": box if any(box) else None}
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    names = reader.fieldnames or ()
+    _refuse_unknown(names, COLUMNS, f"{path}, line 1")
+    _refuse_twice(names, f"{path}, line 1")
+    corners = [name for name in CORNERS if name in names]
+    if corners and len(corners) < len(CORNERS):
+        raise DataError(
+            f"{path}, line 1: expected all of {', '.join(CORNERS)} or none, found {', '.join(corners)}"
+        )
+    for values in reader:
+        if None in values or None in values.values():
+            raise DataError(f"{path}, line {reader.line_num}: expected {len(names)} fields")
+        box = [values.pop(name) for name in corners]
+        yield reader.line_num, values | {"box": box if any(box) else None}
 
 
 def _read_jsonl(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
+        where = f"{path}, line {number}"
         try:
-            values = json.loads(line, object_pairs_hook=partial(_object, f"{path}, line {number}"))
+            values = json.loads(line, object_pairs_hook=partial(_object, where))
+        except DataError:
+            raise
         except (ValueError, RecursionError) as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(f"{path}, line {number}: not valid JSON: {error}") from None
+            raise DataError(f"{where}: not valid JSON: {error}") from None
         if not isinstance(values, dict):
-            raise DataError(f"{path}, line {number}: expected an object with the keys {', '.join(KEYS)}")
-        _refuse_unknown(values, KEYS, f"{path}, line {number}")
+            raise DataError(f"{where}: expected an object with the keys {', '.join(KEYS)}")
+        _refuse_unknown(values, KEYS, where)
         yield number, values
 
 
@@ -209,17 +186,13 @@ def _parse(values: dict[str, Any], path: Path, number: int) -> _Row:
         raise DataError(
             f"{where}: split: expected train, val or test, found {split!r}{did_you_mean(str(split), SPLITS)}"
         )
+    label = _parse_word(values["label"], f"{where}: label: expected the name of a class")
+    box = _parse_box(values.get("box"), where)
     group = values.get("group")
+    if group not in (None, ""):
+        group = _parse_word(group, f"{where}: group: expected the name of a group")
     return _Row(
-        line=number,
-        name=name.strip(),
-        label=_parse_word(values["label"], f"{where}: label: expected the name of a class"),
-        split=split_of(split) or "train",
-        split_given=bool(split.strip()),
-        box=_parse_box(values.get("box"), where),
-        group=None
-        if group is None or group == ""
-        else _parse_word(group, f"{where}: group: expected the name of a group"),
+        number, name.strip(), label, split_of(split) or "train", bool(split.strip()), box, group or None
     )
 
 
@@ -245,20 +218,16 @@ def _parse_box(box: Any, where: str) -> Box | None:
     return x0, y0, x1, y1
 
 
-def _refuse_doubles(rows: Sequence[_Row], path: Path) -> None:
-    seen: dict[str, int] = {}
+def _refuse_contradictions(rows: Sequence[_Row], path: Path) -> None:
+    """Refuse a photo that stands twice, and a group with photos in two splits."""
+    lines: dict[str, int] = {}
     for row in rows:
-        if row.name in seen:
-            raise DataError(f"{path}, line {row.line}: '{row.name}' already stands in line {seen[row.name]}")
-        seen[row.name] = row.line
-
-
-def _refuse_torn_groups(rows: Sequence[_Row], path: Path) -> None:
+        if row.name in lines:
+            raise DataError(f"{path}, line {row.line}: '{row.name}' already stands in line {lines[row.name]}")
+        lines[row.name] = row.line
     first: dict[str, _Row] = {}
     for row in rows:
-        if row.group is None:
-            continue
-        other = first.setdefault(row.group, row)
+        other = row if row.group is None else first.setdefault(row.group, row)
         if other.split != row.split:
             raise DataError(
                 f"{path}, line {row.line}: group '{row.group}' is {row.split} here and {other.split} in line {other.line}; "

@@ -20,11 +20,8 @@ def synthetic_catalog(config: DataConfig) -> Catalog:
     """
     from racnn.data.sources.drawing import PART_NAME, SPECIES
 
-    num_train, num_test = config.synthetic.num_train, config.synthetic.num_test
-    assert num_train <= FIRST_DRAWN_TEST, num_train  # the configuration sees to it
-    species = [
-        i - 1 for i in chosen_classes(config, range(1, len(SPECIES) + 1), "the species that can be drawn")
-    ]
+    known = range(1, len(SPECIES) + 1)
+    species = [number - 1 for number in chosen_classes(config, known, "the species that can be drawn")]
     drawings = _Drawings(seed=config.synthetic.seed, size=config.source_size)
 
     def records(start: int, count: int) -> list[Record]:
@@ -37,9 +34,9 @@ def synthetic_catalog(config: DataConfig) -> Catalog:
     return Catalog(
         dataset="synthetic",
         class_names=[SPECIES[i] for i in species],
-        train=records(0, num_train),
+        train=records(0, config.synthetic.num_train),
         val=None,
-        test=records(FIRST_DRAWN_TEST, num_test),
+        test=records(FIRST_DRAWN_TEST, config.synthetic.num_test),
         part_names=[PART_NAME],
         focus_parts=(0,),
         load=drawings.load,
