@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from racnn import __version__, cli_checkpoint, cli_data, cli_predict
-from racnn.cli_checkpoint import Checkpoint
+from racnn import __version__, cli_checkpoint, cli_data
+from racnn.cli_checkpoint import Checkpoint, Device, restore
 from racnn.errors import ConfigError, DataError, TrainingError, UserError
 from racnn.written import refuse_foreign, write_file, write_text
 
@@ -39,7 +39,6 @@ app.add_typer(cli_data.app, name="data")
 REGIONS = "regions.json"
 NUM_DRAWN = 16  # drawings of the demo whose pictures are drawn
 
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the configuration; repeatable."),
@@ -86,39 +85,35 @@ def _end_at_once(end: SystemExit) -> NoReturn:
 
 def run_with_messages(command: Callable[[], Any]) -> None:
     """Run a command; a user's mistake ends with one message and exit code 2, a failed training with 1."""
+    prefix = "error"
     try:
         command()
+        return
     except UserError as error:
-        message = str(error)
+        message, code = str(error), 2
         # torch wraps what a loader's worker raised in that worker's traceback
         if message.startswith("Caught "):
             message = message.strip().rpartition("racnn.errors.")[2].partition(": ")[2]
-        print(f"error: {message}", file=sys.stderr)
-        raise SystemExit(2) from None
     except TrainingError as error:
-        print(f"training stopped: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        message, code = str(error), 1
+        prefix = "training stopped"
     except BrokenPipeError:  # the reader of our output had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
         raise SystemExit(1) from None
     except RuntimeError as error:
+        message, code = str(error), 1
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not have been imported
-            print(
-                f"error: {'. '.join(str(error).split('. ')[:2]).rstrip('.')}; see what else uses the GPU, or choose another --device",
-                file=sys.stderr,
-            )
-            raise SystemExit(1) from None
-        if not str(error).startswith("DataLoader worker"):
+            message = ". ".join(message.split(". ")[:2]).rstrip(".")
+            message += "; see what else uses the GPU, or choose another --device"
+        elif message.startswith("DataLoader worker"):
+            message += "\na process that reads photos died: too little memory, or too small a /dev/shm; "
+            message += "try --set data.num_workers=0"
+        else:
             raise
-        print(
-            f"error: {error}\na process that reads photos died: too little memory, or too small a /dev/shm; "
-            "try --set data.num_workers=0",
-            file=sys.stderr,
-        )
-        raise SystemExit(1) from None
     except OSError as error:  # a full disk, a folder that cannot be written
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        message, code = str(error), 1
+    print(f"{prefix}: {message}", file=sys.stderr)
+    raise SystemExit(code)
 
 
 def _show_version(value: bool) -> None:
@@ -152,9 +147,14 @@ def train(
     device: Device = "auto",
 ) -> None:
     """Train a network as a configuration says."""
+    from racnn.config import load_config
+
+    settings = list(settings or [])
     if deterministic:
-        settings = [*(settings or []), "run.deterministic=true"]
-    loaded = _load(config, settings, out)
+        settings.append("run.deterministic=true")
+    if out is not None:
+        settings.append(f"run.out={out}")
+    loaded = load_config(config, settings)
     best, report = _fit(loaded, device, resume=resume, overwrite=overwrite)
     from racnn.engine.distributed import speaks
     from racnn.evaluation.report import format_report
@@ -193,7 +193,7 @@ def evaluate(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Where the run's dataset lies now, or other photos with its classes: a folder or a list.",
+            help="Where the run's dataset lies now, or other photos with its classes: a folder or a list."
         ),
     ] = None,
     json_file: Annotated[
@@ -225,7 +225,7 @@ def evaluate(
         refuse_foreign([choice], flag="--early-exit")
         if json_file is not None and json_file.resolve() == choice.resolve():
             raise ConfigError(f"--json {json_file}: is where --early-exit writes; choose another file")
-    trained = _restore(checkpoint, device)
+    trained = restore(checkpoint, device)
     report = evaluate_trained(
         trained, split=split, root=data, skip_damaged=skip_damaged, early_exit=early_exit
     )
@@ -296,7 +296,7 @@ def visualize(
             except DataError as error:
                 damaged.append(str(error))
 
-    rows = _draw(_restore(checkpoint, device), readable(), out)
+    rows = _draw(restore(checkpoint, device), readable(), out)
     if rows:
         print(f"{len(rows)} pictures and regions.json in {out}")
     if passed:
@@ -307,7 +307,7 @@ def visualize(
         raise DataError(f"{len(damaged)} of {len(paths)} photos were left out:\n" + "\n".join(damaged))
 
 
-app.command()(cli_predict.predict)
+app.command()(cli_checkpoint.predict)
 app.command()(cli_checkpoint.inspect)
 app.command()(cli_checkpoint.export_weights)
 
@@ -335,7 +335,7 @@ def demo(
     from racnn.engine.evaluator import evaluate_trained
     from racnn.evaluation.report import format_report
 
-    trained = _restore(best, device)
+    trained = restore(best, device)
     report = evaluate_trained(trained, split="test")
     _write_json(out / "evaluation.json", report, flag="--out")
     load = test.splits["test"].catalog.load
@@ -347,13 +347,6 @@ def demo(
     _print_diagnosis(validation, loaded)
     print(f"\nreport       {out / 'evaluation.json'}\npictures     {out / 'pictures'}\nnetwork      {best}")
     print(f"curves       tensorboard --logdir {out / 'tensorboard'}")
-
-
-def _load(config: Path, settings: list[str] | None, out: Path | None) -> Config:
-    from racnn.config import load_config
-
-    last = [f"run.out={out}"] if out is not None else []
-    return load_config(config, [*(settings or []), *last])
 
 
 def _fit(config: Config, device: str, *, resume: bool, overwrite: bool) -> tuple[Path, dict[str, Any]]:
@@ -402,13 +395,6 @@ def _draw(
     if rows:
         _write_json(out / REGIONS, rows, flag="--out")
     return rows
-
-
-def _restore(checkpoint: Path, device: str) -> Predictor:
-    from racnn.engine.device import pick_device
-    from racnn.engine.predictor import load
-
-    return load(checkpoint, pick_device(device))
 
 
 def _config_file(name: str) -> Path:

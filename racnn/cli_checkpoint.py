@@ -1,19 +1,37 @@
-"""The commands about a checkpoint itself: say what it is, hand on its weights."""
+"""The commands on a finished checkpoint: say what it is, hand on its weights, name what is on photos."""
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import sys
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from racnn.errors import ConfigError
+from racnn.errors import ConfigError, DataError
 
+if TYPE_CHECKING:
+    from racnn.engine.predictor import Predictor
+
+Row = dict[str, Any]
 Checkpoint = Annotated[
     Path, typer.Argument(help="best.pt or last.pt of a run, or an exported .safetensors file.")
 ]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+
+
+def restore(checkpoint: Path, device: str) -> Predictor:
+    """Return the network of a checkpoint on a device by its name."""
+    from racnn.engine.device import pick_device
+    from racnn.engine.predictor import load
+
+    return load(checkpoint, pick_device(device))
 
 
 def inspect(
@@ -45,3 +63,77 @@ def export_weights(
         raise ConfigError(f"--out {out}: {hint}")
     export_trained(checkpoint, out)
     print(f"written to {out}: {out.stat().st_size:,} bytes; see racnn inspect {out}")
+
+
+def predict(
+    checkpoint: Checkpoint,
+    photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    early_exit: Annotated[
+        bool,
+        typer.Option(
+            "--early-exit",
+            help="Look closer only at photos that need it; `racnn evaluate CHECKPOINT --early-exit` comes first.",
+        ),
+    ] = False,
+    top: Annotated[int, typer.Option(min=1, help="Answers a photo, in JSON.")] = 3,
+    batch_size: Annotated[int, typer.Option(min=1, help="Photos at a time.")] = 32,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read photos ahead.")] = 2,
+    device: Device = "auto",
+) -> None:
+    """Name what is on photos, in order and at constant memory. Photos that cannot be read are named on stderr."""
+    if as_json and as_csv:
+        raise ConfigError("--json and --csv exclude each other")
+    from racnn.data.listing import describe_passed, iter_photos
+    from racnn.engine.predictor import network_digest
+    from racnn.models.racnn.early_exit import load_early_exit
+
+    trained = restore(checkpoint, device)
+    early = load_early_exit(checkpoint, network_digest(trained)) if early_exit else None
+    rows = trained.stream(photos, batch_size=batch_size, workers=workers, early=early, top=top)
+    show = _json_line if as_json else _csv_writer(trained) if as_csv else _text_line
+    damaged = total = 0
+    for row in rows:
+        total += 1
+        if "error" in row:
+            damaged += 1
+            print(f"left out {row['error']}", file=sys.stderr)
+        show(row)
+    passed: Counter[str] = Counter()
+    with suppress(DataError, OSError):  # the answers are there, whatever has become of the folder
+        for _ in iter_photos([place for place in photos if place.is_dir()], passed):
+            pass
+    if passed:
+        print(describe_passed(passed), file=sys.stderr)
+    if damaged:
+        raise DataError(f"{damaged} of {total} photos could not be read")
+
+
+def _text_line(row: Row) -> None:
+    if "error" not in row:
+        best = row["top"][0]
+        looks = "1 look" if row["scales"] == 1 else f"{row['scales']} looks"
+        print(f"{row['photo']}  {best['name']}  {100 * best['probability']:.1f} %  {looks}")
+
+
+def _json_line(row: Row) -> None:
+    print(json.dumps(row))
+
+
+def _csv_writer(trained: Predictor) -> Callable[[Row], None]:
+    """Print the head of a table and return what prints a row of it; a box is four numbers in one field."""
+    regions = [f"region_{number}" for number in range(1, trained.scales)]
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["photo", "name", "probability", "scales", *regions, "error"])
+
+    def show(row: Row) -> None:
+        if "error" in row:
+            writer.writerow([row["photo"], "", "", "", *("" for _ in regions), row["error"]])
+            return
+        boxes = [" ".join(f"{value:g}" for value in box) for box in row["boxes_xyxy"]]
+        boxes += [""] * (len(regions) - len(boxes))
+        best = row["top"][0]
+        writer.writerow([row["photo"], best["name"], best["probability"], row["scales"], *boxes, ""])
+
+    return show

@@ -15,6 +15,7 @@ import stat
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -50,12 +51,8 @@ def refuse_foreign(
         if str(path) in STREAMS:
             continue
         refuse_blocked(path.parent, flag)
-        record = read(path.parent)
-        why = "is where the record of what racnn wrote stands" if path.name == RECORD else None
-        if why is None and not os.path.lexists(path):
-            continue
-        why = why or _obstacle(path, record, ours)
-        if why is None and path.parent.resolve() in guarded:
+        why = _obstacle(path, read(path.parent), ours)
+        if why is None and os.path.lexists(path) and path.parent.resolve() in guarded:
             why = "lies among the photos, where nothing is replaced"
         if why is not None:
             obstacles.append(f"{path} {why}")
@@ -87,7 +84,7 @@ def write_bytes(
 
 
 def write_text(path: Path, text: str, *, flag: str) -> None:
-    """Write a text for the user, see :func:`write_bytes`; names of files that are no UTF-8 keep their bytes."""
+    """Write a text for the user, see :func:`write_file`; names of files that are no UTF-8 keep their bytes."""
     write_bytes(path, text.encode("utf-8", errors="surrogateescape"), flag=flag)
 
 
@@ -181,11 +178,9 @@ def make_folders(folder: Path) -> list[Path]:
 
 def remove_empty(folders: Iterable[Path]) -> None:
     """Delete the folders that :func:`make_folders` made, as far as they are still empty."""
-    for folder in reversed(list(folders)):
-        try:
+    with suppress(OSError):  # somebody else uses it by now
+        for folder in reversed(list(folders)):
             folder.rmdir()
-        except OSError:  # somebody else uses it by now
-            return
 
 
 def _note(path: Path, sha256: str) -> None:
@@ -198,14 +193,14 @@ def _note(path: Path, sha256: str) -> None:
 
 def _obstacle(path: Path, record: dict[str, set[str]], ours: Callable[[Path], bool]) -> str | None:
     """Return why a path may not be written to, or None."""
+    if path.name == RECORD:
+        return "is where the record of what racnn wrote stands"
+    if not os.path.lexists(path):
+        return None
     if path.is_symlink():
         return "is a link"
     if not path.is_file():
         return "is a folder" if path.is_dir() else "is no regular file"
-    if is_written(path, record):
-        return None
     if path.name in record:
-        return "was changed since racnn wrote it"
-    if ours(path):
-        return None
-    return "is there already, and nothing says that racnn wrote it"
+        return None if is_written(path, record) else "was changed since racnn wrote it"
+    return None if ours(path) else "is there already, and nothing says that racnn wrote it"

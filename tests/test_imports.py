@@ -26,7 +26,7 @@ LAYERS = [
     {"config"},
     {"evaluation"},
     {"engine"},
-    {"cli_checkpoint", "cli_data", "cli_predict"},
+    {"cli_checkpoint", "cli_data"},
     {"cli"},
     {"__main__"},
 ]
@@ -37,7 +37,6 @@ WITHOUT_TORCH = [
     "cli.py",
     "cli_checkpoint.py",
     "cli_data.py",
-    "cli_predict.py",
     "sections.py",
     "errors.py",
     "compat.py",

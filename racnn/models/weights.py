@@ -64,12 +64,7 @@ def is_safetensors(path: Path) -> bool:
 
 
 def what_it_is(path: Path, error: Exception) -> str:
-    """Return what a file is that cannot be read as tensors, in words, and what to do.
-
-    Args:
-        path: The file.
-        error: What reading it raised.
-    """
+    """Return what a file is whose tensors could not be read because of ``error``, in words, and what to do."""
     with path.open("rb") as file:
         start = file.read(64).lstrip().lower()
     if not start:
@@ -112,13 +107,12 @@ def _imagenet_weights(source: str | None) -> dict[str, Tensor]:
 
     entry = get_model_weights(source)["IMAGENET1K_V1"]
     try:
-        state: dict[str, Tensor] = entry.get_state_dict(progress=True, check_hash=True)
+        return dict(entry.get_state_dict(progress=True, check_hash=True))
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         raise WeightsError(
             f"model.weights: could not download {entry.url} ({error}); "
             "fetch the file by hand and give its path as model.weights"
         ) from None
-    return state
 
 
 def load_trunk(
@@ -143,22 +137,20 @@ def load_trunk(
     target = {key.removeprefix("network."): key for key in own}
     wanted = {key for key in target if not key.endswith("num_batches_tracked")}
     found = _without_prefix(_unwrapped(state), wanted, left_out, origin)
-    problems = []
-    if missing := sorted(wanted - found.keys()):
-        problems.append(f"missing: {_listed(missing)}")
-    if unexpected := sorted(found.keys() - target.keys()):
-        problems.append(f"unexpected: {_listed(unexpected)}")
     shared = sorted(target.keys() & found.keys())
     shapes = [
         f"{key} {tuple(found[key].shape)} instead of {tuple(own[target[key]].shape)}"
         for key in shared
         if found[key].shape != own[target[key]].shape
     ]
-    if shapes:
-        problems.append(f"other shapes: {_listed(shapes)}")
     kinds = [f"{key} {_kind(found[key])}" for key in shared if not _is_weight(found[key], own[target[key]])]
-    if kinds:
-        problems.append(f"other kinds of numbers: {_listed(kinds)}")
+    wrong = {
+        "missing": sorted(wanted - found.keys()),
+        "unexpected": sorted(found.keys() - target.keys()),
+        "other shapes": shapes,
+        "other kinds of numbers": kinds,
+    }
+    problems = [f"{what}: {_listed(names)}" for what, names in wrong.items() if names]
     if problems:
         raise WeightsError(f"model.weights: {origin} does not fit the backbone; " + "; ".join(problems))
     if odd := [key for key in shared if not found[key].isfinite().all()]:
@@ -168,13 +160,9 @@ def load_trunk(
 
 def _is_weight(value: Tensor, own: Tensor) -> bool:
     """Return whether a tensor can be copied into another for what it is: plain floating numbers into such, whole into whole."""
-    plain = value.layout is torch.strided and not value.is_meta and not value.is_quantized
-    return (
-        plain
-        and value.is_floating_point() == own.is_floating_point()
-        and not value.is_complex()
-        and value.dtype != torch.bool
-    )
+    strided = value.layout is torch.strided and not value.is_meta and not value.is_quantized
+    number = not value.is_complex() and value.dtype != torch.bool
+    return strided and number and value.is_floating_point() == own.is_floating_point()
 
 
 def _kind(value: Tensor) -> str:
