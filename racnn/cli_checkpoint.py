@@ -86,10 +86,13 @@ def predict(
     if as_json and as_csv:
         raise ConfigError("--json and --csv exclude each other")
     from racnn.data.listing import describe_passed, iter_photos
+    from racnn.engine.evaluator import refuse_early_exit
     from racnn.engine.predictor import network_digest
     from racnn.models.racnn.early_exit import load_early_exit
 
     trained = restore(checkpoint, device)
+    if early_exit:
+        refuse_early_exit(trained)
     early = load_early_exit(checkpoint, network_digest(trained)) if early_exit else None
     rows = trained.stream(photos, batch_size=batch_size, workers=workers, early=early, top=top)
     show = _json_line if as_json else _csv_writer(trained) if as_csv else _text_line

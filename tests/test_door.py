@@ -63,7 +63,8 @@ class TestFamily:
         assert racnn("visualize", best, tmp_path / "photo.png", "--out", tmp_path / "pictures").code == 0
         assert len(list((tmp_path / "pictures").glob("photo*"))) == 1
         assert racnn("predict", best, tmp_path / "photo.png").code == 0
-        assert "is of RA-CNN" in racnn("evaluate", best, "--early-exit").err
+        for command in (("evaluate", best), ("predict", best, tmp_path / "photo.png")):
+            assert "is of RA-CNN" in racnn(*command, "--early-exit").err
         assert "together" in racnn("inspect", best).out
 
     def test_it_resumes_exactly(self, toy, tmp_path, monkeypatch):

@@ -414,16 +414,25 @@ def _digests(records: Sequence[Record]) -> list[str]:
     return [file.sha256[:DIGEST_LENGTH] for file in files]
 
 
+def refuse_early_exit(trained: Predictor) -> None:
+    """Refuse a network that always looks as often.
+
+    Raises:
+        ConfigError: It is of another family than RA-CNN.
+    """
+    if not isinstance(trained.model, RACNN):
+        raise ConfigError(
+            f"--early-exit: is of RA-CNN; a network of model.family {trained.config.model.family} always looks as often"
+        )
+
+
 def calibrate_early_exit(trained: Predictor, data: Data) -> tuple[EarlyExit, list[Outcome]]:
     """Choose on the validation photos when a photo needs no further look, see :mod:`racnn.models.racnn.early_exit`.
 
     Raises:
         ConfigError: Fewer than two scales are trained.
     """
-    if not isinstance(trained.model, RACNN):
-        raise ConfigError(
-            f"--early-exit: is of RA-CNN; a network of model.family {trained.config.model.family} always looks as often"
-        )
+    refuse_early_exit(trained)
     if trained.scales < 2:
         raise ConfigError("--early-exit: the network has one trained scale, after which it always stops")
     size = trained.config.data.source_size
