@@ -69,9 +69,7 @@ LINKED = "links to folders that are read anyway"
 def find_photos(places: Iterable[Path], passed: Counter[str] | None = None) -> list[Path]:
     """Return the photos named, and those inside the folders named, sorted folder by folder.
 
-    Args:
-        places: Photos and folders.
-        passed: Counts the files in the folders that are passed over, by kind.
+    ``passed`` counts the files in the folders that are passed over, by kind.
 
     Raises:
         DataError: A path does not exist, or a folder holds no photos.

@@ -60,9 +60,8 @@ def zoom(
         weigh, gather = (_some_pixels, _gather) if image.device.type == "cpu" else (_all_pixels, _multiply)
         view = image.to(dtype)
         for axis, source, target in ((1, image.shape[2], size[0]), (0, image.shape[3], size[1])):  # y, then x
-            span, now = (
-                torch.stack([r[:, axis], r[:, 2]], dim=1) for r in (region, held)
-            )  # centre, half side
+            # centre and half side
+            span, now = (torch.stack([r[:, axis], r[:, 2]], dim=1) for r in (region, held))
             pixels, weights = _triangles(now, source, target, antialias, weigh)
             if steepness is not None:  # of the span, at the sample points of where it is held
                 mask = boxcar(_sample_points(now, target), span[:, :1], span[:, 1:], steepness)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from racnn.data.listing import (
@@ -116,15 +116,14 @@ def _split_folders(walk: FolderWalk, *, measure: bool = False) -> dict[str, Path
         if split is not None and (split != "train" or path in with_classes):  # a class may be called "train"
             by_split[split].append(path)
     known = {path for found in by_split.values() for path in found}
-    if by_split["train"] or (measure and known & set(with_classes)):
-        for split, what in (("train", "training"), ("val", "validation"), ("test", "test")):
-            if len(by_split[split]) > 1:
-                first, second = by_split[split][:2]
-                raise DataError(f"{first} and {second}: expected one folder of {what} photos")
-    else:
+    if not (by_split["train"] or (measure and known & set(with_classes))):
         _refuse_what_looks_like_splits(walk.top, folders, with_classes)
         walk.passed.clear()  # all this is counted as what lies beside the classes
         return {"train": walk.top}
+    for split, what in (("train", "training"), ("val", "validation"), ("test", "test")):
+        if len(by_split[split]) > 1:
+            first, second = by_split[split][:2]
+            raise DataError(f"{first} and {second}: expected one folder of {what} photos")
     places = {split: found[0] for split, found in by_split.items() if found}
     beside = next(iter(places.values()))
     for path in folders:
@@ -182,12 +181,7 @@ def _class_folders(place: Path, walk: FolderWalk) -> dict[str, Path]:
 
 
 def _records(
-    folders: Mapping[str, Path],
-    walk: FolderWalk,
-    names: Sequence[str],
-    chosen: Sequence[str],
-    *,
-    or_none: bool = False,
+    folders: dict[str, Path], walk: FolderWalk, names: list[str], chosen: list[str], *, or_none: bool = False
 ) -> list[Record]:
     """Return the photos of one split in a fixed order; a class must have some, ``or_none``."""
     for name, path in folders.items():
