@@ -151,11 +151,8 @@ def unpack(
 ) -> list[Path]:
     """Unpack a tar archive so that all of it appears in a folder, or nothing.
 
-    Args:
-        path: The archive.
-        folder: Where to.
-        replace: Entries of the folder that an earlier call had claimed and may not have finished.
-        claim: Told the names that are about to appear, so that a later call may replace them if this one is killed.
+    ``claim`` is told the names that are about to appear. If this call is killed a later one may ``replace`` what of them
+    it finds.
 
     Raises:
         DataError: It is damaged, holds a link, device or a name that leaves the folder, or what it holds is there already.

@@ -29,8 +29,7 @@ def dogs(config: DataConfig) -> Catalog:
             folder = file.partition("/")[0]
             if folder_of.setdefault(class_id, folder) != folder:
                 raise DataError(
-                    f"{split}_list.mat: class id {class_id} is '{folder_of[class_id]}' and '{folder}'; expected one folder "
-                    "a class"
+                    f"{split}_list.mat: class id {class_id} is '{folder_of[class_id]}' and '{folder}'; expected one folder a class"
                 )
     class_ids = chosen_classes(config, folder_of, root / "train_list.mat")
     label_of = {class_id: label for label, class_id in enumerate(class_ids)}

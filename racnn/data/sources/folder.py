@@ -5,15 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from racnn.data.listing import (
-    LINKED,
-    PHOTO_SUFFIXES,
-    WRITTEN,
-    FolderWalk,
-    photos_below,
-    visible,
-    why_no_photo,
-)
+from racnn.data.listing import EXPECTED, LINKED, WRITTEN, FolderWalk, photos_below, visible, why_no_photo
 from racnn.data.names import class_name, looks_like_split, natural_key, split_of
 from racnn.data.sources.catalog import Catalog, Record, chosen_classes, existing_root, hold_out
 from racnn.errors import DataError, did_you_mean
@@ -195,7 +187,6 @@ def _records(
             continue
         photos = sorted(photos_below(folders[name], walk))
         if not photos and not or_none:
-            known = ", ".join(sorted(PHOTO_SUFFIXES))
-            raise DataError(f"{folders[name]}: expected photos ({known}) of class '{name}', found none")
+            raise DataError(f"{folders[name]}: expected photos ({EXPECTED}) of class '{name}', found none")
         records.extend(Record(path.relative_to(walk.top).as_posix(), label, path) for path in photos)
     return records
