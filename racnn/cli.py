@@ -246,21 +246,19 @@ def _print_notes(report: dict[str, Any], *, on_other_photos: bool) -> None:
 
     if report["num_skipped"]:
         print(f"\n{report['num_skipped']} damaged photos of the data set were left out")
-    if on_other_photos or report.get("num_trained_on"):
-        print(f"\n{_seen_in_training(report)}")
+    number = report.get("num_trained_on")
+    seen = f"{number} of the {report['num_images']} photos are photos that the network was trained on"
+    if number:
+        print(f"\n{seen}: on these the figures are too good")
+    elif number == 0 and on_other_photos:
+        print(f"\n{seen}")
+    elif on_other_photos:
+        told = "whether the network was trained on some of these photos is not known"
+        print(f"\n{told}: the checkpoint does not say what it saw")
     for warning in report.get("warnings", ()):
         print(f"warning: {warning}")
     if report.get("passed_over"):
         print(describe_passed(Counter(report["passed_over"])))
-
-
-def _seen_in_training(report: dict[str, Any]) -> str:
-    """Return how many of the measured photos the network was trained on, in words."""
-    number, total = report.get("num_trained_on"), report["num_images"]
-    if number is None:
-        return "whether the network was trained on some of these photos is not known: the checkpoint does not say what it saw"
-    too_good = ": on these the figures are too good" if number else ""
-    return f"{number} of the {total} photos are photos that the network was trained on{too_good}"
 
 
 @app.command()

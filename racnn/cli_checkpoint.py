@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +18,6 @@ from racnn.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from racnn.engine.predictor import Predictor
 
-Row = dict[str, Any]
 Checkpoint = Annotated[
     Path, typer.Argument(help="best.pt or last.pt of a run, or an exported .safetensors file.")
 ]
@@ -95,14 +93,23 @@ def predict(
         refuse_early_exit(trained)
     early = load_early_exit(checkpoint, network_digest(trained)) if early_exit else None
     rows = trained.stream(photos, batch_size=batch_size, workers=workers, early=early, top=top)
-    show = _json_line if as_json else _csv_writer(trained) if as_csv else _text_line
+    regions = [f"region_{number}" for number in range(1, trained.scales)]
+    table = csv.writer(sys.stdout, lineterminator="\n")
+    if as_csv:
+        table.writerow(["photo", "name", "probability", "scales", *regions, "error"])
     damaged = total = 0
     for row in rows:
         total += 1
         if "error" in row:
             damaged += 1
             print(f"left out {row['error']}", file=sys.stderr)
-        show(row)
+        if as_json:
+            print(json.dumps(row))
+        elif as_csv:
+            table.writerow(_csv_fields(row, len(regions)))
+        elif "error" not in row:
+            best, looks = row["top"][0], f"{row['scales']} look{'' if row['scales'] == 1 else 's'}"
+            print(f"{row['photo']}  {best['name']}  {100 * best['probability']:.1f} %  {looks}")
     passed: Counter[str] = Counter()
     with suppress(DataError, OSError):  # the answers are there, whatever has become of the folder
         for _ in iter_photos([place for place in photos if place.is_dir()], passed):
@@ -113,30 +120,11 @@ def predict(
         raise DataError(f"{damaged} of {total} photos could not be read")
 
 
-def _text_line(row: Row) -> None:
-    if "error" not in row:
-        best = row["top"][0]
-        looks = "1 look" if row["scales"] == 1 else f"{row['scales']} looks"
-        print(f"{row['photo']}  {best['name']}  {100 * best['probability']:.1f} %  {looks}")
-
-
-def _json_line(row: Row) -> None:
-    print(json.dumps(row))
-
-
-def _csv_writer(trained: Predictor) -> Callable[[Row], None]:
-    """Print the head of a table and return what prints a row of it; a box is four numbers in one field."""
-    regions = [f"region_{number}" for number in range(1, trained.scales)]
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["photo", "name", "probability", "scales", *regions, "error"])
-
-    def show(row: Row) -> None:
-        if "error" in row:
-            writer.writerow([row["photo"], "", "", "", *("" for _ in regions), row["error"]])
-            return
-        boxes = [" ".join(f"{value:g}" for value in box) for box in row["boxes_xyxy"]]
-        boxes += [""] * (len(regions) - len(boxes))
-        best = row["top"][0]
-        writer.writerow([row["photo"], best["name"], best["probability"], row["scales"], *boxes, ""])
-
-    return show
+def _csv_fields(row: dict[str, Any], num_regions: int) -> list[Any]:
+    """Return the fields of a photo in a table; a box is four numbers in one field."""
+    if "error" in row:
+        return [row["photo"], "", "", "", *[""] * num_regions, row["error"]]
+    boxes = [" ".join(f"{value:g}" for value in box) for box in row["boxes_xyxy"]]
+    boxes += [""] * (num_regions - len(boxes))
+    best = row["top"][0]
+    return [row["photo"], best["name"], best["probability"], row["scales"], *boxes, ""]

@@ -100,10 +100,9 @@ def verify(
             found.append((record.name, reason))
             tqdm.write(f"{record.name}: {reason}")
     copies = find_copies(splits)
-    misplaced = False
-    for record, problem, is_misplaced in box_problems(records):
+    boxes = box_problems(records)
+    for record, problem, _ in boxes:
         print(f"{record.name}: {problem}")
-        misplaced |= is_misplaced
     for line in (*describe_copies(copies, catalog.class_names), *notes_on(catalog)):
         print(line)
     print(f"{len(records)} photos read, {len(found)} damaged")
@@ -111,7 +110,7 @@ def verify(
         lines = [f"# {reason}\n{exclusion_line(name)}\n" for name, reason in found]
         write_text(write_list, "".join(lines), flag="--write-list")
         print(f"written to {write_list}; leave them out with --set data.exclude={write_list}")
-    if found or copies or misplaced:
+    if found or copies or any(misplaced for _, _, misplaced in boxes):
         raise typer.Exit(1)
 
 

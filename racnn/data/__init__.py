@@ -8,7 +8,7 @@ the number of workers, and a run that is taken up again in the middle of an epoc
 from racnn.data.build import DATASETS, Data, build_data
 from racnn.data.dataset import PhotoDataset, mix_seed
 from racnn.data.image_io import read_photo
-from racnn.data.loader import eval_loader, start_worker, train_loader
+from racnn.data.loader import eval_loader, train_loader
 
 __all__ = [
     "DATASETS",
@@ -18,6 +18,5 @@ __all__ = [
     "eval_loader",
     "mix_seed",
     "read_photo",
-    "start_worker",
     "train_loader",
 ]

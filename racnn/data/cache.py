@@ -49,24 +49,19 @@ class PhotoCache:
         self._shapes: list[list[int]] = index["shapes"]
         self._sizes: list[list[int]] = index["sizes"]
         self._starts = [0, *np.cumsum([3 * math.prod(shape) for shape in self._shapes]).tolist()]
+        self.num_bytes = self._starts[-1]  # of the pixels' file
         self._pixels: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self._shapes)
 
-    @property
-    def num_bytes(self) -> int:
-        """Return the size of the pixels' file."""
-        return self._starts[-1]
-
     def __getitem__(self, position: int) -> tuple[np.ndarray, tuple[int, int]]:
         """Return a resized photo, uint8 [h, w, 3], not to be written to, and the photo's own (height, width)."""
         if self._pixels is None:
             self._pixels = np.memmap(self.folder / PIXELS, np.uint8, mode="r")
-        height, width = self._shapes[position]
         pixels = self._pixels[self._starts[position] : self._starts[position + 1]]
-        own_height, own_width = self._sizes[position]
-        return pixels.reshape(height, width, 3), (own_height, own_width)
+        height, width = self._sizes[position]
+        return pixels.reshape(*self._shapes[position], 3), (height, width)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the map behind: a process that gets a copy maps the file itself."""
@@ -96,23 +91,23 @@ def open_cache(
     """
     root = root.expanduser()
     folder = root / _key(paths, transform)
-    finished = _finished(folder)
-    if finished is None:
-        refuse_blocked(root, "data.cache")
-        _remove(folder)  # damaged, if it is there
-        sizes = [photo_size(path) for path in paths]
-        shapes = [transform.resized_shape(*size) for size in sizes]
-        made = make_folders(root)
-        try:
-            _sweep(root)
-            needed, free = 3 * sum(map(math.prod, shapes)) / 1e9, shutil.disk_usage(root).free / 1e9
-            say(f"data.cache: {len(paths)} photos, {needed:.2f} GB to write to {folder}")
-            if needed > free:
-                raise DataError(f"data.cache: {root}: {needed:.2f} GB needed, {free:.2f} GB free")
-            _write(folder, paths, shapes, sizes, transform, workers)
-        finally:
-            remove_empty(made)
-    return finished or PhotoCache(folder)
+    if (finished := _finished(folder)) is not None:
+        return finished
+    refuse_blocked(root, "data.cache")
+    _remove(folder)  # damaged, if it is there
+    sizes = [photo_size(path) for path in paths]
+    shapes = [transform.resized_shape(*size) for size in sizes]
+    made = make_folders(root)
+    try:
+        _sweep(root)
+        needed, free = 3 * sum(map(math.prod, shapes)) / 1e9, shutil.disk_usage(root).free / 1e9
+        say(f"data.cache: {len(paths)} photos, {needed:.2f} GB to write to {folder}")
+        if needed > free:
+            raise DataError(f"data.cache: {root}: {needed:.2f} GB needed, {free:.2f} GB free")
+        _write(folder, paths, {"shapes": shapes, "sizes": sizes}, transform, workers)
+    finally:
+        remove_empty(made)
+    return PhotoCache(folder)
 
 
 def _finished(folder: Path) -> PhotoCache | None:
@@ -134,12 +129,7 @@ def _key(paths: Sequence[Path], transform: SourceTransform) -> str:
 
 
 def _write(
-    folder: Path,
-    paths: Sequence[Path],
-    shapes: Sequence[tuple[int, int]],
-    sizes: Sequence[tuple[int, int]],
-    transform: SourceTransform,
-    workers: int,
+    folder: Path, paths: Sequence[Path], index: dict[str, Any], transform: SourceTransform, workers: int
 ) -> None:
     """Write a cache under another name and rename it."""
     unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -152,7 +142,7 @@ def _write(
             pixels.flush()
             os.fsync(pixels.fileno())
         with (unfinished / INDEX).open("w", encoding="utf-8") as file:
-            json.dump({"shapes": shapes, "sizes": sizes}, file)
+            json.dump(index, file)
             file.flush()
             os.fsync(file.fileno())
         try:

@@ -73,7 +73,7 @@ def short_digests(files: Mapping[str, PhotoFile]) -> dict[str, str]:
 
 
 class Place(NamedTuple):
-    """Where a photo stands: its split and its record."""
+    """Where a photo stands."""
 
     split: str
     record: Record

@@ -92,7 +92,9 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
         seed = mix_seed(self.seed, epoch, index, *([repeat] if repeat else []))
         points = np.asarray(parts, np.float64).reshape(-1, 3)
         if self.pseudo_boxes is not None:
-            points = np.concatenate([points, self._pseudo_box_corners(index, size)])
+            in_source = (self.pseudo_boxes[index].astype(np.float64) + 1.0) / 2.0 * self.config.source_size
+            x0, y0, x1, y1 = self.plain_transform.to_photo(in_source.tolist(), size)
+            points = np.concatenate([points, [(x0, y0, 1.0), (x1, y1, 1.0)]])
             if seed % 2:
                 transform = self.whole_transform
                 resized = transform.shrink(resized, size)
@@ -113,13 +115,6 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
             noise = np.random.default_rng((seed, 1)).random(self.num_noise, dtype=np.float32)
             sample["noise"] = torch.from_numpy(noise)
         return sample
-
-    def _pseudo_box_corners(self, index: int, size: tuple[int, int]) -> np.ndarray:
-        """Return the two corners of a photo's pseudo_box as points (x, y, 1) in the pixels of the photo."""
-        assert self.pseudo_boxes is not None
-        in_source = (self.pseudo_boxes[index].astype(np.float64) + 1.0) / 2.0 * self.config.source_size
-        x0, y0, x1, y1 = self.plain_transform.to_photo(in_source.tolist(), size)
-        return np.array([(x0, y0, 1.0), (x1, y1, 1.0)])
 
     def _resized(self, index: int) -> tuple[np.ndarray, tuple[int, int]]:
         """Return a photo resized to what the square is cut from, and its own (height, width)."""

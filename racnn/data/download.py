@@ -149,17 +149,13 @@ def unpack(
     replace: Collection[str] = (),
     claim: Callable[[list[str]], None] = lambda names: None,
 ) -> list[Path]:
-    """Unpack a tar archive so that all of it appears in the folder, or nothing.
+    """Unpack a tar archive so that all of it appears in a folder, or nothing.
 
-    Args:
-        path: The archive.
-        folder: Where to.
-        replace: Entries of the folder that an earlier call had claimed and may not have finished.
-        claim: Told the names that are about to appear, so that a later call may replace them if this one is killed.
+    ``claim`` is told the names that are about to appear. If this call is killed a later one may ``replace`` what of them
+    it finds.
 
     Raises:
-        DataError: The archive is damaged, holds a link, device or a name that leaves the folder, or what it holds is
-            there already.
+        DataError: It is damaged, holds a link, device or a name that leaves the folder, or what it holds is there already.
     """
     with tempfile.TemporaryDirectory(dir=folder, prefix=UNFINISHED) as temporary:
         inside = Path(temporary)
@@ -211,11 +207,10 @@ def place(path: Path, folder: Path) -> Path:
         DataError: Another file of its name is.
     """
     target = folder / path.name
-    if path.resolve() == target.resolve():
+    same = path.resolve() == target.resolve()
+    if same or (target.is_file() and filecmp.cmp(path, target, shallow=False)):
         return target
     if os.path.lexists(target):
-        if target.is_file() and filecmp.cmp(path, target, shallow=False):
-            return target
         raise DataError(
             f"{target}: is there already, and is not {path}; move it away, or choose another --root"
         )

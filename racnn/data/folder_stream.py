@@ -51,11 +51,8 @@ class PhotoStream(IterableDataset[PhotoBatch]):
         worker = get_worker_info()
         number, total = (worker.id, worker.num_workers) if worker else (0, 1)
         paths = iter_photos(self.places)
-        turn = 0
-        while batch := list(islice(paths, self.batch_size)):
-            if turn % total == number:
-                yield self._read(batch)
-            turn += 1
+        batches: Iterator[list[Path]] = iter(lambda: list(islice(paths, self.batch_size)), [])
+        yield from map(self._read, islice(batches, number, None, total))
 
     def _read(self, paths: list[Path]) -> PhotoBatch:
         side = self.transform.source_size
@@ -83,9 +80,8 @@ def photo_batches(
     places = list(places)
     check_places(places)
     transform = SourceTransform(config.source_size, config.resize)
-    stream = PhotoStream(places, transform, batch_size)
     loader: DataLoader[PhotoBatch] = DataLoader(
-        stream,
+        PhotoStream(places, transform, batch_size),
         batch_size=None,
         num_workers=workers,
         pin_memory=torch.cuda.is_initialized(),

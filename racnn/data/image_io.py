@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -61,26 +62,19 @@ def read_reduced(
     Raises:
         DataError: As :func:`read_photo`.
     """
-    try:
-        with path.open("rb") as file, _opened(path, file) as photo:
-            limit = Image.MAX_IMAGE_PIXELS
-            if limit and photo.width * photo.height > limit:
-                raise DataError(
-                    f"expected at most {limit} pixels, the header says {photo.width}x{photo.height}"
-                )
-            numbers = _numbers(photo)  # Pillow forgets them when it decodes
-            turn = _orientation(photo, path)
-            size = _upright_size(photo, turn)
-            if needed is not None and photo.format == "JPEG":
-                factor = _draft_factor(size, needed(*size))
-                photo.draft(None, (photo.width // factor, photo.height // factor))
-            photo.load()
-            turned = photo.format != "TIFF" and turn in TURN  # Pillow turns a TIFF while it decodes it
-            return np.array(_to_rgb(photo.transpose(TURN[turn]) if turned else photo, numbers)), size
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such photo") from None
-    except Exception as error:  # decoders of damaged files raise nearly anything
-        raise DataError(f"{path}: cannot be read as a photo: {_reason(error, path)}") from None
+    with _opened(path) as photo:
+        limit = Image.MAX_IMAGE_PIXELS
+        if limit and photo.width * photo.height > limit:
+            raise DataError(f"expected at most {limit} pixels, the header says {photo.width}x{photo.height}")
+        numbers = _numbers(photo)  # Pillow forgets them when it decodes
+        turn = _orientation(photo, path)
+        size = _upright_size(photo, turn)
+        if needed is not None and photo.format == "JPEG":
+            factor = _draft_factor(size, needed(*size))
+            photo.draft(None, (photo.width // factor, photo.height // factor))
+        photo.load()
+        turned = photo.format != "TIFF" and turn in TURN  # Pillow turns a TIFF while it decodes it
+        return np.array(_to_rgb(photo.transpose(TURN[turn]) if turned else photo, numbers)), size
 
 
 def as_rgb(photo: Image.Image) -> np.ndarray:
@@ -102,27 +96,31 @@ def photo_size(path: Path) -> tuple[int, int]:
     Raises:
         DataError: The header cannot be read.
     """
+    with _opened(path) as photo:
+        return _upright_size(photo, _orientation(photo, path))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open a photo, and say what went wrong while it was open.
+
+    From its open file: a TIFF that Pillow maps by its name would come out scrambled if it is turned.
+    """
     try:
-        with path.open("rb") as file, _opened(path, file) as photo:
-            return _upright_size(photo, _orientation(photo, path))
-    except Exception as error:
-        raise DataError(f"{path}: cannot be read as a photo: {_reason(error, path)}") from None
-
-
-def _opened(path: Path, file: BinaryIO) -> Image.Image:
-    """Open a photo from its open file: a TIFF that Pillow maps by its name would come out scrambled if it is turned."""
-    if path.suffix.lower() in RAW_SUFFIXES:
-        raise DataError(RAW)
-    return Image.open(file, formats=photo_formats())
-
-
-def _reason(error: Exception, path: Path) -> str:
-    """Return in words why a file could not be read."""
-    if isinstance(error, UnidentifiedImageError):
         with path.open("rb") as file:
-            if is_heif(file.read(32)):
-                return f"a HEIF picture {NEEDS_HEIF}: pip install pillow-heif"
-    return str(error) or type(error).__name__
+            if path.suffix.lower() in RAW_SUFFIXES:
+                raise DataError(RAW)
+            with Image.open(file, formats=photo_formats()) as photo:
+                yield photo
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such photo") from None
+    except Exception as error:  # decoders of damaged files raise nearly anything
+        reason = str(error) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            with path.open("rb") as file:
+                if is_heif(file.read(32)):
+                    reason = f"a HEIF picture {NEEDS_HEIF}: pip install pillow-heif"
+        raise DataError(f"{path}: cannot be read as a photo: {reason}") from None
 
 
 def _draft_factor(size: tuple[int, int], needed: tuple[int, int]) -> int:
@@ -217,8 +215,7 @@ def _to_rgb(photo: Image.Image, numbers: _Numbers) -> Image.Image:
     if photo.mode.startswith("I"):  # which convert() would clip at 255
         photo = _grey_of(photo, numbers)
     elif numbers.bits == 16:  # Pillow has kept the upper 8 bits of each
-        bands = photo.getbands()
-        colours = [band for band in range(len(bands)) if bands[band] not in ("A", "X")]
+        colours = [band for band, name in enumerate(photo.getbands()) if name not in ("A", "X")]
         _refuse_low(max(int(np.asarray(photo.getchannel(band)).max()) << 8 for band in colours), photo.mode)
     elif photo.mode in ("P", "PA"):  # a palette may hold transparency
         photo = photo.convert("RGBA")

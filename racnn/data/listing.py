@@ -26,6 +26,7 @@ PHOTO_SUFFIXES = frozenset(
     | {".avif", ".jp2", ".j2k", ".jpf", ".jpx", ".j2c"}
     | {".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".psd", ".qoi"}
 )
+EXPECTED = ", ".join(sorted(PHOTO_SUFFIXES))
 HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 NEEDS_HEIF = "needs pillow-heif"
@@ -69,9 +70,7 @@ LINKED = "links to folders that are read anyway"
 def find_photos(places: Iterable[Path], passed: Counter[str] | None = None) -> list[Path]:
     """Return the photos named, and those inside the folders named, sorted folder by folder.
 
-    Args:
-        places: Photos and folders.
-        passed: Counts the files in the folders that are passed over, by kind.
+    ``passed`` counts the files in the folders that are passed over, by kind.
 
     Raises:
         DataError: A path does not exist, or a folder holds no photos.
@@ -93,7 +92,7 @@ def check_places(places: Iterable[Path]) -> None:
             if next(photos_below(place, walk), None) is None:
                 others = f"; {describe_passed(walk.passed)}" if walk.passed else ""
                 raise DataError(
-                    f"{place}: no photos in this folder (expected {', '.join(sorted(PHOTO_SUFFIXES))} or the like){others}"
+                    f"{place}: no photos in this folder (expected {EXPECTED} or the like){others}"
                 )
         elif not place.is_file():
             raise DataError(f"{place}: no such photo or folder")

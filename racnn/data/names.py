@@ -21,6 +21,7 @@ OTHER_SPLIT_WORDS = frozenset(
 FILLERS = frozenset(
     {"set", "data", "dataset", "image", "images", "img", "imgs", "photo", "photos", "split", "folder"}
 )
+INVISIBLE = ("Cf", "Cc")  # categories of Unicode
 YEAR = re.compile(r"(19|20)\d\d")
 # Letters of other scripts that look like Latin ones (a selection of Unicode's confusables).
 LOOKALIKES = str.maketrans(
@@ -42,12 +43,8 @@ def class_name(text: str) -> str:
     Two names that differ only in how their accents are stored, or in an invisible character at an end, are the same.
     """
     text = " ".join(unicodedata.normalize("NFC", text).split())
-    seen = [position for position, character in enumerate(text) if not _is_invisible(character)]
+    seen = [i for i, c in enumerate(text) if not (c.isspace() or unicodedata.category(c) in INVISIBLE)]
     return text[seen[0] : seen[-1] + 1] if seen else ""
-
-
-def _is_invisible(character: str) -> bool:
-    return character.isspace() or unicodedata.category(character) in ("Cf", "Cc")
 
 
 def matching_classes(names: Iterable[str], known: Sequence[str]) -> list[int | None]:
@@ -72,7 +69,7 @@ def matching_classes(names: Iterable[str], known: Sequence[str]) -> list[int | N
 def _skeleton(name: str) -> str:
     """Return what is left of a name when all that is easily overlooked is taken away."""
     text = unicodedata.normalize("NFKC", name).translate(LOOKALIKES).casefold()
-    text = "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Cc"))
+    text = "".join(c for c in text if unicodedata.category(c) not in INVISIBLE)
     return " ".join(re.sub(r"[_\-]", " ", text).split())
 
 

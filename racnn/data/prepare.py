@@ -67,7 +67,7 @@ OFFICIAL: dict[str, Official] = {
 def prepare(
     name: str, root: Path, *, given: Sequence[Path] = (), mirror: str | None = None, keep: bool = False
 ) -> Catalog:
-    """Fetch, check and unpack an official data set; go on where an earlier call was stopped.
+    """Fetch, check and unpack an official data set, and return its catalog; go on where an earlier call was stopped.
 
     Args:
         name: A key of ``OFFICIAL``.
@@ -75,9 +75,6 @@ def prepare(
         given: Archives that were fetched by hand, known by their names; they are not deleted.
         mirror: Folder URL to fetch from instead of the authors' page; sizes and hashes stay theirs.
         keep: Keep downloaded archives after they are unpacked.
-
-    Returns:
-        The data set's catalog, complete.
 
     Raises:
         DataError: An archive cannot be fetched, is not what it should be, or the data set is incomplete.

@@ -36,9 +36,9 @@ def survey(catalog: Catalog) -> dict[str, Any]:
 
     Returns:
         ``splits`` photos of each; ``classes`` how many; ``largest`` and ``smallest`` class with (name, photos) over all
-        splits, ``imbalance`` their ratio; ``boxes`` and ``parts`` how many photos have them; ``short_side`` and
-        ``aspect`` (width / height) at the quantiles 0, 0.1, 0.5, 0.9 and 1; ``unreadable`` photos whose header cannot
-        be read; ``notes``, lines about class names that look alike and files that were passed over.
+        splits, ``imbalance`` their ratio; ``boxes`` and ``parts`` how many photos have them; ``short_side`` and ``aspect``
+        (width / height) at the quantiles 0, 0.1, 0.5, 0.9 and 1; ``unreadable`` photos by their headers; ``notes``, lines
+        about class names that look alike and files that were passed over.
     """
     every = catalog.records()
     counts = np.bincount([record.label for record in every], minlength=len(catalog.class_names))
@@ -149,11 +149,9 @@ def refuse_misplaced_boxes(data: Data) -> None:
 
 
 def damaged(records: Sequence[Record], *, workers: int) -> Iterator[tuple[Record, str | None]]:
-    """Read every photo in parallel; yield each record with the reason why it cannot be read, or None, in order.
+    """Read every photo; yield each record, which must have a path, with why it cannot be read, or None, in order.
 
-    Args:
-        records: With paths.
-        workers: Processes; 0 reads in this one.
+    With ``workers`` so many processes do it, with 0 this one.
 
     Raises:
         DataError: A process was killed.

@@ -26,6 +26,7 @@ from torch import Tensor
 from racnn.sections import AugmentConfig
 
 Box = tuple[float, float, float, float]
+Points = Sequence[Sequence[float]] | np.ndarray  # (x, y, visible), [P, 3]
 
 
 class SourceTransform:
@@ -53,11 +54,7 @@ class SourceTransform:
         self.random_changes = None if augment is None else _random_changes(source_size, augment)
 
     def __call__(
-        self,
-        image: np.ndarray,
-        box_xyxy: Box | None,
-        parts: Sequence[Sequence[float]] | np.ndarray,
-        seed: int,
+        self, image: np.ndarray, box_xyxy: Box | None, parts: Points, seed: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the source of one photo, and its box and parts in the source's frame.
 
@@ -79,12 +76,7 @@ class SourceTransform:
         return _resize(image, *self.resized_shape(*size))
 
     def finish(
-        self,
-        image: np.ndarray,
-        size: tuple[int, int],
-        box_xyxy: Box | None,
-        parts: Sequence[Sequence[float]] | np.ndarray,
-        seed: int,
+        self, image: np.ndarray, size: tuple[int, int], box_xyxy: Box | None, parts: Points, seed: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Do the rest: what a call returns, from a photo that :meth:`shrink` has resized and its own size."""
         parts = np.asarray(parts, np.float64).reshape(-1, 3)
@@ -96,7 +88,9 @@ class SourceTransform:
         height, width = size
         points = points * (image.shape[1] / width, image.shape[0] / height)
         if self.random_changes is None:
-            image, points = _centre_crop(image, points, self.source_size)
+            top, left = ((side - self.source_size) // 2 for side in image.shape[:2])
+            image = image[top : top + self.source_size, left : left + self.source_size]
+            points = points - (left, top)
         else:
             image, points = _apply(self.random_changes, image, points, seed)
 
@@ -166,9 +160,3 @@ def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     if image.shape[:2] != (height, width):
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
     return image
-
-
-def _centre_crop(image: np.ndarray, points: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cut out the middle, to the pixel."""
-    top, left = ((side - size) // 2 for side in image.shape[:2])
-    return image[top : top + size, left : left + size], points - (left, top)

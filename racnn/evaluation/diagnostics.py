@@ -57,12 +57,12 @@ def _rank(report: Mapping[str, Any], answer: str) -> tuple[float, float]:
 def _compare(report: Mapping[str, Any], worse: str, better: str) -> str:
     """Return who is not better than whom, with the numbers; and how few photos decide where few do."""
     photos = report["num_images"]
-    (low, low_sure), (high, high_sure) = _rank(report, worse), _rank(report, better)
+    (low, low_log), (high, high_log) = _rank(report, worse), _rank(report, better)
     few = round(photos * (high - low))
     noise = f", {few} photo{'' if few == 1 else 's'}" if few else ""
     return (
         f"{worse} is not better than {better} on the {photos} validation photos (top-1 {100 * low:.1f} against "
-        f"{100 * high:.1f} %{noise}; mean log-probability {low_sure:.3f} against {high_sure:.3f})"
+        f"{100 * high:.1f} %{noise}; mean log-probability {low_log:.3f} against {high_log:.3f})"
     )
 
 
@@ -79,8 +79,8 @@ def _advice(number: int, regions: Mapping[str, Mapping[str, float]], config: Con
         return f"{region} has collapsed, see above"
     key, phase = list(taught.items())[-1]
     square = getattr(phase, "target", None) == "peak"  # of fixed size
-    smaller = f", or raise {key}.trim or {key}.level (tools/teacher.py shows what each gives)"
-    smaller = "" if square else smaller
+    raised = f", or raise {key}.trim or {key}.level (tools/teacher.py shows what each gives)"
+    smaller = "" if square else raised
     if side > WIDE:
         return (
             f"{region} keeps nearly the whole view (mean side {side:.2f}), so there is little to gain; make "
@@ -113,11 +113,11 @@ def collapse_warnings(
     for (name, statistics), (low, high) in zip(regions.items(), bounds, strict=False):
         if statistics["at_bound"] > COLLAPSE_SHARE:
             grown = statistics["tl_mean"] > (low + high) / 2
+            done = "grown to its upper" if grown else "shrunk to its lower"
             lines.append(
-                f"{name} has {'grown' if grown else 'shrunk'} to its {'upper' if grown else 'lower'} bound on "
-                f"{100 * statistics['at_bound']:.0f} % of the photos (mean side {statistics['tl_mean']:.2f}, bounds "
-                f"{low} to {high}): attention has collapsed; try a smaller ranking learning rate, more apn_init "
-                "epochs, or other model.bounds"
+                f"{name} has {done} bound on {100 * statistics['at_bound']:.0f} % of the photos (mean side "
+                f"{statistics['tl_mean']:.2f}, bounds {low} to {high}): attention has collapsed; try a smaller ranking "
+                "learning rate, more apn_init epochs, or other model.bounds"
             )
     return lines
 
@@ -162,15 +162,14 @@ def describe_data(data: Data, config: DataConfig, device: object) -> list[str]:
     if data.passed_over:
         lines.append(describe_passed(data.passed_over))
     splits = {split: photos.records for split, photos in data.splits.items()}
-    copies = describe_copies(find_copies(splits), data.class_names, most=MOST_NAMED)
-    lines += ["warning: " + "\n".join(copies)] if copies else []
+    if copies := describe_copies(find_copies(splits), data.class_names, most=MOST_NAMED):
+        lines.append("warning: " + "\n".join(copies))
     for split in ("val", "test"):
         labels = {record.label for record in splits[split]}
         if missing := [name for label, name in enumerate(data.class_names) if label not in labels]:
-            named = ", ".join(f"'{name}'" for name in missing[:MOST_NAMED])
-            more = ", ..." if len(missing) > MOST_NAMED else ""
+            named = [f"'{name}'" for name in missing[:MOST_NAMED]] + ["..."] * (len(missing) > MOST_NAMED)
             none = f"no {WORDS[split]} photos of {len(missing)} classes, which are not measured"
-            lines.append(f"warning: {none}: {named}{more}")
+            lines.append(f"warning: {none}: {', '.join(named)}")
     lines += [f"warning: {line}" for line in lookalike_warnings(data.class_names)]
     for split in ("train", "held_out"):
         if num_left_over(len(splits.get(split, [])), config.batch_size) == 1:

@@ -18,17 +18,13 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 Color = tuple[int, int, int]
+Pixels = tuple[int, int, int, int]  # x0, y0, x1, y1
 Picture = np.ndarray | Tensor
+Boxes = Sequence[Sequence[float]] | np.ndarray | Tensor
 Answer = Sequence[tuple[str, float]]  # (class name, probability), the most probable first
 
 # One colour per scale, told apart also by colour-blind readers and on green, brown and sky.
-SCALE_COLORS: tuple[Color, ...] = (
-    (38, 132, 255),
-    (255, 176, 0),
-    (236, 36, 122),
-    (120, 94, 240),
-    (0, 158, 115),
-)
+SCALE_COLORS = ((38, 132, 255), (255, 176, 0), (236, 36, 122), (120, 94, 240), (0, 158, 115))
 
 _INK, _QUIET, _TINT = (24, 28, 36), (108, 116, 130), (242, 244, 247)
 _PAPER, _HALO = (255, 255, 255), (0, 0, 0)
@@ -42,7 +38,7 @@ _WIDE_FONTS = ("NotoSansCJK-Regular.ttc", "msyh.ttc", "PingFang.ttc", "Arial Uni
 
 def draw_boxes(
     photo: Picture,
-    boxes_xyxy: Sequence[Sequence[float]] | np.ndarray | Tensor,
+    boxes_xyxy: Boxes,
     labels: Sequence[str] | None = None,
     colors: Sequence[Color] | None = None,
 ) -> Image.Image:
@@ -76,9 +72,9 @@ def draw_boxes(
             painter.rectangle(inner, outline=_HALO, width=halo)
         painter.rectangle((x0, y0, x1, y1), outline=colors[index], width=width)
     if labels is not None:
-        taken: list[tuple[int, int, int, int]] = []
+        taken: list[Pixels] = []
         for index, edge in edges.items():
-            _draw_tag(painter, image.size, edge, labels[index], colors[index], taken)
+            _draw_tag(image, edge, labels[index], colors[index], taken)
     return image
 
 
@@ -89,7 +85,7 @@ def line_width(size: tuple[int, int]) -> int:
 
 def panel(
     photo: Picture,
-    boxes_xyxy: Sequence[Sequence[float]] | np.ndarray | Tensor,
+    boxes_xyxy: Boxes,
     views: Sequence[Picture],
     predictions: Sequence[Answer],
     fused: Answer | None = None,
@@ -188,23 +184,16 @@ def _scale_color(index: int) -> Color:
     return SCALE_COLORS[index % len(SCALE_COLORS)]
 
 
-def _inner_pixels(box: Sequence[float], size: tuple[int, int]) -> tuple[int, int, int, int]:
+def _inner_pixels(box: Sequence[float], size: tuple[int, int]) -> Pixels:
     """Return the first and last pixel columns and rows of a box with outer corners, inside the photo."""
     x0, y0, x1, y1 = (round(float(value)) for value in box)
     left, top = min(max(x0, 0), size[0] - 1), min(max(y0, 0), size[1] - 1)
     return left, top, max(left, min(x1, size[0]) - 1), max(top, min(y1, size[1]) - 1)
 
 
-def _draw_tag(
-    painter: ImageDraw.ImageDraw,
-    size: tuple[int, int],
-    edge: tuple[int, int, int, int],
-    label: str,
-    color: Color,
-    taken: list[tuple[int, int, int, int]],
-) -> None:
+def _draw_tag(image: Image.Image, edge: Pixels, label: str, color: Color, taken: list[Pixels]) -> None:
     """Write a label on its colour at the first corner of its box that is free."""
-    width = line_width(size)
+    painter, width = ImageDraw.Draw(image), line_width(image.size)
     font_size = 8 + 3 * width
     font, text = _font(font_size, label.isascii()), _clean(label)
     w, h = math.ceil(font.getlength(text)) + 2 * width + 4, font_size + 2 * width
@@ -213,16 +202,16 @@ def _draw_tag(
     inside = [(x0, y0), (x0, y1 + 1 - h), (x1 + 1 - w, y0), (x1 + 1 - w, y1 + 1 - h)]
     for x, y in outside + inside:
         free = all(x >= b[2] or b[0] >= x + w or y >= b[3] or b[1] >= y + h for b in taken)
-        if x >= 0 and y >= 0 and x + w <= size[0] and y + h <= size[1] and free:
+        if x >= 0 and y >= 0 and x + w <= image.width and y + h <= image.height and free:
             painter.rectangle((x, y, x + w - 1, y + h - 1), fill=color)
-            painter.text((x + w / 2, y + h / 2), text, _ink_on(color), font, anchor="mm")
+            light = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
+            ink = _HALO if light > 140 else _PAPER
+            painter.text((x + w / 2, y + h / 2), text, ink, font, anchor="mm")
             taken.append((x, y, x + w, y + h))
             return
 
 
-def _photo_with_boxes(
-    photo: Image.Image, boxes: Sequence[Sequence[float]] | np.ndarray | Tensor, scales: int
-) -> Image.Image:
+def _photo_with_boxes(photo: Image.Image, boxes: Boxes, scales: int) -> Image.Image:
     """Scale the photo first and draw then, so that the lines look alike on a photo of any size."""
     image, sides = _fit_inside(photo, _MAX_CELL, _PHOTO_HEIGHT)
     numbers = range(scales - len(boxes), scales)
@@ -247,7 +236,7 @@ def _draw_scale(canvas: Image.Image, at: tuple[int, int], index: int, view: Pict
         _draw_bar(painter, (x, top, x + _VIEW, top + _BAR), name, prob, color, first=row == 0)
 
 
-def _draw_fused(painter: ImageDraw.ImageDraw, band: tuple[int, int, int, int], fused: Answer) -> None:
+def _draw_fused(painter: ImageDraw.ImageDraw, band: Pixels, fused: Answer) -> None:
     """Draw the answer of all scales together across the whole width."""
     x0, y0, x1, y1 = band
     middle = (y0 + y1) // 2
@@ -264,7 +253,7 @@ def _draw_fused(painter: ImageDraw.ImageDraw, band: tuple[int, int, int, int], f
 
 def _draw_bar(
     painter: ImageDraw.ImageDraw,
-    box: tuple[int, int, int, int],
+    box: Pixels,
     name: str,
     prob: float,
     color: Color,
@@ -347,8 +336,3 @@ def _font(size: int, ascii_only: bool) -> ImageFont.FreeTypeFont | ImageFont.Ima
         except OSError:
             continue
     return ImageFont.load_default(size=size)
-
-
-def _ink_on(color: Color) -> Color:
-    """Return black or white, whichever reads better on the colour."""
-    return _HALO if 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140 else _PAPER

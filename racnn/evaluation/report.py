@@ -25,29 +25,17 @@ from racnn.evaluation.metrics import (
 
 @dataclass
 class Predictions:
-    """What a network said of every photo of a split, on the CPU; lists hold one entry a scale or region.
+    """What a network said of every photo of a split, on the CPU; lists hold one entry a scale or region."""
 
-    Attributes:
-        logits: [N, C] per scale.
-        fused: [N, C] logits of the fused classifier, or None.
-        labels: [N] integers in [0, C).
-        proposals: [N, 3] per region after the first, each in the frame of its parent view.
-        regions: [N, 3] in the frame of the source, the whole image first.
-        boxes: [N, 4] xyxy of the objects in the frame of the source, NaN where unknown.
-        parts: [N, P, 3] of (x, y, visible) in the frame of the source; P may be 0.
-        descriptors: [N, D] per scale, where they were asked for.
-        pseudo_boxes: [N, 4], those that the photos brought along for an APN to learn, or None.
-    """
-
-    logits: list[Tensor]
-    fused: Tensor | None
-    labels: Tensor
-    proposals: list[Tensor]
-    regions: list[Tensor]
-    boxes: Tensor
-    parts: Tensor
-    descriptors: list[Tensor] = field(default_factory=list)
-    pseudo_boxes: Tensor | None = None
+    logits: list[Tensor]  # [N, C] per scale
+    fused: Tensor | None  # [N, C] logits of the fused classifier
+    labels: Tensor  # [N] integers in [0, C)
+    proposals: list[Tensor]  # [N, 3] per region after the first, each in the frame of its parent view
+    regions: list[Tensor]  # [N, 3] in the frame of the source, the whole image first
+    boxes: Tensor  # [N, 4] xyxy of the objects in the frame of the source, NaN where unknown
+    parts: Tensor  # [N, P, 3] of (x, y, visible) in the frame of the source; P may be 0
+    descriptors: list[Tensor] = field(default_factory=list)  # [N, D] per scale, where they were asked for
+    pseudo_boxes: Tensor | None = None  # [N, 4], those that the photos brought along for an APN to learn
 
 
 def evaluation_report(

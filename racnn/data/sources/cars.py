@@ -33,11 +33,10 @@ def cars(config: DataConfig) -> Catalog:
     else:
         raise DataError(f"{root}: expected {EXPECTED}")
     ids = {class_id for _, _, class_id, _ in rows}
-    for class_id in sorted(ids):
-        if not 1 <= class_id <= len(names):
-            raise DataError(
-                f"{root}: class id {class_id} has no name; expected 1 to {len(names)} (a mirror that counts from 0?)"
-            )
+    if unnamed := ids - set(range(1, len(names) + 1)):
+        raise DataError(
+            f"{root}: class id {min(unnamed)} has no name; expected 1 to {len(names)} (a mirror that counts from 0?)"
+        )
     class_ids = chosen_classes(config, ids, root)
     label_of = {class_id: label for label, class_id in enumerate(class_ids)}
     splits: dict[str, list[Record]] = {"train": [], "test": []}

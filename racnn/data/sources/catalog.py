@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -100,9 +100,9 @@ def hold_out(
 
     So the choice depends neither on the order of the records nor on the other classes, nor on a random generator that
     may change. A class of two photos or more gives at least one and keeps at least one; a single photo stays.
-    Photos of a group go together, and a photo without one is a group by itself: in the order of a hash of their names
-    groups are taken that no class has less room for below the fraction, then for each class that gives none the smallest
-    it has besides another. A class of one group stays.
+    Photos of a group go together, one without a group alone: in the order of a hash of their names groups are taken that
+    no class has less room for below the fraction, then for each class that gives none the smallest it has besides another.
+    A class of one group stays.
 
     Returns:
         What is kept and what is held out, each in the given order.
@@ -112,13 +112,27 @@ def hold_out(
         # a file's name may be any bytes
         return hashlib.sha256(f"{purpose}:{seed}:{key}".encode(errors="surrogateescape")).digest()
 
+    names = defaultdict(list)
+    for record in records:
+        names[record.label].append(record.name)
+    wanted = {label: min(max(round(len(each) * fraction), 1), len(each) - 1) for label, each in names.items()}
+    if any(record.group is not None for record in records):
+        held = _held_groups(records, wanted, order)
+    else:
+        held = {name for label, each in names.items() for name in sorted(each, key=order)[: wanted[label]]}
+    return [r for r in records if r.name not in held], [r for r in records if r.name in held]
+
+
+def _held_groups(
+    records: Sequence[Record], wanted: Mapping[int, int], order: Callable[[str], bytes]
+) -> set[str]:
+    """Return the names of the photos of the groups that are held out; ``wanted`` photos of each class at the most."""
     members = defaultdict(list)
     for record in records:
         # a group and a photo may have the same name
         members[record.name if record.group is None else f"group:{record.group}"].append(record)
     counts = {key: Counter(record.label for record in group) for key, group in members.items()}
     kept = Counter(record.label for record in records)
-    wanted = {label: min(max(round(number * fraction), 1), number - 1) for label, number in kept.items()}
     held: Counter[int] = Counter()
     chosen: set[str] = set()
 
@@ -134,8 +148,7 @@ def hold_out(
         needed = any(not held[label] for label in counts[key])
         if needed and all(number < kept[label] for label, number in counts[key].items()):
             take(key)
-    names = {record.name for key in chosen for record in members[key]}
-    return [r for r in records if r.name not in names], [r for r in records if r.name in names]
+    return {record.name for key in chosen for record in members[key]}
 
 
 def in_classes_of(catalog: Catalog, known: Sequence[str]) -> Catalog:

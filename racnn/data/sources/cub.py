@@ -62,9 +62,13 @@ def cub200(config: DataConfig) -> Catalog:
             parts=tuple(located.get(part_id, (0.0, 0.0, 0.0)) for part_id in part_names),
         )
         splits[split.of(image_id, images)[0]].append(record)
+    names = (re.sub(r"^\d+\.", "", classes.values[class_id][0]) for class_id in class_ids)
+    class_names = [
+        name.replace("_", " ") for name in names
+    ]  # 001.Black_footed_Albatross is Black footed Albatross
     return Catalog(
         dataset="cub200",
-        class_names=[_clean(classes.values[class_id][0]) for class_id in class_ids],
+        class_names=class_names,
         train=splits[True],
         val=None,
         test=splits[False],
@@ -158,8 +162,3 @@ def _positive(text: str) -> float:
 
 def _flag(text: str) -> bool:
     return {"0": False, "1": True}[text]
-
-
-def _clean(name: str) -> str:
-    """Turn ``001.Black_footed_Albatross`` into ``Black footed Albatross``."""
-    return re.sub(r"^\d+\.", "", name).replace("_", " ")

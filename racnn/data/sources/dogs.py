@@ -23,7 +23,14 @@ def dogs(config: DataConfig) -> Catalog:
     """
     root = existing_root(config, "a folder with Images/, train_list.mat and test_list.mat")
     lists = {split: _read_list(root, f"{split}_list.mat") for split in ("train", "test")}
-    folder_of = _folders_of_classes(lists)
+    folder_of: dict[int, str] = {}
+    for split, rows in lists.items():
+        for file, class_id in rows:
+            folder = file.partition("/")[0]
+            if folder_of.setdefault(class_id, folder) != folder:
+                raise DataError(
+                    f"{split}_list.mat: class id {class_id} is '{folder_of[class_id]}' and '{folder}'; expected one folder a class"
+                )
     class_ids = chosen_classes(config, folder_of, root / "train_list.mat")
     label_of = {class_id: label for label, class_id in enumerate(class_ids)}
     splits = {
@@ -59,19 +66,6 @@ def _read_list(root: Path, name: str) -> list[tuple[str, int]]:
                 f"{path}: expected files such as 'n02085620-Chihuahua/n02085620_10074.jpg', found '{file}'"
             )
     return rows
-
-
-def _folders_of_classes(lists: dict[str, list[tuple[str, int]]]) -> dict[int, str]:
-    """Return the folder of every class id; each id must have one."""
-    found: dict[int, str] = {}
-    for split, rows in lists.items():
-        for file, class_id in rows:
-            folder = file.partition("/")[0]
-            if found.setdefault(class_id, folder) != folder:
-                raise DataError(
-                    f"{split}_list.mat: class id {class_id} is '{found[class_id]}' and '{folder}'; expected one folder a class"
-                )
-    return found
 
 
 def _read_box(path: Path) -> Box | None:

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from racnn.data.listing import (
-    LINKED,
-    PHOTO_SUFFIXES,
-    WRITTEN,
-    FolderWalk,
-    photos_below,
-    visible,
-    why_no_photo,
-)
+from racnn.data.listing import EXPECTED, LINKED, WRITTEN, FolderWalk, photos_below, visible, why_no_photo
 from racnn.data.names import class_name, looks_like_split, natural_key, split_of
 from racnn.data.sources.catalog import Catalog, Record, chosen_classes, existing_root, hold_out
 from racnn.errors import DataError, did_you_mean
@@ -116,15 +108,14 @@ def _split_folders(walk: FolderWalk, *, measure: bool = False) -> dict[str, Path
         if split is not None and (split != "train" or path in with_classes):  # a class may be called "train"
             by_split[split].append(path)
     known = {path for found in by_split.values() for path in found}
-    if by_split["train"] or (measure and known & set(with_classes)):
-        for split, what in (("train", "training"), ("val", "validation"), ("test", "test")):
-            if len(by_split[split]) > 1:
-                first, second = by_split[split][:2]
-                raise DataError(f"{first} and {second}: expected one folder of {what} photos")
-    else:
+    if not (by_split["train"] or (measure and known & set(with_classes))):
         _refuse_what_looks_like_splits(walk.top, folders, with_classes)
         walk.passed.clear()  # all this is counted as what lies beside the classes
         return {"train": walk.top}
+    for split, what in (("train", "training"), ("val", "validation"), ("test", "test")):
+        if len(by_split[split]) > 1:
+            first, second = by_split[split][:2]
+            raise DataError(f"{first} and {second}: expected one folder of {what} photos")
     places = {split: found[0] for split, found in by_split.items() if found}
     beside = next(iter(places.values()))
     for path in folders:
@@ -182,12 +173,7 @@ def _class_folders(place: Path, walk: FolderWalk) -> dict[str, Path]:
 
 
 def _records(
-    folders: Mapping[str, Path],
-    walk: FolderWalk,
-    names: Sequence[str],
-    chosen: Sequence[str],
-    *,
-    or_none: bool = False,
+    folders: dict[str, Path], walk: FolderWalk, names: list[str], chosen: list[str], *, or_none: bool = False
 ) -> list[Record]:
     """Return the photos of one split in a fixed order; a class must have some, ``or_none``."""
     for name, path in folders.items():
@@ -201,7 +187,6 @@ def _records(
             continue
         photos = sorted(photos_below(folders[name], walk))
         if not photos and not or_none:
-            known = ", ".join(sorted(PHOTO_SUFFIXES))
-            raise DataError(f"{folders[name]}: expected photos ({known}) of class '{name}', found none")
+            raise DataError(f"{folders[name]}: expected photos ({EXPECTED}) of class '{name}', found none")
         records.extend(Record(path.relative_to(walk.top).as_posix(), label, path) for path in photos)
     return records

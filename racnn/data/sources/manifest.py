@@ -122,15 +122,14 @@ def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _read_csv(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    where = f"{path}, line 1"
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     names = reader.fieldnames or ()
-    _refuse_unknown(names, COLUMNS, f"{path}, line 1")
-    _refuse_twice(names, f"{path}, line 1")
+    _refuse_unknown(names, COLUMNS, where)
+    _refuse_twice(names, where)
     corners = [name for name in CORNERS if name in names]
     if corners and len(corners) < len(CORNERS):
-        raise DataError(
-            f"{path}, line 1: expected all of {', '.join(CORNERS)} or none, found {', '.join(corners)}"
-        )
+        raise DataError(f"{where}: expected all of {', '.join(CORNERS)} or none, found {', '.join(corners)}")
     for values in reader:
         if None in values or None in values.values():
             raise DataError(f"{path}, line {reader.line_num}: expected {len(names)} fields")

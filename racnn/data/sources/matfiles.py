@@ -11,11 +11,7 @@ from racnn.errors import DataError
 
 
 def read_mat(path: Path, *names: str) -> dict[str, np.ndarray]:
-    """Return variables of a .mat file, each as a flat array.
-
-    Args:
-        path: The file.
-        names: Names of the variables it must hold.
+    """Return variables of a .mat file, which must hold them, each as a flat array.
 
     Raises:
         DataError: The file is missing, is no .mat file, or lacks a variable.
