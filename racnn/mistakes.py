@@ -18,7 +18,7 @@ def explain(item: Any, section: type[Section], path: str) -> str:
 
     Args:
         item: From :meth:`pydantic.ValidationError.errors`.
-        section: That was validated.
+        section: Class that the values were validated by.
         path: Where it stands in the configuration.
     """
     where = ".".join(filter(None, [path, *(str(part) for part in item["loc"])]))

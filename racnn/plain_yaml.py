@@ -55,7 +55,7 @@ def split_override(
     """Return the keys, the value and the text of a ``a.b=c`` string.
 
     Args:
-        text: As it was given.
+        text: The string as it was given.
         types_of: Returns the types that the value of a key may have; () where that is not known.
 
     Raises:

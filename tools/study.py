@@ -83,7 +83,7 @@ class Study:
     Attributes:
         config: The configuration of variants that name no other.
         changes: For all variants, ``key=value``.
-        seeds: Of every variant.
+        seeds: Seeds of every variant.
         variants: For each name its configuration, its changes, and after how many entries of the schedule it ends.
     """
 

@@ -259,7 +259,7 @@ def disallowed(content: Any, *, room: int) -> str | None:
     A small file can name one list or tensor a million times, or a tensor of a terabyte that repeats one number.
 
     Args:
-        content: As it was read.
+        content: Content of the file, as it was read.
         room: Bytes of the file. Every value took one of them at least, every tensor as many as it has.
     """
     todo = [(content, 0)]

@@ -61,7 +61,7 @@ class Prediction:
 
     @property
     def probability(self) -> float:
-        """Of that class."""
+        """Probability of the most probable class."""
         return self.top[0][1]
 
     def show(self) -> Image.Image:

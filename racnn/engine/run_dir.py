@@ -327,7 +327,7 @@ def refuse_other_photos(content: Content, data: Data, contents: Mapping[str, str
 
     Args:
         content: Content of the checkpoint.
-        data: As it is now.
+        data: The data set as it is now.
         contents: By name the digests of the photos, see :func:`racnn.data.contents.short_digests`.
 
     Raises:

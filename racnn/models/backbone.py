@@ -31,7 +31,7 @@ class Backbone(nn.Module):
         std: Per channel.
         source: torchvision's name, for ``weights='imagenet'``; None where there is no such file.
         left_out: Names of the original network's layers that the trunk has no use for; files may hold them.
-        inner: Of a sequential trunk the index of the first layer of its last block, of a timm network that of the map that
+        inner: Where the last block begins: of a sequential trunk the index of the first layer of its last block, of a timm network that of the map that
             :meth:`forward_with_inner` reads; 0 where there is no such block.
     """
 

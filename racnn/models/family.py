@@ -52,7 +52,7 @@ class Network(Protocol):
         num_scales: How many times it looks.
         bounds: Least and largest side of each region after the first.
         backbones: Its trunks, :class:`racnn.models.backbone.Backbone`.
-        compute_dtype: Of the backbones' autocast; None: as the caller has it.
+        compute_dtype: Type of the backbones' autocast; None: as the caller has it.
     """
 
     num_scales: int

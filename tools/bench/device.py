@@ -31,9 +31,9 @@ def shares_of_the_peak(
 
     Args:
         calls: By name.
-        times: Of the same names, in seconds.
+        times: Times by the same names, in seconds.
         device: Where they run; on a CPU nothing is measured.
-        side: Of the matrices.
+        side: Side of the matrices.
         rounds: How often the product is measured.
     """
     if device.type != "cuda":

@@ -24,9 +24,9 @@ class Figure:
     """One ratio.
 
     Attributes:
-        name: Of what was measured.
+        name: Name of what was measured.
         measure: What the ratio is, such as 'times as fast as' or 'share of the time of' the baseline.
-        baseline: Of what it is compared with.
+        baseline: Name of what it is compared with.
         ratio: The median over rounds.
         low: First quartile over rounds.
         high: Third quartile over rounds.

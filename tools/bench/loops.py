@@ -27,8 +27,8 @@ def sliced_loop(images: Tensor, regions: Tensor, *, side: int, steepness: float 
     Args:
         images: [B, C, S, S].
         regions: [B, 3].
-        side: Of the square views.
-        steepness: Of the mask, per unit of the frame; None applies none.
+        side: Side of the square views.
+        steepness: Steepness of the mask, per unit of the frame; None applies none.
 
     Returns:
         [B, C, side, side].
@@ -54,7 +54,7 @@ def published_loop(images: Tensor, regions: Tensor, *, side: int, k: float) -> T
     Args:
         images: [B, C, S, S].
         regions: [B, 3].
-        side: Of the square views.
+        side: Side of the square views.
         k: Steepness of the mask per pixel, as in the paper.
 
     Returns:

@@ -130,7 +130,7 @@ def read_regions(
     Args:
         model: Put into evaluation mode.
         batches: Batches of photos without random changes, as in :func:`read_boxes`, like the other arguments.
-        scale: That looks, counted from 1; at least 2.
+        scale: Number of the scale that looks, counted from 1; at least 2.
 
     Returns:
         [N, 4] float32 on the CPU, (x0, y0, x1, y1) in the frame of the source.
