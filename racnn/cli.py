@@ -134,7 +134,37 @@ def _root(
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Option(help="A YAML file of overrides, see configs/.")],
+    photos: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="PHOTOS",
+            help="A folder with a folder for each class, a list, or cub:ROOT, dogs:ROOT, cars:ROOT.",
+            show_default=False,
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="quick: minutes, on a frozen trunk (default); full: trains everything; paper: as published."
+        ),
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Network to look with, such as timm/resnet50 or vgg16.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="What the network starts from: imagenet, or a file.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Of each classification phase.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Photos at a time.")] = None,
+    lr: Annotated[
+        float | None, typer.Option(min=0.0, help="Learning rate of each classification phase.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead of PHOTOS and a recipe: a YAML file of overrides, or the name of one in configs/."
+        ),
+    ] = None,
     settings: Settings = None,
     out: Annotated[
         Path | None, typer.Option(help="The run's folder; default: run.out of the configuration.")
@@ -146,15 +176,27 @@ def train(
     ] = False,
     device: Device = "auto",
 ) -> None:
-    """Train a network as a configuration says."""
+    """Train a network to tell the classes of PHOTOS, or as a configuration says."""
     from racnn.config import load_config
+    from racnn.recipes import config_file, recipe_config
 
     settings = list(settings or [])
     if deterministic:
         settings.append("run.deterministic=true")
     if out is not None:
         settings.append(f"run.out={out}")
-    loaded = load_config(config, settings)
+    options = {"backbone": backbone, "weights": weights, "epochs": epochs, "batch_size": batch_size, "lr": lr}
+    if photos is not None:
+        if config is not None:
+            raise ConfigError("PHOTOS and --config exclude each other: --recipe chooses how to train on PHOTOS")
+        loaded = recipe_config(photos, recipe or "quick", settings, **options)
+    elif config is not None:
+        if idle := [name for name, value in {"recipe": recipe, **options}.items() if value is not None]:
+            flag = f"--{idle[0].replace('_', '-')}"
+            raise ConfigError(f"{flag}: belongs to PHOTOS; a configuration is changed by --set")
+        loaded = load_config(config_file(config), settings)
+    else:
+        raise ConfigError("expected PHOTOS to train on, or --config FILE")
     best, report = _fit(loaded, device, resume=resume, overwrite=overwrite)
     from racnn.engine.distributed import speaks
     from racnn.evaluation.report import format_report
@@ -163,20 +205,25 @@ def train(
         return
     print(f"\nvalidation photos, {best}:\n{format_report(report)}")
     _print_diagnosis(report, loaded)
+    if photos is not None:
+        print(f"\npictures of where it looked: {_draw_validation(best, device)}")
     print(f"\nnext: racnn evaluate {best}")
 
 
 @app.command("config")
 def show_config(
-    config: Annotated[Path, typer.Argument(help="A YAML file of overrides, see configs/.")],
+    config: Annotated[
+        Path, typer.Argument(help="A YAML file of overrides, or the name of one in configs/.")
+    ],
     settings: Settings = None,
 ) -> None:
     """Print a configuration in full, as YAML, with every phase of its schedule by the key that --set takes."""
     import yaml
 
     from racnn.config import dump_config, load_config
+    from racnn.recipes import config_file
 
-    loaded = load_config(config, settings or [])
+    loaded = load_config(config_file(config), settings or [])
     print(yaml.safe_dump(dump_config(loaded), sort_keys=False), end="")
     for key, phase in loaded.phases_by_key().items():
         scales = " of scale " + ", ".join(map(str, phase.scales)) if phase.scales else ""
@@ -321,8 +368,9 @@ def demo(
     """Train on the built-in set of drawn birds, measure, and show where the network looked, in a few minutes."""
     from racnn.config import load_config
     from racnn.data import build_data
+    from racnn.recipes import packaged
 
-    loaded = load_config(_config_file("demo.yaml"), [*(settings or []), f"run.out={out}"])
+    loaded = load_config(packaged("demo.yaml"), [*(settings or []), f"run.out={out}"])
     test = build_data(loaded.data, seed=0)
     records = test.splits["test"].records[:NUM_DRAWN]
     photos = [Path(f"{record.name}_{test.class_names[record.label]}.png") for record in records]
@@ -364,6 +412,24 @@ def _print_diagnosis(report: dict[str, Any], config: Config) -> None:
         print(f"\nnote: {line}")
 
 
+def _draw_validation(best: Path, device: str) -> Path:
+    """Draw some validation photos of a run, taken evenly from all, and return the folder of the pictures."""
+    from racnn.engine.evaluator import data_of
+
+    trained = restore(best, device)
+    photos = data_of(trained).splits["val"]
+    records = photos.records
+    if len(records) > NUM_DRAWN:
+        records = [records[i * len(records) // NUM_DRAWN] for i in range(NUM_DRAWN)]
+    paths = [record.path or Path(f"{record.name}.png") for record in records]
+    names = _picture_names(paths, name_folders=True)
+    out = best.parent / "pictures"
+    _refuse_pictures(out, names)
+    loaded = zip(paths, names, map(photos.catalog.load, records), strict=True)
+    _draw(trained, loaded, out)
+    return out
+
+
 def _picture_names(photos: Iterable[Path], *, name_folders: bool = False) -> list[str]:
     """Return a name for the picture of each photo, no two the same; ``name_folders``: with its photo's folder before it."""
     taken: dict[str, None] = {}
@@ -393,15 +459,6 @@ def _draw(
     if rows:
         _write_json(out / REGIONS, rows, flag="--out")
     return rows
-
-
-def _config_file(name: str) -> Path:
-    """Return a configuration that comes with the program, installed or in a checkout."""
-    package = Path(__file__).parent
-    for folder in (package.parent / "configs", Path(sys.prefix) / "share" / "racnn" / "configs"):
-        if (folder / name).is_file():
-            return folder / name
-    raise ConfigError(f"{name}: not found beside the installed package")
 
 
 def _write_json(path: Path, content: Any, *, flag: str) -> None:

@@ -169,8 +169,12 @@ class ModelConfig(ModelSection):
         0, ge=0, description="first stages of the backbone, each up to a pooling, that stay as loaded"
     )
     shared_backbone: bool = False
-    apn: Literal["compact", "paper", "compact_unnormalised"] = Field(
-        "compact", description="compact_unnormalised: compact as it was in checkpoints of format 1"
+    apn: Literal["compact", "paper", "compact_unnormalised", "response"] = Field(
+        "compact",
+        description="response: read from the map, set by a looks phase; compact_unnormalised: as in checkpoints of format 1",
+    )
+    descriptor: Literal["mean", "root"] = Field(
+        "mean", description="of the features over the map; root: its signed square root, at length 1"
     )
     bounds: tuple[Bounds, ...] = Field(
         (), description="least and largest side of each region; empty: defaults"

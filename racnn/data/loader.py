@@ -58,13 +58,15 @@ def train_loader(
 
 
 def eval_loader(
-    dataset: PhotoDataset, config: DataConfig, *, rank: int = 0, num_ranks: int = 1
+    dataset: PhotoDataset, config: DataConfig, *, most: int | None = None, rank: int = 0, num_ranks: int = 1
 ) -> DataLoader:
     """Return a split's batches in order and without random changes, also those of the training photos.
 
-    Of several processes each gets every so many-th batch.
+    With ``most`` they are of so many photos, evenly taken from all. Of several processes each gets every so many-th batch.
     """
-    batches = _batches(range(len(dataset)), 0, config.eval_batch_size)
+    num = len(dataset)
+    chosen = range(num) if most is None or most >= num else [i * num // most for i in range(most)]
+    batches = _batches(chosen, 0, config.eval_batch_size)
     return _loader(dataset.without_augmentation(), batches[rank::num_ranks], config)
 
 

@@ -326,6 +326,8 @@ class Progress:
         fusion_trained: Whether the fusion layer has been.
         best_key: Rank of ``best.pt``: how complete the network was, its top-1 and mean log-probability.
         log_length: Length of ``metrics.jsonl`` in bytes when the checkpoint was written.
+        early_exit: When to stop looking, where a phase has chosen it: :class:`racnn.models.racnn.early_exit.EarlyExit` in
+            plain types.
     """
 
     outcomes: list[bool] = field(default_factory=list)
@@ -342,6 +344,7 @@ class Progress:
     fusion_trained: bool = False
     best_key: list[float] = field(default_factory=list)
     log_length: Count = 0
+    early_exit: dict[str, Any] | None = None
 
 
 class _Part(BaseModel):
@@ -379,6 +382,7 @@ class Content(_Part):
     # best.pt
     phase: Name | None = None
     val_report: dict[Name, Any] | None = None
+    early_exit: dict[Name, Any] | None = None
     # last.pt
     progress: Progress | None = None
     optimizer: dict[Name, Any] | None = None
@@ -417,7 +421,7 @@ def check_content(values: Mapping[str, Any], path: Path) -> Stored:
     content = _validated(Content, values, path)
     if content.val_report is not None:
         _validated(Report, content.val_report, path, part="val_report.")
-    for name in ("config", "val_report", "provenance"):
+    for name in ("config", "val_report", "provenance", "early_exit"):
         _refuse_unplain(getattr(content, name), f"{path}: {name}")
     config = parse_config(content.config, origin=f"{path}: config", stored=True)
     if content.trained_scales > config.model.num_scales:
@@ -543,7 +547,8 @@ def _faults_of_progress(progress: Progress, phase: Phase, stored: Stored) -> Ite
     names = set(phase.score_names(scales))
     if progress.best is not None and progress.best.keys() != names:
         yield f"progress.best has {sorted(progress.best)}, but phase {phase.name} is judged by {sorted(names)}"
-    if phase.trains_fusion and progress.start is not None and not progress.fusion_trained:
+    fuses = phase.trains_fusion and stored.config.model.num_scales > 1
+    if fuses and progress.start is not None and not progress.fusion_trained:
         yield f"progress.fusion_trained is False in the middle of phase {phase.name}"
     begun = progress.epoch > 0 or progress.best is not None
     if phase.keep != "last" and begun and (progress.best is None or progress.best_weights is None):
@@ -630,6 +635,27 @@ def read_published(path: Path) -> dict[str, Any]:
 def _in_order(rest: dict[str, Any], model: dict[str, Tensor]) -> dict[str, Any]:
     content = {**rest, "model": model}
     return {key: content[key] for key in sorted(content)}
+
+
+def write_rows(path: Path, key: str, rows: dict[str, Tensor]) -> None:
+    """Write tensors that can be made again, under a key that says from what."""
+    path.parent.mkdir(exist_ok=True)
+    plain = {name: rows[name].contiguous() for name in sorted(rows)}
+    data = safetensors.torch.save(plain, {f"{PREFIX}key": key, f"{PREFIX}digest": digest(plain)})
+    write_atomically(path, lambda file: file.write(data))
+
+
+def read_rows(path: Path, key: str) -> dict[str, Tensor] | None:
+    """Return the tensors of a file if they are whole and were written under this key."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get(f"{PREFIX}key") != key:
+                return None
+            rows = {name: file.get_tensor(name) for name in file.keys()}
+    except Exception:  # missing or damaged, of several types
+        return None
+    return rows if digest(dict(sorted(rows.items()))) == metadata.get(f"{PREFIX}digest") else None
 
 
 # --- in words -----------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from racnn.data.contents import DIGEST_LENGTH, describe_copies, find_copies, rea
 from racnn.data.sources.catalog import Record
 from racnn.data.sources.manifest import list_names
 from racnn.data.statistics import refuse_misplaced_boxes
-from racnn.engine.checkpoint import Progress
+from racnn.engine.checkpoint import Progress, digest, read_rows, write_rows
 from racnn.engine.distributed import ALONE, ProcessGroup
 from racnn.engine.predictor import Predictor, network_digest
 from racnn.errors import ConfigError, DataError, TrainingError
@@ -42,6 +43,7 @@ from racnn.ops.regions import compose, to_boxes_xyxy
 if TYPE_CHECKING:
     from racnn.engine.trainer import Trainer
 
+READ_BY = {"source_size", "resize"}  # keys of ``data`` that decide what of a photo the network is shown
 NORM_BATCHES = 8  # of training photos, from which the mean length of the descriptors is taken
 
 
@@ -190,7 +192,9 @@ class Context:
         self.phase = phase
         self.model = trainer.model
 
-    def read(self, what: str, split: str, call: Callable[..., Any], **settings: Any) -> Any:
+    def read(
+        self, what: str, split: str, call: Callable[..., Any], *, most: int | None = None, **settings: Any
+    ) -> Any:
         """Return what a call finds in the photos of a split, showing how far it is; leave if told to stop."""
         trainer = self.trainer
 
@@ -199,7 +203,7 @@ class Context:
             if trainer.processes.size == 1:  # several stop together, after the last batch
                 self._stop_if_told()
 
-        batches = trainer.eval_batches(split)
+        batches = trainer.eval_batches(split, most=most)
         trainer.logger.start_bar(f"{self.phase.name}: {what}, {split}", len(batches), 0)
         found = call(
             self.model,
@@ -258,6 +262,44 @@ class Context:
         predictions = self.trainer.predict(self.model.num_scales, fused=False)
         return predictions.logits, predictions.labels
 
+    def remember(
+        self, name: str, depends_on: Sequence[Tensor | None], make: Callable[[], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Return what ``make`` returns, or what an earlier start of the run wrote of it, see :class:`PhaseContext`."""
+        trainer, phase = self.trainer, self.phase
+        data = trainer.data
+        key = digest(
+            {
+                "photos": [(r.name, r.label) for r in data.splits[phase.photos].records],
+                "contents": trainer.photo_digests(),
+                "data": trainer.config.data.model_dump(mode="json", include=READ_BY),
+                "model": trainer.config.model.model_dump(mode="json"),
+                "trunk": trainer.model.backbones.state_dict(),
+                "depends_on": list(depends_on),
+            }
+        )
+        file = trainer.folder / "descriptors" / f"{phase.name}_{name}.safetensors"
+        stored: dict[str, Tensor] | None = trainer.processes.from_main_process(partial(read_rows, file, key))
+        if stored is not None:
+            return stored
+        made = make()
+        if trainer.processes.is_main_process:
+            try:
+                write_rows(file, key, made)
+            except OSError as error:  # such as a full disk: only a run that is killed has more to do again
+                trainer.logger.log(f"{file} could not be written ({error.strerror}); the run goes on without it")
+        return made
+
+    def choose_early_exit(
+        self, logits: Sequence[Tensor], fused: Tensor, labels: Tensor, *, tolerance: float
+    ) -> None:
+        """Choose when a photo needs no further look, see :class:`PhaseContext`."""
+        trainer, model = self.trainer, self.model
+        costs = scale_costs(model, source_size=trainer.config.data.source_size, scales=len(logits))
+        network = digest(model.state_dict())
+        early, _ = calibrate(logits, fused, labels, costs, network=network, tolerance=tolerance)
+        trainer.progress.early_exit = asdict(early)
+
     def log(self, text: str) -> None:
         """Print a line."""
         self.trainer.logger.log(text)
@@ -315,7 +357,7 @@ def evaluate_trained(
             photos were trained on.
     """
     own = root is None or is_data_of_run(trained, root)
-    if early_exit and not own:
+    if early_exit and not own and trained.early_exit is None:
         raise ConfigError(f"--early-exit: chooses on the run's validation photos, which are not in {root}")
     data = (
         data_of(trained, root=root, skip_damaged=skip_damaged)
@@ -328,7 +370,10 @@ def evaluate_trained(
     elif split not in data.splits:
         raise ConfigError(f"--split {split}: {root} brings no such photos, only {', '.join(data.splits)}")
     refuse_misplaced_boxes(data)
-    calibrated = calibrate_early_exit(trained, data) if early_exit else None
+    calibrated: tuple[EarlyExit, list[Outcome]] | None = None
+    if early_exit:
+        stored = trained.early_exit
+        calibrated = calibrate_early_exit(trained, data) if stored is None else (stored, [])
     measured_on = _split_of(data, split)
     predictions = _predict(trained, measured_on)
     measured = report(predictions, data=data, split=split, bounds=trained.model.bounds)

@@ -26,7 +26,7 @@ from racnn.evaluation import draw
 from racnn.models import build_model
 from racnn.models.family import combined_log_probs
 from racnn.models.parts import Parts
-from racnn.models.racnn.early_exit import EarlyExit, look_until_confident
+from racnn.models.racnn.early_exit import EarlyExit, look_until_confident, stored_early_exit
 from racnn.ops.regions import to_boxes_xyxy
 from racnn.written import refuse_foreign
 
@@ -94,6 +94,7 @@ class Predictor:
         val_digests: The same of the validation photos.
         scales: How many scales were trained when the checkpoint was written.
         fused: Whether the fusion layer was.
+        early_exit: When a photo needs no further look, where training has chosen that.
     """
 
     model: Any
@@ -105,6 +106,7 @@ class Predictor:
     val_digests: list[str]
     scales: int
     fused: bool
+    early_exit: EarlyExit | None = None
 
     def predict(self, photos: Any, *, top: int = 3, batch_size: int = 16) -> Any:
         """Say what is on photos.
@@ -247,6 +249,7 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> Predictor:
         val_digests=content.val_digests,
         scales=max(1, content.trained_scales),
         fused=content.fusion_trained,
+        early_exit=stored_early_exit(content.early_exit, digest(content.model), path=Path(path)),
     )
 
 

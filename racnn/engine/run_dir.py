@@ -54,6 +54,7 @@ RUN_FILES = (
     "metrics.jsonl",
     "photos.json",
     "tensorboard",
+    "descriptors",
 )
 DUMP = "nonfinite.json"  # of the batch at which a run had to stop; it lasts until the folder's next run
 DUMP_KEYS = {"phase", "step", "values", "photos"}
@@ -278,8 +279,9 @@ def clear_folder(folder: Path) -> None:
     sweep(folder / name for name in RUN_FILES)
     for path in (folder / name for name in sorted(RUN_FILES, key="run.json".__eq__)):
         if path.is_dir() and not path.is_symlink():
-            for events in path.glob("events.out.tfevents.*"):
-                events.unlink()
+            pattern = "*.safetensors" if path.name == "descriptors" else "events.out.tfevents.*"
+            for file in path.glob(pattern):
+                file.unlink()
             remove_empty([path])
         else:
             path.unlink(missing_ok=True)

@@ -106,6 +106,7 @@ class Trainer:
         self.optimizer_state: dict[str, Any] | None = None  # of a phase that is taken up in its middle
         self.logger = cast(Logger, Silence())
         self._run_dir = RunDir(self.folder)
+        self._validated: tuple[int, Predictions] | None = None  # by the network as it is, with so many scales
         self._micro_batch = 0  # smaller than the configuration's where the GPU turns out to be
         processes.from_main_process(lambda: refuse_output_among_classes(config))
         restarted = processes.restarted()
@@ -211,6 +212,7 @@ class Trainer:
         epochs, batches = phase.num_epochs(), len(self.train_batches(phase))
         self.logger.start_bar(phase.name, epochs * batches, progress.epoch * batches + progress.batch)
         while progress.epoch < epochs and not phase.gives_up(progress.stale):
+            self._validated = None
             if isinstance(phase, FittedPhase):
                 self._fit(phase, context)
             elif isinstance(phase, GradientPhase) and optimizer is not None:
@@ -223,8 +225,9 @@ class Trainer:
     def _begin(self, phase: Phase, context: Context) -> None:
         """Do what a phase does once, before its first step."""
         progress = self.progress
+        self._validated = None
         phase.begin(context)
-        progress.fusion_trained |= phase.trains_fusion
+        progress.fusion_trained |= phase.trains_fusion and self.model.num_scales > 1
         progress.trained_scales = max(progress.trained_scales, phase.last_trained_scale())
         progress.start = {}
         if phase.keep == "if_better":
@@ -285,6 +288,7 @@ class Trainer:
     def _fit(self, phase: FittedPhase, context: Context) -> None:
         """Let a phase fit its modules; not again where the run is taken up between that and its validation."""
         if not self.progress.batch:
+            self.save_last(None)  # where even a killed run goes on from
             train_only(self.model, phase)
             torch.manual_seed(mix_seed(self.config.run.seed, self.progress.step) >> 1)
             phase.fit(context)
@@ -324,6 +328,7 @@ class Trainer:
         if phase.keep != "last":
             assert progress.best_weights is not None
             self.model.load_state_dict(progress.best_weights, strict=False)
+            self._validated = None
         self.logger.log(f"{phase.name}: {outcome_of(phase, progress)}")
         self.save_best(phase.name)
         return phase.keep != "if_better" or progress.best_epoch > 0
@@ -331,7 +336,13 @@ class Trainer:
     # --- validation
 
     def predict(self, num_scales: int, *, fused: bool, propose: bool = False) -> Predictions:
-        """Return what the network answers on the validation photos, see :func:`racnn.engine.evaluator.predict`."""
+        """Return what the network answers on the validation photos, see :func:`racnn.engine.evaluator.predict`.
+
+        The network as it is answers once; what it proposes by the last scale is asked for anew.
+        """
+        if self._validated is not None and self._validated[0] == num_scales and not propose:
+            found = self._validated[1]
+            return found if fused else replace(found, fused=None)
         found = predict(
             self.model,
             self.eval_batches("val"),
@@ -341,6 +352,7 @@ class Trainer:
             processes=self.processes,
             after_batch=self._stop_in_validation,
         )
+        self._validated = None if propose else (num_scales, found)
         return found if fused else replace(found, fused=None)
 
     def measure(self, predictions: Predictions) -> dict[str, Any]:
@@ -389,12 +401,20 @@ class Trainer:
             num_ranks=self.processes.size,
         )
 
-    def eval_batches(self, split: str) -> Any:
-        """Return this process's photos of a split, unchanged and in order."""
+    def eval_batches(self, split: str, *, most: int | None = None) -> Any:
+        """Return this process's photos of a split, or so many of them, unchanged and in order."""
         processes = self.processes
         return eval_loader(
-            self.data.splits[split], self.config.data, rank=processes.rank, num_ranks=processes.size
+            self.data.splits[split],
+            self.config.data,
+            most=most,
+            rank=processes.rank,
+            num_ranks=processes.size,
         )
+
+    def photo_digests(self) -> dict[str, str]:
+        """Return by name what the photos hold, as far as that was read."""
+        return self._run_dir.digests()
 
     # --- stopping and saving
 
@@ -435,6 +455,7 @@ class Trainer:
             "val_digests": [found[name] for name in data.val_names if name in found],
             "trained_scales": self.progress.trained_scales,
             "fusion_trained": self.progress.fusion_trained,
+            "early_exit": self.progress.early_exit,
             "step": self.progress.step,
             "provenance": self._starts,
         }

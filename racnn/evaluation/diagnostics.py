@@ -13,7 +13,7 @@ from racnn.data.listing import describe_passed
 from racnn.data.loader import num_left_over
 from racnn.data.names import lookalike_warnings
 from racnn.models import FAMILIES
-from racnn.models.phase import Phase
+from racnn.models.phase import GradientPhase, Phase
 from racnn.sections import DataConfig
 
 SAME = 0.01  # standard deviation over photos, of a region's centre and side in its view, that says nothing of the photo
@@ -37,6 +37,9 @@ def diagnose(report: Mapping[str, Any], config: Config) -> list[str]:
     lines = collapse_warnings(report["regions"], bounds) + _sameness_warning(report["regions"], config)
     scales = [f"scale_{s}" for s in range(1, len(bounds) + 2) if f"scale_{s}" in report["top1"]]
     for number, (coarse, fine) in enumerate(pairwise(scales), start=1):
+        taught = list(_taught(number, config).values())
+        if taught and not isinstance(taught[-1], GradientPhase):
+            continue  # fitted in one go: the fusion weighs what each look is worth
         if report["top1"][coarse] < 1.0 and _rank(report, fine) <= _rank(report, coarse):
             lines.append(f"{_compare(report, fine, coarse)}: {_advice(number, report['regions'], config)}")
     if "fused" in report["top1"]:

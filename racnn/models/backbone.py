@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from racnn.compat import import_torchvision
 from racnn.errors import ConfigError, WeightsError, did_you_mean
 from racnn.models.recompute import run_in_segments
-from racnn.models.weights import load_trunk, read_weights
+from racnn.models.weights import load_trunk, packaged_weights, read_weights
 
+HEADS = ("avgpool", "classifier", "fc", "head", "flatten", "dropout")  # torchvision's first layers after a map
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -106,6 +110,17 @@ class Backbone(nn.Module):
         assert isinstance(self.features, nn.Sequential)
         inner: Tensor = self.features[: self.inner](view)
         return self.features[self.inner :](inner), inner
+
+    def inner_channels(self) -> int:
+        """Return how many channels the inner map of :meth:`forward_with_inner` has."""
+        # on the meta device shapes are known and nothing is computed
+        network = copy.deepcopy(self).to("meta").eval()
+        for side in (224, 256, 448):  # of networks that take views of one size only, most take one of these
+            try:
+                return network.forward_with_inner(torch.zeros(1, 3, side, side, device="meta"))[1].shape[1]
+            except (RuntimeError, AssertionError, ValueError):
+                continue
+        raise ConfigError("model.apn: response: this backbone's inner map could not be found")
 
     def save_memory(self) -> None:
         """Keep few activations and compute the others again in the backward pass, see :mod:`racnn.models.recompute`."""
@@ -212,8 +227,12 @@ def timm_backbone(name: str, *, pretrained: bool = False) -> Backbone:
         raise ConfigError(
             f"model.backbone: timm has no network '{name}'{did_you_mean(name, timm.list_models())}"
         )
+    create = partial(timm.create_model, name, pretrained=pretrained, num_classes=0)
     try:
-        network: Any = timm.create_model(name, pretrained=pretrained, num_classes=0)
+        try:  # transformers that can do it then take views of any size, and resize their embeddings of positions
+            network: Any = create(dynamic_img_size=True)
+        except TypeError:
+            network = create()
     except RuntimeError as error:
         raise ConfigError(f"model.backbone: timm/{name} cannot be used as a backbone: {error}") from None
     except OSError as error:
@@ -243,6 +262,111 @@ def timm_backbone(name: str, *, pretrained: bool = False) -> Backbone:
     )
 
 
+class _TokensToMap(nn.Module):
+    """torchvision's vision transformer from a view of any size to the map of its patches' tokens.
+
+    The embeddings of positions are resized where the view has another number of patches than the network was made for.
+    """
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.conv_proj, self.encoder, self.class_token = network.conv_proj, network.encoder, network.class_token
+
+    def forward(self, view: Tensor) -> Tensor:
+        patches = self.conv_proj(view)
+        height, width = patches.shape[2:]
+        tokens = torch.cat([self.class_token.expand(len(view), -1, -1), patches.flatten(2).mT], dim=1)
+        tokens = tokens + self._positions(height, width)
+        encoder = self.encoder
+        found = encoder.ln(encoder.layers(encoder.dropout(tokens)))[:, 1:]
+        return found.mT.unflatten(2, (height, width)).contiguous()
+
+    def _positions(self, height: int, width: int) -> Tensor:
+        """Return the embeddings [1, 1 + height * width, C]."""
+        own: Tensor = self.encoder.pos_embedding
+        side = math.isqrt(own.shape[1] - 1)
+        if (height, width) == (side, side):
+            return own
+        grid = own[:, 1:].mT.unflatten(2, (side, side))
+        resized = F.interpolate(grid, size=(height, width), mode="bicubic", antialias=True)
+        return torch.cat([own[:, :1], resized.flatten(2).mT], dim=1)
+
+
+def torchvision_backbone(name: str) -> Backbone:
+    """Return any classification network of torchvision by name, cut before its pooling.
+
+    Raises:
+        ConfigError: torchvision knows no such network, or it is no classification network of images.
+    """
+    import_torchvision()
+    import torchvision
+
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise ConfigError(f"model.backbone: torchvision has no network '{name}'{did_you_mean(name, known)}")
+    oldest = name in ("googlenet", "inception_v3")
+    plain = {"init_weights": False} if oldest else {}  # theirs takes minutes
+    wanted = torch.empty(0).device
+    with torch.device("cpu"):  # on the meta device some cannot be made
+        network: Any = torchvision.models.get_model(name, weights=None, **plain).to(wanted)
+    preset = next(iter(torchvision.models.get_model_weights(name))).transforms()
+    children = dict(network.named_children())
+    layers: nn.Module
+    if "encoder" in children:
+        layers, inner = _TokensToMap(network), 0
+    else:
+        names = list(itertools.takewhile(lambda key: key not in HEADS, children))
+        kept = {key: children[key] for key in names if not key.lower().startswith("aux")}
+        if len(kept) == 1:
+            (layers,) = kept.values()
+        else:
+            layers = nn.Sequential()
+            for key, child in kept.items():
+                # of a list of blocks every one is a layer
+                layers.add_module(key, nn.Sequential(*child) if isinstance(child, nn.ModuleList) else child)
+        if name.startswith("densenet"):
+            layers.add_module("relu", nn.ReLU())
+        inner = _last_block(layers)
+    side = 224
+    with torch.no_grad():  # on the meta device shapes are known and nothing is computed
+        found = copy.deepcopy(layers).to("meta").eval()(torch.zeros(1, 3, side, side, device="meta"))
+    cells = side / found.shape[2]
+    stride = round(cells) if "encoder" in children else 2 ** round(math.log2(cells))  # a border may be cut off
+    return Backbone(
+        layers,
+        channels=found.shape[1],
+        stride=stride,
+        mean=(0.5, 0.5, 0.5) if oldest else tuple(preset.mean),  # the two change their input back from torchvision's usual
+        std=(0.5, 0.5, 0.5) if oldest else tuple(preset.std),
+        source=name,
+        inner=inner,
+        left_out=("heads", "avgpool", "AuxLogits", "aux1", "aux2"),
+    )
+
+
+def _last_block(layers: nn.Module) -> int:
+    """Return the position, from the end, after the last block but one of a sequence; 0 where there is none."""
+    children = list(layers.children())
+    large = [len(list(child.modules())) > 5 for child in children]  # no single convolution, norm or down-sampling
+    blocks = [number for number, is_block in enumerate(large) if is_block]
+    return blocks[-2] + 1 - len(children) if len(blocks) > 1 and len(children) > 2 else 0
+
+
+def suitable_view(name: str, side: int) -> int:
+    """Return the side of a square view nearest to ``side`` that a backbone takes, in whole cells of its map.
+
+    Raises:
+        ConfigError: No backbone has this name.
+    """
+    with torch.device("meta"):
+        backbone = build_backbone(name)
+    stride = backbone.stride
+    for wanted in (max(1, round(side / stride)) * stride, 224, 256, 384, 448, 512, 518):
+        if not reason_against_view(backbone, wanted):
+            return wanted
+    return side  # what is wrong with it is told when the network is made
+
+
 def build_backbone(name: str, *, weights: str | None = None) -> Backbone:
     """Return a backbone by name, with the weights it should start from.
 
@@ -255,15 +379,20 @@ def build_backbone(name: str, *, weights: str | None = None) -> Backbone:
         WeightsError: The file is missing or does not fit; the parameters are listed.
     """
     if name.startswith("timm/"):
-        backbone = timm_backbone(name.removeprefix("timm/"), pretrained=weights == "imagenet")
+        inner_name = name.removeprefix("timm/")
+        if weights == "imagenet" and (file := packaged_weights(inner_name)):
+            weights = str(file)
+        backbone = timm_backbone(inner_name, pretrained=weights == "imagenet")
         if weights == "imagenet":
             return backbone
+    elif name.startswith("torchvision/"):
+        backbone = torchvision_backbone(name.removeprefix("torchvision/"))
     elif name in BACKBONES:
         backbone = BACKBONES[name]()
     else:
         raise ConfigError(
             f"model.backbone: no backbone is called '{name}'{did_you_mean(name, BACKBONES)}; "
-            f"expected one of {', '.join(BACKBONES)} or timm/NAME"
+            f"expected one of {', '.join(BACKBONES)}, torchvision/NAME or timm/NAME"
         )
     if weights is not None:
         state = read_weights(weights, source=backbone.source)

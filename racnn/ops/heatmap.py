@@ -76,8 +76,8 @@ def largest_component(mask: Tensor) -> Tensor:
     """Return only the largest 8-connected component of each mask [B, h, w]; all True where a mask is empty.
 
     Labels spread by max-pooling inside the mask. A path through n cells that never touches itself is shorter than
-    (2/3) n, so that many rounds suffice. Most masks need far fewer: whether anything still changed is asked now and then,
-    of a GPU more rarely, because the host then waits for its answer.
+    (2/3) n, so that many rounds suffice. Most masks need far fewer: on a CPU, and of large maps, whether anything still
+    changed is asked now and then. A GPU's host would wait for the answer, and is not asked about small ones.
     """
     batch, height, width = mask.shape
     cells = height * width
@@ -85,13 +85,13 @@ def largest_component(mask: Tensor) -> Tensor:
     inside = mask[:, None].float()
     labels = start * inside
     left = 2 * cells // 3 + 1
-    rounds = ROUNDS if mask.device.type == "cpu" else 4 * ROUNDS
+    rounds = ROUNDS if mask.device.type == "cpu" else 8 * ROUNDS
     while left > 0:
         before = labels
         for _ in range(min(left, rounds)):
             labels = F.max_pool2d(labels, 3, stride=1, padding=1) * inside
         left -= rounds
-        if torch.equal(labels, before):
+        if left > 0 and torch.equal(labels, before):
             break
     flat = labels.flatten(1).long()  # [B, h*w]
     counts = torch.zeros(batch, cells + 1, device=mask.device, dtype=torch.long)
@@ -113,8 +113,11 @@ def _extent(occupied: Tensor) -> Tensor:
 def _trimmed_extent(mass: Tensor, trim: float) -> Tensor:
     """Return the frame coordinates [B, 2] between which all but a share ``trim`` at either end of a mass [B, n] lies."""
     num = mass.shape[1]
-    # a GPU's own cumsum may differ from run to run
-    share = mass.cpu().cumsum(dim=1).to(mass.device) / mass.sum(dim=1, keepdim=True).clamp(min=1e-30)
+    if mass.device.type == "cpu":
+        share = mass.cumsum(dim=1)
+    else:  # whose own cumsum may differ from run to run
+        share = mass @ torch.ones(num, num, device=mass.device).triu()
+    share = share / mass.sum(dim=1, keepdim=True).clamp(min=1e-30)
     share = F.pad(share, (1, 0))  # [B, n + 1] at the cells' borders, even within a cell
     ends = []
     for wanted in (trim, 1.0 - trim):

@@ -1,7 +1,11 @@
 """Attention proposal networks: from the features of a view to the region to look at next (equation 2).
 
+Two sorts: networks that learn the region by gradient steps, and proposals that read it from a response map, whose one or no
+direction is found in a single pass over the training photos (:mod:`racnn.models.racnn.looks`).
+
 Convention
     Regions are (tx, ty, tl) in the frame of the view that the features come from, see :mod:`racnn.ops.regions`.
+    ``reads`` says what of a view a proposal is made from: its 'features', the 'inner' map, or the 'evidence' for its class.
 """
 
 from __future__ import annotations
@@ -11,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from racnn.models.backbone import Backbone
-from racnn.ops.regions import squash
+from racnn.ops.ddt import CommonPart
+from racnn.ops.heatmap import component_region, peak_point, peak_region
+from racnn.ops.regions import clamp, squash
 
 
 class CompactAPN(nn.Module):
@@ -31,6 +37,8 @@ class CompactAPN(nn.Module):
         grid: Cells per side of the pooled map.
         normalised: False: without those two normalisations, as checkpoints of format 1 were trained.
     """
+
+    reads = "features"
 
     def __init__(
         self,
@@ -76,6 +84,8 @@ class PaperAPN(nn.Module):
         pool: Max-pool 2x2 first, which the paper does at scale 1.
     """
 
+    reads = "features"
+
     def __init__(self, *, channels: int, cells: int, bounds: tuple[float, float], pool: bool) -> None:
         super().__init__()
         self.bounds = bounds
@@ -93,10 +103,77 @@ class PaperAPN(nn.Module):
             return squash(self.out(torch.tanh(self.hidden(features.flatten(1)))), *self.bounds)
 
 
+class ObjectProposal(nn.Module):
+    """Propose the box around what the training photos have in common, see :mod:`racnn.ops.ddt`; nothing is trained.
+
+    Args:
+        channels: Channels of the inner map.
+        bounds: Least and largest side of the region, fractions of the view's side.
+        level: Height of the threshold from the response's mean (0) to its maximum (1).
+        trim: Share of the response that the box leaves out a side.
+        margin: Factor of the box's side.
+    """
+
+    reads = "inner"
+    mean: Tensor
+    direction: Tensor
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        bounds: tuple[float, float],
+        level: float = 0.2,
+        trim: float = 0.02,
+        margin: float = 1.1,
+    ) -> None:
+        super().__init__()
+        self.bounds = bounds
+        self.level, self.trim, self.margin = level, trim, margin
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("direction", torch.zeros(channels))  # responds nowhere: the whole view
+
+    def forward(self, inner: Tensor) -> Tensor:
+        """Return regions [B, 3], float32, from the inner map [B, C, h, w]; autocast is switched off inside."""
+        with torch.autocast(inner.device.type, enabled=False):
+            response = CommonPart(self.mean, self.direction).response(inner)
+            region = component_region(response, self.level, self.trim)
+            grown = torch.cat([region[:, :2], self.margin * region[:, 2:]], dim=1)
+            return clamp(grown, *self.bounds)
+
+
+class PartProposal(nn.Module):
+    """Propose a square of fixed side where a view holds most evidence for the class that it is taken for.
+
+    The start that the paper gives its APNs, the highest response (section 3.3), with the class activation as the response;
+    nothing is trained.
+
+    Args:
+        bounds: Least and largest side of the region; the square's side is ``side`` within them.
+        side: As a fraction of the view's side.
+    """
+
+    reads = "evidence"
+
+    def __init__(self, *, bounds: tuple[float, float], side: float = 0.65) -> None:
+        super().__init__()
+        self.side = min(max(side, bounds[0]), bounds[1])
+
+    def forward(self, evidence: Tensor) -> Tensor:
+        """Return regions [B, 3], float32, from the evidence of each cell [B, h, w]."""
+        smooth = F.avg_pool2d(evidence[:, None].float(), 3, stride=1, padding=1, count_include_pad=False)
+        return peak_region(peak_point(smooth[:, 0]), self.side)
+
+
 def build_apn(
-    kind: str, backbone: Backbone, *, view_size: int, bounds: tuple[float, float], pool: bool
+    kind: str, backbone: Backbone, *, view_size: int, bounds: tuple[float, float], scale: int
 ) -> nn.Module:
-    """Return an attention proposal network by name: 'compact', 'paper' or 'compact_unnormalised'."""
+    """Return what proposes the region after a scale, by name: 'compact', 'paper', 'compact_unnormalised' or 'response'."""
+    pool = scale == 1
+    if kind == "response":
+        if scale > 1:
+            return PartProposal(bounds=bounds)
+        return ObjectProposal(channels=backbone.inner_channels(), bounds=bounds)
     if kind == "paper":
         cells = view_size // backbone.stride
         return PaperAPN(channels=backbone.channels, cells=cells, bounds=bounds, pool=pool)

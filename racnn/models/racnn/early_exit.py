@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from racnn.errors import ConfigError
+from racnn.errors import CheckpointError, ConfigError
 from racnn.models.family import combined_log_probs
 from racnn.models.racnn.calibration import pool_weights
 from racnn.models.racnn.model import RACNN, RACNNOutput, ScaleOutput
@@ -254,20 +254,33 @@ def load_early_exit(checkpoint: Path, network: str) -> EarlyExit:
     return early
 
 
+def stored_early_exit(values: Mapping[str, Any] | None, network: str, *, path: Path) -> EarlyExit | None:
+    """Return the choice that a checkpoint brings along, if it was made for its weights.
+
+    Raises:
+        CheckpointError: It is none.
+    """
+    if values is None:
+        return None
+    try:
+        early = TypeAdapter(EarlyExit).validate_python(values)
+    except ValidationError:
+        raise CheckpointError(f"{path}: early_exit: not a choice of when to stop looking") from None
+    if [len(pool) for pool in early.pools] != list(range(1, len(early.costs))):
+        raise CheckpointError(f"{path}: early_exit: not a choice of when to stop looking")
+    return early if early.network == network else None
+
+
 def format_early_exit(report: Mapping[str, Any]) -> str:
     """Return the ``early_exit`` of a report as plain text: the curve on the validation photos, and the choice."""
     result = report["early_exit"]
-    lines = [
-        "early exit, validation photos:",
-        "threshold  top-1 %  lost %  cost %  stopped after 1, 2, ... looks %",
-    ]
-    lines += [_line(each) for each in result["val_curve"]]
+    head = "threshold  top-1 %  lost %  cost %  stopped after 1, 2, ... looks %"
     full = report["top1"]["fused" if "fused" in report["top1"] else "mean"]
-    lines += [
-        f"chosen there, on {report['split']} photos (all looks at every photo: {100 * full:.2f}):",
-        _line(result),
-    ]
-    return "\n".join(lines)
+    chosen = f"on {report['split']} photos (all looks at every photo: {100 * full:.2f}):"
+    if not result["val_curve"]:
+        return "\n".join([f"early exit, chosen in training by answers out of fold, {chosen}", head, _line(result)])
+    lines = ["early exit, validation photos:", head, *(_line(each) for each in result["val_curve"])]
+    return "\n".join([*lines, f"chosen there, {chosen}", _line(result)])
 
 
 def _line(outcome_: Mapping[str, Any]) -> str:

@@ -79,7 +79,13 @@ def true_class_prob(logits: Tensor, labels: Tensor, compare: str = "prob") -> Te
     return log_prob if compare == "log_prob" else log_prob.exp()
 
 
-def response_map(features: Tensor, *, weight: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+def response_map(
+    features: Tensor,
+    *,
+    weight: Tensor | None = None,
+    labels: Tensor | None = None,
+    gain: Tensor | None = None,
+) -> Tensor:
     """Return where a scale responds, [B, h, w], float32 and detached.
 
     Args:
@@ -87,14 +93,20 @@ def response_map(features: Tensor, *, weight: Tensor | None = None, labels: Tens
         weight: [num_classes, C] of the scale's classifier. Given, the map is the class activation of the true class
             against the mean of all classes, its positive part (Zhou et al., "Learning Deep Features for
             Discriminative Localization", CVPR 2016). None sums the channels.
-        labels: [B], needed with ``weight``.
+        labels: [B], needed with ``weight``; any class may be asked for, such as the predicted one.
+        gain: [B, C], what a channel's mean is multiplied by in the descriptor, see :meth:`RACNN.gain`; None: 1.
     """
     features = features.detach().float()
     if weight is None:
         return features.sum(dim=1)
     assert labels is not None
     contrast = weight.detach()[labels] - weight.detach().mean(dim=0)  # [B, C]
-    return F.relu(torch.einsum("bc,bchw->bhw", contrast, features))
+    return evidence_map(features, contrast if gain is None else contrast * gain.detach())
+
+
+def evidence_map(features: Tensor, contrast: Tensor) -> Tensor:
+    """Return what each cell [B, h, w] of features [B, C, h, w] adds to a photo's weights [B, C], where that is positive."""
+    return F.relu(torch.einsum("bc,bchw->bhw", contrast, features.float()))
 
 
 def apn_init_losses(

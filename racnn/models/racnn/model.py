@@ -28,10 +28,13 @@ from torch import Tensor, nn
 from racnn.errors import ConfigError
 from racnn.models.backbone import Backbone, build_backbone, reason_against_view
 from racnn.models.racnn.apn import build_apn
+from racnn.models.racnn.losses import response_map
 from racnn.ops.crop import CROPS
 from racnn.ops.mask import frame_steepness
 from racnn.ops.regions import compose, jitter, whole
 from racnn.sections import default_bounds
+
+FLAT = 1e-3  # of the descriptor's mean: where the root is no longer followed
 
 
 @dataclass
@@ -42,7 +45,7 @@ class ScaleOutput:
         region: [B, 3], where the view lies in the image.
         view: [B, 3, h, w], the normalised crop that was classified.
         features: [B, C, h', w'] of the backbone.
-        descriptor: [B, C], features averaged over the map, float32.
+        descriptor: [B, C], features averaged over the map, float32; see ``descriptor`` of :class:`RACNN`.
         logits: [B, num_classes].
         proposal: [B, 3], the region to crop next in the frame of this view; None at the finest scale.
     """
@@ -109,7 +112,10 @@ class RACNN(nn.Module):
         weights: What every backbone starts from: None, 'imagenet' or a file.
         frozen_stages: How many first stages of every backbone are never trained, see :meth:`Backbone.freeze`.
         shared_backbone: One backbone for all scales; the paper has one each.
-        apn: 'compact', 'paper' or 'compact_unnormalised', see :mod:`racnn.models.racnn.apn`.
+        apn: 'compact', 'paper', 'compact_unnormalised' or 'response', see :mod:`racnn.models.racnn.apn`.
+        descriptor: 'mean' of the features over the map, as the paper has it, or 'root': the signed square root of the mean,
+            at length 1 (Perronnin, Sanchez, Mensink, "Improving the Fisher Kernel for Large-Scale Image Classification",
+            ECCV 2010). A few strong channels then decide less, which linear heads on a frozen trunk gain by.
         bounds: Least and largest side of each proposal, as fractions of its view's side.
         crop: The sampler that cuts views, a name in :data:`racnn.ops.crop.CROPS`.
         zoom_from: 'source' crops every view from the image through composed regions: no double interpolation, and real
@@ -132,6 +138,7 @@ class RACNN(nn.Module):
         frozen_stages: int = 0,
         shared_backbone: bool = False,
         apn: str = "compact",
+        descriptor: str = "mean",
         bounds: Sequence[tuple[float, float]] | None = None,
         crop: str = "box",
         zoom_from: str = "source",
@@ -141,10 +148,12 @@ class RACNN(nn.Module):
     ) -> None:
         super().__init__()
         assert zoom_from in ("source", "parent"), zoom_from
+        assert descriptor in ("mean", "root"), descriptor
         self.view_sizes = tuple(view_sizes)
         self.num_scales = len(self.view_sizes)
         self.num_classes = num_classes
         self.sample = CROPS[crop]
+        self.root = descriptor == "root"
         self.zoom_from = zoom_from
         self.antialias = antialias
         self.mask = mask
@@ -163,7 +172,7 @@ class RACNN(nn.Module):
         self.backbones = nn.ModuleList([first, *copies])
         self.classifiers = nn.ModuleList([nn.Linear(first.channels, num_classes) for _ in self.view_sizes])
         self.apns = nn.ModuleList(
-            build_apn(apn, first, view_size=size, bounds=bounds, pool=scale == 1)
+            build_apn(apn, first, view_size=size, bounds=bounds, scale=scale)
             for scale, (size, bounds) in enumerate(zip(self.view_sizes, self.bounds, strict=False), start=1)
         )
         self.fusion = nn.Linear(first.channels * self.num_scales, num_classes)
@@ -214,11 +223,39 @@ class RACNN(nn.Module):
             view: [B, 3, h, w], normalised.
             region: [B, 3], where the view lies in the image.
         """
-        features = self.extract(scale, view)
-        descriptor = features.float().mean(dim=(2, 3))
+        apn = self.apns[scale - 1] if scale < self.num_scales else None
+        inner = None
+        if apn is not None and apn.reads == "inner":
+            features, inner = self._extract_with_inner(scale, view)
+        else:
+            features = self.extract(scale, view)
+        descriptor = self.describe(features)
         logits = self.classifiers[scale - 1](descriptor)
-        proposal = self.apns[scale - 1](features.detach()) if scale < self.num_scales else None
+        proposal = None
+        if apn is not None and apn.reads == "evidence":
+            proposal = apn(self.evidence(scale, features, logits.argmax(dim=1)))
+        elif apn is not None:
+            proposal = apn((features if inner is None else inner).detach())
         return ScaleOutput(region, view, features, descriptor, logits, proposal)
+
+    def describe(self, features: Tensor) -> Tensor:
+        """Return the descriptors [B, C], float32, of features [B, C, h, w]."""
+        mean = features.float().mean(dim=(2, 3))
+        return F.normalize(mean * _root_gain(mean), dim=1) if self.root else mean
+
+    def gain(self, features: Tensor) -> Tensor | None:
+        """Return what each channel's mean is multiplied by in the descriptor, [B, C] but for one factor a photo; None: 1."""
+        return _root_gain(features.float().mean(dim=(2, 3))) if self.root else None
+
+    @torch.no_grad()
+    def evidence(self, scale: int, features: Tensor, classes: Tensor) -> Tensor:
+        """Return what each cell [B, h, w] of a scale's features adds to the logits of classes [B], where that is positive.
+
+        The class activation against the mean of all classes (Zhou et al., CVPR 2016), see
+        :func:`racnn.models.racnn.losses.response_map`.
+        """
+        weight = self.classifiers[scale - 1].get_parameter("weight")
+        return response_map(features, weight=weight, labels=classes, gain=self.gain(features))
 
     def classify_proposal(self, scale: int, source: Tensor, parent: ScaleOutput, proposal: Tensor) -> Tensor:
         """Return the logits [B, num_classes] of a scale if the scale before had proposed another region.
@@ -276,6 +313,9 @@ class RACNN(nn.Module):
     @torch.no_grad()
     def extract_with_inner(self, scale: int, view: Tensor) -> tuple[Tensor, Tensor]:
         """Return the same, and the features that the backbone's last block is given, see :meth:`Backbone.forward_with_inner`."""
+        return self._extract_with_inner(scale, view)
+
+    def _extract_with_inner(self, scale: int, view: Tensor) -> tuple[Tensor, Tensor]:
         with self._autocast(view):
             return self.backbone(scale).forward_with_inner(view)
 
@@ -344,6 +384,7 @@ class RACNN(nn.Module):
         """
         for scale, size in enumerate(self.view_sizes, start=1):
             apn = self.apns[scale - 1] if scale < self.num_scales else None
+            apn = None if apn is None or apn.reads != "features" else apn
             if reason := reason_against_view(self.backbone(scale), size, apn):
                 raise ConfigError(
                     f"model.view_sizes: views of {size} px do not suit scale {scale} ({reason}); a multiple of "
@@ -366,3 +407,9 @@ class RACNN(nn.Module):
         if self.compute_dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(view.device.type, dtype=self.compute_dtype)
+
+
+def _root_gain(mean: Tensor) -> Tensor:
+    """Return the factor [B, C] that makes means their signed square roots, but for means near 0, where roots are too steep."""
+    size = mean.abs()
+    return (size + FLAT * size.mean(dim=1, keepdim=True).detach() + 1e-12).rsqrt()

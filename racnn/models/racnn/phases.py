@@ -4,6 +4,7 @@ classification   backbones and classifiers; the APNs are frozen                 
 apn_init         an APN, towards the pseudo box that its frozen scale's map shows
 ranking          the APNs, so that the finer scale is more certain of the true class   (equation 9)
 fusion           the layer over all descriptors                                        (equation 10)
+looks            all but the trunk, in one go, see :mod:`racnn.models.racnn.looks`
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from racnn.models.phase import Batch, GradientPhase, Phase, PhaseContext
 from racnn.models.racnn import losses
 from racnn.models.racnn.calibration import pool_weights
+from racnn.models.racnn.looks import Looks
 from racnn.models.racnn.model import RACNN
 from racnn.models.racnn.pseudo_boxes import find_common_part, read_boxes, read_regions, target_region
 from racnn.models.racnn.ranking_gradients import GRADIENTS
@@ -295,4 +297,5 @@ PHASES: dict[str, type[Phase]] = {
     "apn_init": ApnInit,
     "ranking": Ranking,
     "fusion": Fusion,
+    "looks": Looks,
 }

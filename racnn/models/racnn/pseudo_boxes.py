@@ -53,7 +53,8 @@ def find_common_part(
         images, labels = batch["image"].to(device), batch["label"].to(device)
         view = model.enlarged_view(scale, images, model(images, num_scales=scale), config.enlarge)
         features, inner = model.extract_with_inner(scale, view)
-        return descriptor_sums(inner, response_map(features, weight=weight, labels=labels))
+        seen = response_map(features, weight=weight, labels=labels, gain=model.gain(features))
+        return descriptor_sums(inner, seen)
 
     own: list[DescriptorSums] = []  # at most one: a process may have had no photos
     for parts in _in_parts(batches, add_up, config.enlarge, after_batch):
@@ -103,7 +104,7 @@ def read_boxes(
         else:
             seen = output.scales[scale - 1]
             features = seen.features if view is seen.view else model.extract(scale, view)
-            response = response_map(features, weight=weight, labels=labels)
+            response = response_map(features, weight=weight, labels=labels, gain=model.gain(features))
         if config.target == "peak":
             box = peak_point(response).repeat(1, 2)
         else:

@@ -1,0 +1,242 @@
+"""Frozen looks: every head, region and weight of the recursion fitted in one go on a trunk that stays as loaded.
+
+Each look's descriptors are read once from the training photos, and its classifier is fitted in closed form
+(:mod:`racnn.models.racnn.heads`). Region 1 is what the photos have in common, region 2 and on where the evidence for a class
+is; which class that is in training, heads decide that have not seen the photo, as it will be in use. The weights of the
+fusion and when to stop early are fitted on answers out of fold as well, so that validation photos only report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from racnn.models.parts import Parts
+from racnn.models.phase import FittedPhase, PhaseContext
+from racnn.models.racnn.calibration import pool_weights
+from racnn.models.racnn.heads import Head, fit_head
+from racnn.models.racnn.losses import evidence_map, response_map
+from racnn.models.racnn.model import RACNN
+from racnn.ops.ddt import common_part, descriptor_sums
+from racnn.ops.regions import compose, whole
+
+SAMPLE = 256  # photos, from which is found what they have in common
+
+
+class Looks(FittedPhase):
+    """Fit classifiers, regions and fusion on a frozen trunk, one look after the other."""
+
+    trains_fusion: ClassVar[bool] = True
+
+    kind: Literal["looks"]
+    tolerance: float = Field(
+        0.002, ge=0.0, lt=1.0, description="share of the photos that early exit may lose, judged out of fold"
+    )
+
+    def trained(self, model: RACNN) -> tuple[list[nn.Module], list[nn.Module]]:
+        return [], [*model.classifiers, *model.apns, model.fusion]
+
+    def score_names(self, num_scales: int) -> list[str]:
+        return ["fused"] if num_scales > 1 else ["scale_1"]
+
+    def num_scales_run(self, num_scales: int) -> int:
+        return num_scales
+
+    def last_trained_scale(self) -> int:
+        return max(self.scales)
+
+    def misfits(self, model: Any) -> list[str]:
+        found = super().misfits(model)
+        if self.scales:
+            found.append("'scales' does nothing in a looks phase, which fits all")
+        if model.weights is None and model.backbone != "tiny":
+            found.append("a looks phase leaves the trunk as loaded, so that it needs model.weights")
+        if model.num_scales > 1 and model.apn != "response":
+            found.append(f"a looks phase needs model.apn response, which reads its regions, not {model.apn}")
+        if model.num_scales > 1 and model.zoom_from != "source":
+            found.append(f"a looks phase needs model.zoom_from source, not {model.zoom_from}")
+        return found
+
+    def taught_regions(self) -> tuple[int, ...]:
+        return self.scales[:-1]
+
+    @property
+    def name(self) -> str:
+        return f"{self.position + 1:02d}-looks"
+
+    def fit(self, context: PhaseContext) -> None:
+        model: RACNN = context.model
+        if model.num_scales > 1:
+            self._find_object(context)
+        region: Tensor | None = None
+        heads, labels = list[Head](), torch.zeros(0)
+        for scale in range(1, model.num_scales + 1):
+            found = _read(context, self.photos, scale, region)
+            labels = found["labels"]
+            head = fit_head(found["descriptors"], labels, model.num_classes)
+            _set(model.classifiers[scale - 1], weight=head.weight, bias=head.bias)
+            heads.append(head)
+            context.log(f"{self.name}: look {scale}, {_shown(head, found['labels'])}")
+            if scale < model.num_scales:
+                if scale > 1:
+                    found = _read(context, self.photos, scale, region, contrast=_contrast_out_of_fold(head))
+                region = found["next_region"]
+        if model.num_scales > 1:
+            self._fuse(context, heads, labels)
+
+    def _find_object(self, context: PhaseContext) -> None:
+        """Set the direction in which descriptors of cells tell what the photos have in common."""
+        model: RACNN = context.model
+        found = context.read("what photos have in common", self.photos, read_sample, most=SAMPLE)
+        head = fit_head(found["descriptors"], found["labels"], model.num_classes)
+        seen = response_map(
+            found["features"], weight=head.weight, labels=found["labels"], gain=model.gain(found["features"])
+        )
+        common = common_part(descriptor_sums(found["inner"], seen))
+        _set(model.apns[0], mean=common.mean.float(), direction=common.direction.float())
+
+    def _fuse(self, context: PhaseContext, heads: list[Head], labels: Tensor) -> None:
+        """Weigh the looks, and choose when a photo needs no further one, by answers out of fold."""
+        model: RACNN = context.model
+        known = torch.stack([head.answered for head in heads]).all(dim=0)
+        answers = [head.answers[known] for head in heads]
+        weights = [1.0 / len(heads)] * len(heads)
+        if known.any():
+            weights = pool_weights(answers, labels[known])
+        norms = [1.0] * len(heads) if model.root else context.descriptor_norms()
+        model.init_fusion(norms, weights)
+        shown = ", ".join(f"{weight:.2f}" for weight in weights)
+        context.log(f"{self.name}: the looks count {shown}")
+        if known.any():
+            fused = torch.stack([w * x for w, x in zip(weights, answers, strict=True)]).sum(dim=0)
+            context.choose_early_exit(answers, fused, labels[known], tolerance=self.tolerance)
+
+
+@torch.no_grad()
+def read_sample(
+    model: RACNN,
+    batches: Iterable[dict[str, Tensor]],
+    *,
+    device: torch.device,
+    gather: Callable[[list[Any]], list[Any]] = list,
+    after_batch: Callable[[], None] = lambda: None,
+) -> dict[str, Tensor]:
+    """Return what scale 1 makes of some photos, on the CPU: ``descriptors`` [N, D], ``labels`` [N] and, in float16,
+    ``features`` [N, C, h, w] and the ``inner`` map [N, C', h', w'], which boxes are read from."""
+
+    def read(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        source = model.normalise(batch["image"].to(device))
+        view = model.crop(1, source, whole(len(source), device=device))
+        features, inner = model.extract_with_inner(1, view)
+        return {
+            "descriptors": model.describe(features).cpu(),
+            "labels": batch["label"],
+            "features": features.half().cpu(),
+            "inner": inner.half().cpu(),
+        }
+
+    model.eval()
+    return _rows(read, batches, gather, after_batch)
+
+
+@torch.no_grad()
+def read_look(
+    model: RACNN,
+    batches: Iterable[dict[str, Tensor]],
+    scale: int,
+    *,
+    region: Tensor | None = None,
+    contrast: Tensor | None = None,
+    device: torch.device,
+    gather: Callable[[list[Any]], list[Any]] = list,
+    after_batch: Callable[[], None] = lambda: None,
+) -> dict[str, Tensor]:
+    """Return what a scale makes of each photo, and where it would look next.
+
+    Args:
+        model: Put into evaluation mode.
+        batches: Batches of photos without random changes, from :func:`racnn.data.eval_loader`.
+        scale: Counted from 1.
+        region: [N, 3], where it looks; None is the whole photo.
+        contrast: [N, D], weights of each photo's channels whose response is the evidence; None: a scale whose proposal
+            reads evidence proposes nothing yet.
+        device: Where the network is.
+        gather: Joins the rows of all processes that share the batches.
+        after_batch: Called after each batch; it may raise to stop.
+
+    Returns:
+        ``descriptors`` [N, D], ``labels`` [N] and, where it can be told, ``next_region`` [N, 3] in the photo; on the CPU.
+    """
+    proposal = model.apns[scale - 1] if scale < model.num_scales else None
+
+    def read(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        source = model.normalise(batch["image"].to(device))
+        own = whole(len(source)) if region is None else region[batch["index"]]
+        own = own.to(device)
+        view = model.crop(scale, source, own)
+        features, inner = model.extract_with_inner(scale, view)
+        found = {"descriptors": model.describe(features).cpu(), "labels": batch["label"]}
+        proposed = None
+        if proposal is not None and proposal.reads == "inner":
+            proposed = proposal(inner)
+        elif proposal is not None and contrast is not None:
+            gain = model.gain(features)
+            weights = contrast[batch["index"]].to(device)
+            proposed = proposal(evidence_map(features, weights if gain is None else weights * gain))
+        return found if proposed is None else found | {"next_region": compose(own, proposed).cpu()}
+
+    model.eval()
+    return _rows(read, batches, gather, after_batch)
+
+
+def _rows(
+    read: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    batches: Iterable[dict[str, Tensor]],
+    gather: Callable[[list[Any]], list[Any]],
+    after_batch: Callable[[], None],
+) -> dict[str, Tensor]:
+    """Return what is read of each batch, joined, of all processes."""
+    parts, rows = Parts(), []
+    for batch in batches:
+        found = parts.run(read, batch)
+        rows.append({key: torch.cat([part[key] for part in found]) for key in found[0]})
+        after_batch()
+    rows = gather(rows)
+    return {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
+
+
+def _read(
+    context: PhaseContext, split: str, scale: int, region: Tensor | None, contrast: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Return what :func:`read_look` does of all photos of a split, from the run's folder where it is there already."""
+    what = f"look {scale}" if contrast is None else f"where look {scale} sees its class"
+    name = f"look_{scale}" if contrast is None else f"evidence_{scale}"
+    return context.remember(
+        name,
+        [region, contrast],
+        lambda: context.read(what, split, read_look, scale=scale, region=region, contrast=contrast),
+    )
+
+
+def _contrast_out_of_fold(head: Head) -> Tensor:
+    """Return the weights [N, D] of the class that a head took each photo for, out of fold, against the mean of all classes."""
+    weights = head.fold_weights - head.fold_weights.mean(dim=1, keepdim=True)
+    return weights[head.folds, head.answers.argmax(dim=1)]
+
+
+@torch.no_grad()
+def _set(module: nn.Module, **values: Tensor) -> None:
+    """Fill parameters and buffers of a module."""
+    for name, value in values.items():
+        getattr(module, name).copy_(value)
+
+
+def _shown(head: Head, labels: Tensor) -> str:
+    if not head.answered.any():
+        return "one photo a class: nothing to choose by"
+    right = (head.answers.argmax(dim=1) == labels)[head.answered].float().mean().item()
+    return f"{100 * right:.1f} % out of fold, shrinkage {head.strength:g}"
