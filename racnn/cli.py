@@ -185,10 +185,18 @@ def train(
         settings.append("run.deterministic=true")
     if out is not None:
         settings.append(f"run.out={out}")
-    options = {"backbone": backbone, "weights": weights, "epochs": epochs, "batch_size": batch_size, "lr": lr}
+    options: dict[str, Any] = {
+        "backbone": backbone,
+        "weights": weights,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+    }
     if photos is not None:
         if config is not None:
-            raise ConfigError("PHOTOS and --config exclude each other: --recipe chooses how to train on PHOTOS")
+            raise ConfigError(
+                "PHOTOS and --config exclude each other: --recipe chooses how to train on PHOTOS"
+            )
         loaded = recipe_config(photos, recipe or "quick", settings, **options)
     elif config is not None:
         if idle := [name for name, value in {"recipe": recipe, **options}.items() if value is not None]:
@@ -199,22 +207,20 @@ def train(
         raise ConfigError("expected PHOTOS to train on, or --config FILE")
     best, report = _fit(loaded, device, resume=resume, overwrite=overwrite)
     from racnn.engine.distributed import speaks
-    from racnn.evaluation.report import format_report
+    from racnn.evaluation.report import format_gain, format_report
 
     if not speaks():
         return
     print(f"\nvalidation photos, {best}:\n{format_report(report)}")
     _print_diagnosis(report, loaded)
     if photos is not None:
-        print(f"\npictures of where it looked: {_draw_validation(best, device)}")
+        print(f"\n{format_gain(report)}\npictures of where it looked: {_draw_validation(best, device)}")
     print(f"\nnext: racnn evaluate {best}")
 
 
 @app.command("config")
 def show_config(
-    config: Annotated[
-        Path, typer.Argument(help="A YAML file of overrides, or the name of one in configs/.")
-    ],
+    config: Annotated[Path, typer.Argument(help="A YAML file of overrides, or the name of one in configs/.")],
     settings: Settings = None,
 ) -> None:
     """Print a configuration in full, as YAML, with every phase of its schedule by the key that --set takes."""

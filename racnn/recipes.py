@@ -8,6 +8,7 @@ from pathlib import Path
 
 from racnn.config import Config, load_config
 from racnn.errors import ConfigError, did_you_mean
+from racnn.models.backbone import suitable_view
 from racnn.models.phase import GradientPhase
 
 RECIPES = ("quick", "full", "paper")
@@ -48,6 +49,9 @@ def recipe_config(
     given += [] if backbone is None else [f"model.backbone={backbone}"]
     given += [] if weights is None else [f"model.weights={weights}"]
     plain = load_config(path, given)
+    if backbone is not None and recipe == "quick":
+        sides = [str(suitable_view(backbone, side)) for side in plain.model.view_sizes]
+        given.append(f"model.view_sizes=[{', '.join(sides)}]")
     taught = {
         key: phase
         for key, phase in plain.phases_by_key().items()

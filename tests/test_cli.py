@@ -17,10 +17,11 @@ import torch
 import yaml
 from PIL import Image
 
-from racnn import __version__, cli
+from racnn import __version__
 from racnn.config import load_config
 from racnn.data.listing import find_photos
 from racnn.engine.checkpoint import load_checkpoint
+from racnn.recipes import packaged
 
 SUBPROCESS = {**os.environ, "OMP_NUM_THREADS": "1"}
 PHOTO_SIZES = {"wide.png": (300, 17), "tall.jpg": (15, 120), "square.png": (40, 40)}  # (w, h)
@@ -350,12 +351,10 @@ def test_pictures_of_an_earlier_call_are_counted(best, racnn, photos, tmp_path):
 
 def test_config_prints_what_a_run_would_have_and_trains_nothing(racnn, tmp_path):
     folder = Path(__file__).parent.parent / "configs"
-    result = racnn("config", folder / "folder.yaml", "--set", "schedule.2.epochs=7")
+    result = racnn("config", folder / "full.yaml", "--set", "schedule.2.epochs=7")
     assert result.code == 0
     (tmp_path / "again.yaml").write_text(result.out)
-    assert load_config(tmp_path / "again.yaml") == load_config(
-        folder / "folder.yaml", ["schedule.2.epochs=7"]
-    )
+    assert load_config(tmp_path / "again.yaml") == load_config(folder / "full.yaml", ["schedule.2.epochs=7"])
     assert "# schedule.2: classification of scale 2, 7 epochs" in result.out.splitlines()
     assert "# schedule.5.alternate.0: ranking, 2 epochs" in result.out.splitlines()
 
@@ -460,7 +459,7 @@ def test_predict_ends_quietly_when_its_reader_does(checkpoint, photos):
 
 
 def test_a_shortened_demo_ends_with_a_report_and_pictures(racnn, tmp_path):
-    config = yaml.safe_load(cli._config_file("demo.yaml").read_text(encoding="utf-8"))
+    config = yaml.safe_load(packaged("demo.yaml").read_text(encoding="utf-8"))
     small = [
         "data.synthetic.num_train=32",
         "data.synthetic.num_test=8",

@@ -24,6 +24,7 @@ LAYERS = [
     {"ops", "mistakes"},
     {"models", "data"},
     {"config"},
+    {"recipes"},
     {"evaluation"},
     {"engine"},
     {"cli_checkpoint", "cli_data"},

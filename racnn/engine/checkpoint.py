@@ -652,7 +652,7 @@ def read_rows(path: Path, key: str) -> dict[str, Tensor] | None:
             metadata = file.metadata() or {}
             if metadata.get(f"{PREFIX}key") != key:
                 return None
-            rows = {name: file.get_tensor(name) for name in file.keys()}
+            rows = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except Exception:  # missing or damaged, of several types
         return None
     return rows if digest(dict(sorted(rows.items()))) == metadata.get(f"{PREFIX}digest") else None

@@ -224,6 +224,10 @@ class Context:
                 self.trainer.save_last(None)
             self.trainer.stop()
 
+    def num_photos(self, split: str) -> int:
+        """Return how many photos a split has."""
+        return len(self.trainer.data.splits[split])
+
     def attach(self, split: str, boxes: Tensor) -> None:
         """Let the photos of a split bring along a pseudo box each."""
         self.trainer.data.splits[split].pseudo_boxes = boxes.numpy()
@@ -287,7 +291,9 @@ class Context:
             try:
                 write_rows(file, key, made)
             except OSError as error:  # such as a full disk: only a run that is killed has more to do again
-                trainer.logger.log(f"{file} could not be written ({error.strerror}); the run goes on without it")
+                trainer.logger.log(
+                    f"{file} could not be written ({error.strerror}); the run goes on without it"
+                )
         return made
 
     def choose_early_exit(

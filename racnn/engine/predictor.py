@@ -249,7 +249,7 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> Predictor:
         val_digests=content.val_digests,
         scales=max(1, content.trained_scales),
         fused=content.fusion_trained,
-        early_exit=stored_early_exit(content.early_exit, digest(content.model), path=Path(path)),
+        early_exit=stored_early_exit(content.early_exit, digest(model.state_dict()), path=Path(path)),
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import signal
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -23,6 +23,7 @@ from racnn.data.statistics import refuse_misplaced_boxes
 from racnn.engine.checkpoint import (
     Content,
     Progress,
+    digest,
     open_checkpoint,
     restore_optimizer,
     save_checkpoint,
@@ -47,6 +48,7 @@ from racnn.evaluation.diagnostics import collapse_warnings, describe_data
 from racnn.evaluation.report import Predictions
 from racnn.models import build_model
 from racnn.models.phase import FittedPhase, GradientPhase, Phase, upcoming
+from racnn.models.racnn.early_exit import answers_by_depth, outcome, stored_early_exit
 
 
 def fit(
@@ -225,8 +227,8 @@ class Trainer:
     def _begin(self, phase: Phase, context: Context) -> None:
         """Do what a phase does once, before its first step."""
         progress = self.progress
-        self._validated = None
         phase.begin(context)
+        self._validated = None
         progress.fusion_trained |= phase.trains_fusion and self.model.num_scales > 1
         progress.trained_scales = max(progress.trained_scales, phase.last_trained_scale())
         progress.start = {}
@@ -377,6 +379,16 @@ class Trainer:
             logger.picture("val/regions", picture, step=progress.step)
         return scores
 
+    def _early_exit(self, predictions: Predictions) -> dict[str, Any]:
+        """Return what the choice of when to stop looking makes of validation photos, if it was made for this network."""
+        chosen = stored_early_exit(
+            self.progress.early_exit, digest(self.model.state_dict()), path=self.folder / "last.pt"
+        )
+        if chosen is None:
+            return {}
+        answers = answers_by_depth(predictions.logits, predictions.fused, chosen.pools)
+        return {"early_exit": asdict(outcome(answers, predictions.labels, chosen.threshold, chosen.costs))}
+
     def best_report(self) -> dict[str, Any]:
         """Return the validation report of ``best.pt``."""
         path = self.folder / "best.pt"
@@ -475,7 +487,8 @@ class Trainer:
         """Write ``best.pt`` if this network is more complete than the best one so far, or as complete and better."""
         progress = self.progress
         scales = max(progress.trained_scales, 1)
-        result = self.measure(self.predict(scales, fused=progress.fusion_trained))
+        predictions = self.predict(scales, fused=progress.fusion_trained)
+        result = self.measure(predictions) | self._early_exit(predictions)
         name = "fused" if "fused" in result["top1"] else "mean"
         key = [float(scales + progress.fusion_trained), result["top1"][name], result["log_prob"][name]]
         if not progress.best_key or key >= progress.best_key:

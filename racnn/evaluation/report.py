@@ -138,6 +138,24 @@ def format_report(report: Mapping[str, Any]) -> str:
     return "\n\n".join(blocks)
 
 
+def format_gain(report: Mapping[str, Any]) -> str:
+    """Return in words what looking closer was worth on the photos of a report, beside one look at the whole photo."""
+    top1, num = report["top1"], report["num_images"]
+    name = "fused" if "fused" in top1 else "mean"
+    gained = round(num * (top1[name] - top1["scale_1"]))
+    lines = [f"one look at the whole photo answers {100 * top1['scale_1']:.1f} % right"]
+    if len(report["regions"]):
+        lines[0] += (
+            f", all {len(report['regions']) + 1} looks together {100 * top1[name]:.1f} %: {gained:+d} of {num} photos"
+        )
+    if early := report.get("early_exit"):
+        lines.append(
+            f"looking closer only where it needs to (`racnn predict --early-exit`): {100 * early['top1']:.1f} % "
+            f"at {100 * early['cost']:.0f} % of the multiplications"
+        )
+    return "\n".join(lines)
+
+
 def _answers(predictions: Predictions, labels: Tensor, classes: int) -> dict[str, Tensor]:
     """Return the log-probabilities [N, C] of every way to answer, in the order they are reported."""
     given = {f"scale_{s}": logits for s, logits in enumerate(predictions.logits, start=1)}

@@ -19,7 +19,14 @@ from racnn.errors import ConfigError, WeightsError, did_you_mean
 from racnn.models.recompute import run_in_segments
 from racnn.models.weights import load_trunk, packaged_weights, read_weights
 
-HEADS = ("avgpool", "classifier", "fc", "head", "flatten", "dropout")  # torchvision's first layers after a map
+HEADS = (
+    "avgpool",
+    "classifier",
+    "fc",
+    "head",
+    "flatten",
+    "dropout",
+)  # torchvision's first layers after a map
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -270,7 +277,11 @@ class _TokensToMap(nn.Module):
 
     def __init__(self, network: Any) -> None:
         super().__init__()
-        self.conv_proj, self.encoder, self.class_token = network.conv_proj, network.encoder, network.class_token
+        self.conv_proj, self.encoder, self.class_token = (
+            network.conv_proj,
+            network.encoder,
+            network.class_token,
+        )
 
     def forward(self, view: Tensor) -> Tensor:
         patches = self.conv_proj(view)
@@ -331,12 +342,16 @@ def torchvision_backbone(name: str) -> Backbone:
     with torch.no_grad():  # on the meta device shapes are known and nothing is computed
         found = copy.deepcopy(layers).to("meta").eval()(torch.zeros(1, 3, side, side, device="meta"))
     cells = side / found.shape[2]
-    stride = round(cells) if "encoder" in children else 2 ** round(math.log2(cells))  # a border may be cut off
+    stride = (
+        round(cells) if "encoder" in children else 2 ** round(math.log2(cells))
+    )  # a border may be cut off
     return Backbone(
         layers,
         channels=found.shape[1],
         stride=stride,
-        mean=(0.5, 0.5, 0.5) if oldest else tuple(preset.mean),  # the two change their input back from torchvision's usual
+        mean=(0.5, 0.5, 0.5)
+        if oldest
+        else tuple(preset.mean),  # the two change their input back from torchvision's usual
         std=(0.5, 0.5, 0.5) if oldest else tuple(preset.std),
         source=name,
         inner=inner,
@@ -347,7 +362,9 @@ def torchvision_backbone(name: str) -> Backbone:
 def _last_block(layers: nn.Module) -> int:
     """Return the position, from the end, after the last block but one of a sequence; 0 where there is none."""
     children = list(layers.children())
-    large = [len(list(child.modules())) > 5 for child in children]  # no single convolution, norm or down-sampling
+    large = [
+        len(list(child.modules())) > 5 for child in children
+    ]  # no single convolution, norm or down-sampling
     blocks = [number for number, is_block in enumerate(large) if is_block]
     return blocks[-2] + 1 - len(children) if len(blocks) > 1 and len(children) > 2 else 0
 

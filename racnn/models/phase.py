@@ -36,6 +36,9 @@ class PhaseContext(Protocol):
         ``gather`` (joins the rows of all processes), ``after_batch`` (to be called after each batch), and ``settings``.
         """
 
+    def num_photos(self, split: str) -> int:
+        """Return how many photos a split has."""
+
     def attach(self, split: str, boxes: Tensor) -> None:
         """Let the photos of a split bring along a pseudo box each, [N, 4] xyxy in the frame of the source."""
 

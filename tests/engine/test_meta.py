@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from racnn.engine.loop import train_only
 from racnn.models import RACNN
+from racnn.models.phase import GradientPhase
 from racnn.models.racnn import make_phase, phases
 
 META = torch.device("meta")
@@ -96,4 +97,17 @@ def test_a_step_runs_forward_and_backward_where_its_tensors_are_and_never_waits(
 
 
 def test_every_kind_of_phase_is_among_them():
-    assert {kind for kind, _, _ in PHASES} == phases.PHASES.keys()
+    steps = {kind for kind, phase in phases.PHASES.items() if issubclass(phase, GradientPhase)}
+    assert {kind for kind, _, _ in PHASES} == steps
+
+
+@pytest.mark.parametrize("view", [32, 96])
+def test_looks_that_read_their_regions_never_wait(view, monkeypatch):
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    options = {"apn": "response", "descriptor": "root", "shared_backbone": True}
+    model = RACNN(num_classes=3, backbone="tiny", view_sizes=(view,) * 3, **options).to(META).eval()
+    with torch.no_grad(), Operations() as seen:
+        output = model(torch.zeros(4, 3, 128, 128, dtype=torch.uint8, device=META))
+    assert "max_pool2d_with_indices" in seen.names  # the connected part of region 1
+    assert not seen.names & WAITING
+    assert output.fused.is_meta

@@ -278,7 +278,9 @@ def format_early_exit(report: Mapping[str, Any]) -> str:
     full = report["top1"]["fused" if "fused" in report["top1"] else "mean"]
     chosen = f"on {report['split']} photos (all looks at every photo: {100 * full:.2f}):"
     if not result["val_curve"]:
-        return "\n".join([f"early exit, chosen in training by answers out of fold, {chosen}", head, _line(result)])
+        return "\n".join(
+            [f"early exit, chosen in training by answers out of fold, {chosen}", head, _line(result)]
+        )
     lines = ["early exit, validation photos:", head, *(_line(each) for each in result["val_curve"])]
     return "\n".join([*lines, f"chosen there, {chosen}", _line(result)])
 

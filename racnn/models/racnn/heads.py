@@ -131,7 +131,8 @@ class _Sums:
     @classmethod
     def total(cls, parts: Sequence[_Sums]) -> _Sums:
         counts, first, second = (
-            torch.stack([getattr(part, name) for part in parts]).sum(dim=0) for name in ("counts", "first", "second")
+            torch.stack([getattr(part, name) for part in parts]).sum(dim=0)
+            for name in ("counts", "first", "second")
         )
         return cls(counts, first, second)
 

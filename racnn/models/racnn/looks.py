@@ -8,6 +8,7 @@ fusion and when to stop early are fitted on answers out of fold as well, so that
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Literal
 
@@ -91,7 +92,17 @@ class Looks(FittedPhase):
     def _find_object(self, context: PhaseContext) -> None:
         """Set the direction in which descriptors of cells tell what the photos have in common."""
         model: RACNN = context.model
+        start, num = time.perf_counter(), context.num_photos(self.photos)
         found = context.read("what photos have in common", self.photos, read_sample, most=SAMPLE)
+        passes = max(
+            2 * model.num_scales - 2, 2
+        )  # descriptors of each look, and the evidence of those between the first and last
+        seconds = (time.perf_counter() - start) / len(found["labels"]) * num * passes
+        size = num * found["descriptors"].shape[1] * 4 * model.num_scales / 1e6
+        context.log(
+            f"{self.name}: {num} photos are looked at {passes} times: about {_duration(seconds)} here, as "
+            f"{len(found['labels'])} of them took; descriptors: {size:.0f} MB in memory, and as much in the run's folder"
+        )
         head = fit_head(found["descriptors"], found["labels"], model.num_classes)
         seen = response_map(
             found["features"], weight=head.weight, labels=found["labels"], gain=model.gain(found["features"])
@@ -233,6 +244,16 @@ def _set(module: nn.Module, **values: Tensor) -> None:
     """Fill parameters and buffers of a module."""
     for name, value in values.items():
         getattr(module, name).copy_(value)
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )
 
 
 def _shown(head: Head, labels: Tensor) -> str:

@@ -124,6 +124,12 @@ class _RegionPhase(GradientPhase):
 
     names_regions: ClassVar[bool] = True
 
+    def misfits(self, model: Any) -> list[str]:
+        found = super().misfits(model)
+        if model.apn == "response":
+            found.append(f"a {self.kind} phase trains APNs, and with model.apn response there are none")
+        return found
+
     def trained(self, model: RACNN) -> tuple[list[nn.Module], list[nn.Module]]:
         return [model.apns[scale - 1] for scale in self.scales], []
 
@@ -179,7 +185,8 @@ class ApnInit(_RegionPhase):
         return losses.apn_init_losses(proposal, target, scale, bounds=bounds)["loss"].item()
 
     def prepare(self, context: PhaseContext) -> None:
-        common, reading = None, {"scale": self.scales[0], "config": self}
+        reading: dict[str, Any] = {"scale": self.scales[0], "config": self}
+        common = None
         if self.response == "ddt":
             if not context.model.backbone(self.scales[0]).inner:
                 context.log(
