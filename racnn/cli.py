@@ -218,6 +218,42 @@ def train(
     print(f"\nnext: racnn evaluate {best}")
 
 
+@app.command()
+def advise(
+    photos: Annotated[
+        str,
+        typer.Argument(
+            metavar="PHOTOS",
+            help="A folder with a folder for each class, a list, or cub:ROOT, dogs:ROOT, cars:ROOT.",
+        ),
+    ],
+    backbone: Annotated[
+        str | None, typer.Option(help="Network to look with, such as timm/resnet50 or vgg16.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="What the network starts from: imagenet, or a file.")
+    ] = None,
+    settings: Settings = None,
+    out: Annotated[Path, typer.Option(help="Folder for advise.json and advise.svg.")] = Path("advise"),
+    device: Device = "auto",
+) -> None:
+    """Say whether looking closer pays on PHOTOS, at which sizes, beside what costs as much; in minutes, nothing is trained."""
+    from racnn.engine.advise import advise as measure
+    from racnn.engine.advise import format_advice, picture
+    from racnn.engine.device import pick_device
+    from racnn.recipes import recipe_config
+
+    files = out / "advise.json", out / "advise.svg"
+    refuse_foreign(files, flag="--out")
+    given = ["data.val_fraction=0.3", *(settings or [])]
+    config = recipe_config(photos, "quick", given, backbone=backbone, weights=weights)
+    report = measure(config, device=pick_device(device))
+    print(f"\n{format_advice(report, photos)}")
+    _write_json(files[0], report, flag="--out")
+    write_text(files[1], picture(report), flag="--out")
+    print(f"\npicture: {files[1]}")
+
+
 @app.command("config")
 def show_config(
     config: Annotated[Path, typer.Argument(help="A YAML file of overrides, or the name of one in configs/.")],

@@ -130,7 +130,10 @@ def racnn(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 
     def call(*given: Any) -> SimpleNamespace:
         words = [str(word) for word in given]
-        if words[0] in ("train", "evaluate", "visualize", "predict", "demo") and "--device" not in words:
+        if (
+            words[0] in ("train", "evaluate", "visualize", "predict", "demo", "advise")
+            and "--device" not in words
+        ):
             words += ["--device", "cpu"]
         monkeypatch.setattr(sys, "argv", ["racnn", *words])
         capsys.readouterr()

@@ -83,6 +83,23 @@ def wilson_interval(correct: int, n: int) -> list[float]:
     return [float(interval.low), float(interval.high)]
 
 
+def paired_difference(ours: Tensor, others: Tensor) -> tuple[float, float, float]:
+    """Return by how much one share of right answers exceeds another on the same photos, and its 95 % interval.
+
+    Agresti and Min, "Simple improved confidence intervals for comparing matched proportions", Statistics in Medicine 24,
+    2005: Wald's interval with half a photo added to each of the four outcomes, which holds for few photos too.
+
+    Args:
+        ours: bool [N], whether each photo was answered right.
+        others: bool [N], of the same photos.
+    """
+    num = len(ours)
+    won, lost = int((ours & ~others).sum()), int((others & ~ours).sum())
+    mean = (won - lost) / (num + 2)
+    error = math.sqrt(max((won + lost + 1) / (num + 2) - mean**2, 0.0) / (num + 2))
+    return (won - lost) / num, mean - 1.96 * error, mean + 1.96 * error
+
+
 def expected_calibration_error(probs: Tensor, labels: Tensor, bins: int = 15) -> float:
     """Return the mean gap between confidence and accuracy over bins of equal width, weighted by their photos.
 

@@ -111,7 +111,7 @@ def format_report(report: Mapping[str, Any]) -> str:
         ]
         for key, top1 in report["top1"].items()
     ]
-    blocks = [title, _table(head, rows)]
+    blocks = [title, table(head, rows)]
     found = {key: values for key, values in report["localisation"].items() if values}
     if found:
         # "centred": the same of a box of that size in the middle
@@ -126,7 +126,7 @@ def format_report(report: Mapping[str, Any]) -> str:
             ]
             for name, values in found.items()
         ]
-        blocks.append(_table(head, rows))
+        blocks.append(table(head, rows))
     if report["regions"]:
         head = ["region", "tx", "+-", "ty", "+-", "tl", "+-", "at bound %"]
         columns = tuple(f"{axis}_{what}" for axis in ("tx", "ty", "tl") for what in ("mean", "std"))
@@ -134,7 +134,7 @@ def format_report(report: Mapping[str, Any]) -> str:
             [name, *(_number(values[key]) for key in columns), _percent(values["at_bound"])]
             for name, values in report["regions"].items()
         ]
-        blocks.append(_table(head, rows))
+        blocks.append(table(head, rows))
     return "\n\n".join(blocks)
 
 
@@ -186,7 +186,7 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Lay out a table: the first column to the left, the others to the right, a rule under the head."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     widths[0] = max(widths[0], 12)  # so that the tables of a report start alike

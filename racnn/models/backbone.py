@@ -227,9 +227,7 @@ def timm_backbone(name: str, *, pretrained: bool = False) -> Backbone:
     try:
         import timm
     except ImportError:
-        raise ConfigError(
-            f"model.backbone: timm/{name} needs the timm extra: pip install 'racnn[timm]'"
-        ) from None
+        raise ConfigError(f"model.backbone: timm/{name} needs timm: pip install timm") from None
     if name.split(".")[0] not in timm.list_models():
         raise ConfigError(
             f"model.backbone: timm has no network '{name}'{did_you_mean(name, timm.list_models())}"
