@@ -365,7 +365,8 @@ class RACNN(nn.Module):
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return images, floating in [0, 1] or uint8, with the backbone's mean and standard deviation."""
-        images = images.float() / 255.0 if images.dtype == torch.uint8 else images
+        if images.dtype == torch.uint8:  # a copy, of which no further ones are made
+            return images.float().div_(255.0).sub_(self.mean).div_(self.std)
         return (images - self.mean) / self.std
 
     def to_pixels(self, view: Tensor) -> Tensor:

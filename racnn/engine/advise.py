@@ -1,0 +1,470 @@
+"""``racnn advise``: what looking closer is worth on some photos, measured with frozen looks beside what costs as much.
+
+Everything is fitted on the training photos (:mod:`racnn.models.racnn.looks`), which are answered out of fold, and the validation
+photos report. A cost is all multiplications that an answer takes, proposals and zooms included.
+
+Controls see no more than a network that does not look where it matters: the whole photo at other sizes, the whole photo
+three times (plain, mirrored, shifted), and three looks at the middle; answers of several views are weighed in the same way.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from racnn.config import Config
+from racnn.data import Data, build_data, eval_loader
+from racnn.engine.device import prepare
+from racnn.engine.evaluator import predict
+from racnn.errors import DataError
+from racnn.evaluation.metrics import fraction, paired_difference, wilson_interval
+from racnn.evaluation.report import table
+from racnn.models import build_model
+from racnn.models.backbone import suitable_view
+from racnn.models.parts import Parts
+from racnn.models.phase import FittedPhase
+from racnn.models.racnn import make_phase
+from racnn.models.racnn.calibration import pool_weights
+from racnn.models.racnn.early_exit import pooled_answer
+from racnn.models.racnn.heads import fit_head
+from racnn.models.racnn.model import RACNN
+from racnn.ops.regions import whole
+from racnn.sections import DataConfig
+
+LOOK_SIZES = (0.5, 0.7, 1.0)  # of the configuration's view, three looks each
+WHOLE_SIZES = (1.2, 1.7)  # of it, whole photos alone; those of LOOK_SIZES come with the looks
+MIDDLE = ((0.0, 0.0, 1.0), (0.0, 0.0, 0.7), (0.0, 0.0, 0.5))
+SHIFTED = (0.05, 0.05, 0.95)
+TIMED = 16  # photos that the seconds are measured on
+WORTH = 0.01  # less than this is no reason to look several times
+COLORS = {"whole": "#666666", "looks": "#c0392b", "control": "#2e86c1"}
+LEGEND = {"whole": "whole photo", "looks": "looking closer", "control": "as many other views"}
+
+
+@dataclass
+class Way:
+    """One way to answer, and what it came to.
+
+    Attributes:
+        name: In words.
+        kind: 'whole', 'looks' or 'control'.
+        view_sizes: Side in pixels of each view.
+        multiplications: Per photo.
+        seconds: Per photo, measured here, reading the photo apart.
+        right_out_of_fold: [M], whether each training photo was answered right by heads that had not seen it.
+        right: [N], whether each validation photo was.
+    """
+
+    name: str
+    kind: str
+    view_sizes: tuple[int, ...]
+    multiplications: float
+    seconds: float
+    right_out_of_fold: Tensor = field(repr=False)
+    right: Tensor = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it in plain types, with ``top1`` of the validation photos and its interval."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "view_sizes": list(self.view_sizes),
+            "multiplications": self.multiplications,
+            "seconds": self.seconds,
+            "out_of_fold": fraction(self.right_out_of_fold),
+            "top1": fraction(self.right),
+            "top1_interval": wilson_interval(int(self.right.sum()), len(self.right)),
+        }
+
+
+def advise(config: Config, *, device: torch.device, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Return what looking closer is worth on the photos of a configuration of the ``quick`` recipe, in plain types.
+
+    Args:
+        config: Its ``model.view_sizes[0]`` is the largest view that is looked at closely.
+        device: Where to.
+        say: Is told how far it is.
+
+    Returns:
+        ``ways``, see :meth:`Way.to_dict`, and of these the best ``looks`` and the best whole photo of no more cost, ``plain``;
+        ``verdict``, 'pays', 'does not pay' or 'cannot tell'; ``against``, the paired differences that it is made of, with their
+        95 % intervals; ``num_images``, ``num_train`` and ``num_classes``.
+
+    Raises:
+        DataError: No class has two training photos, so that nothing can be answered out of fold.
+    """
+    data = build_data(config.data, seed=config.run.seed)
+    labels = [record.label for record in data.splits["train"].records]
+    if len(set(labels)) == len(labels):
+        raise DataError(
+            "advise: every class has one training photo, so that none can be answered by a head that has not seen it"
+        )
+    study = _Study(config, data, device, say)
+    ways: list[Way] = []
+    base = config.model.view_sizes[0]
+    sides = [suitable_view(config.model.backbone, round(base * factor)) for factor in LOOK_SIZES]
+    for side in sorted(set(sides)):
+        say(f"three looks at {side} px")
+        ways += study.looks(side)
+    largest = max(sides)
+    whole_sides = {suitable_view(config.model.backbone, round(base * factor)) for factor in WHOLE_SIZES}
+    views = [_View(side) for side in sorted(whole_sides - set(sides))]
+    middle = [_View(largest, region) for region in MIDDLE]
+    wholes = [_View(largest), _View(largest, mirrored=True), _View(largest, SHIFTED)]
+    say("whole photos at other sizes, and views of equal cost that look nowhere in particular")
+    read = study.read_views([*views, *middle, *wholes])
+    ways += [study.fixed("whole", [view], read) for view in views]
+    ways.append(study.fixed("three looks at the middle", middle, read))
+    ways.append(study.fixed("three whole views", wholes, read))
+    return _report(ways, data)
+
+
+@dataclass(frozen=True)
+class _View:
+    """A view that is the same of every photo."""
+
+    side: int
+    region: tuple[float, float, float] = (0.0, 0.0, 1.0)
+    mirrored: bool = False
+
+
+class _Study:
+    """A frozen trunk, and the photos."""
+
+    def __init__(self, config: Config, data: Data, device: torch.device, say: Callable[[str], None]) -> None:
+        self.config = config
+        self.data = data
+        self.device = device
+        self.say = say
+        torch.manual_seed(config.run.seed)
+        self.model: RACNN = build_model(config.model, num_classes=len(data.class_names), weights=True)
+        prepare(self.model, config, device, training=False)
+        self.model.eval()
+
+    def looks(self, side: int) -> list[Way]:
+        """Return what one, two and three looks at views of a size come to, fitted as ``racnn train`` does."""
+        sizes = (side, side, side)
+        section = self.config.model.model_copy(update={"view_sizes": sizes})
+        model: RACNN = build_model(section, num_classes=self.model.num_classes, weights=False)
+        model.backbones = self.model.backbones
+        prepare(model, self.config, self.device, training=False)
+        context: Any = _Context(self, model.eval())
+        phase = make_phase(kind="looks").resolved(len(sizes))
+        assert isinstance(phase, FittedPhase)
+        phase.fit(context)
+        found = predict(model, self._batches("val"), device=self.device)
+        ways = []
+        costs, seconds = self._cost(model)
+        for depth, name in enumerate(("whole", "two looks", "three looks"), start=1):
+            logits, known = found.logits[:depth], context.answers[:depth]
+            weights = pool_weights(known, context.labels)
+            ways.append(
+                Way(
+                    name,
+                    "looks" if depth > 1 else "whole",
+                    sizes[:depth],
+                    costs[depth - 1],
+                    seconds[depth - 1],
+                    pooled_answer(known, weights).argmax(dim=1) == context.labels,
+                    pooled_answer(logits, weights).argmax(dim=1) == found.labels,
+                )
+            )
+        return ways
+
+    def fixed(self, name: str, views: Sequence[_View], read: dict[str, dict[_View | str, Tensor]]) -> Way:
+        """Return what views that are the same of every photo come to, each with a head of its own."""
+        train, val = read["train"], read["val"]
+        heads = [fit_head(train[view], train["labels"], self.model.num_classes) for view in views]
+        known = torch.stack([head.answered for head in heads]).all(dim=0)
+        labels = train["labels"][known]
+        answers = [head.answers[known] for head in heads]
+        weights = pool_weights(answers, labels)
+        logits = [val[view] @ head.weight.T + head.bias for view, head in zip(views, heads, strict=True)]
+        multiplications, seconds = self._cost_of_views(views)
+        kind = "whole" if len(views) == 1 else "control"
+        right = pooled_answer(logits, weights).argmax(dim=1) == val["labels"]
+        out_of_fold = pooled_answer(answers, weights).argmax(dim=1) == labels
+        sizes = tuple(view.side for view in views)
+        return Way(name, kind, sizes, multiplications, seconds, out_of_fold, right)
+
+    @torch.no_grad()
+    def read_views(self, views: Sequence[_View]) -> dict[str, dict[_View | str, Tensor]]:
+        """Return the descriptors [N, D] of the photos of each split by view, and their ``labels``."""
+        wanted = list(dict.fromkeys(views))
+
+        def read(batch: dict[str, Tensor]) -> dict[_View | str, Tensor]:
+            source = self.model.normalise(batch["image"].to(self.device))
+            found: dict[_View | str, Tensor] = {
+                view: self.model.describe(self._features(source, view)).cpu() for view in wanted
+            }
+            return found | {"labels": batch["label"]}
+
+        return {split: self._rows(split, read) for split in ("train", "val")}
+
+    def _features(self, source: Tensor, view: _View) -> Tensor:
+        if view.region == MIDDLE[0]:
+            region = whole(len(source), device=source.device)
+        else:
+            region = torch.tensor([view.region], device=source.device).expand(len(source), -1)
+        crop = self.model.sample(source, region, (view.side, view.side), antialias=self.model.antialias)
+        return self.model.extract(1, crop.flip(3) if view.mirrored else crop)
+
+    def _rows(self, split: str, read: Callable[[dict[str, Tensor]], dict[Any, Tensor]]) -> dict[Any, Tensor]:
+        parts, rows = Parts(), []
+        for batch in tqdm(self._batches(split), desc=split, leave=False, disable=None):
+            rows += parts.run(read, batch)
+        return {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
+
+    def _batches(self, split: str, most: int | None = None) -> Any:
+        return eval_loader(self.data.splits[split], self.data_config, most=most)
+
+    @property
+    def data_config(self) -> DataConfig:
+        """How photos are read."""
+        return self.config.data
+
+    @functools.cached_property
+    def _some_photos(self) -> Tensor:
+        """Return validation photos [TIMED or fewer, 3, H, W] to measure costs with."""
+        photos = self.data.splits["val"].without_augmentation()
+        num = min(TIMED, len(photos))
+        return torch.stack([photos[(0, i)]["image"] for i in range(num)]).to(self.device)
+
+    @torch.no_grad()
+    def _cost(self, model: RACNN) -> tuple[list[float], list[float]]:
+        """Return the multiplications and seconds per photo of one look, two and so on."""
+        images = self._some_photos
+        runs = [functools.partial(model, num_scales=depth) for depth in range(1, model.num_scales + 1)]
+        return [_multiplications(run, images) for run in runs], [self._seconds(run, images) for run in runs]
+
+    @torch.no_grad()
+    def _cost_of_views(self, views: Sequence[_View]) -> tuple[float, float]:
+        def run(images: Tensor) -> None:
+            source = self.model.normalise(images)
+            for view in views:
+                self._features(source, view)
+
+        images = self._some_photos
+        return _multiplications(run, images), self._seconds(run, images)
+
+    def _seconds(self, run: Callable[[Tensor], Any], images: Tensor) -> float:
+        times = []
+        for _ in range(2):
+            start = time.perf_counter()
+            run(images)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            times.append((time.perf_counter() - start) / len(images))
+        return min(times)
+
+
+class _Context:
+    """What a looks phase asks for, see :class:`racnn.models.phase.PhaseContext`; nothing is written."""
+
+    def __init__(self, study: _Study, model: RACNN) -> None:
+        self.study = study
+        self.model = model
+        self.answers: list[Tensor] = []
+        self.labels = torch.zeros(0)
+
+    def num_photos(self, split: str) -> int:
+        """Return how many photos a split has."""
+        return len(self.study.data.splits[split])
+
+    def read(
+        self, what: str, split: str, call: Callable[..., Any], *, most: int | None = None, **settings: Any
+    ) -> Any:
+        """Return what a call finds in the photos of a split."""
+        batches = tqdm(self.study._batches(split, most), desc=what, leave=False, disable=None)
+        return call(self.model, batches, device=self.study.device, **settings)
+
+    def remember(
+        self, name: str, depends_on: Sequence[Tensor | None], make: Callable[[], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Return what ``make`` returns."""
+        return make()
+
+    def choose_early_exit(
+        self, logits: Sequence[Tensor], fused: Tensor, labels: Tensor, *, tolerance: float
+    ) -> None:
+        """Keep the answers out of fold."""
+        self.answers, self.labels = list(logits), labels
+
+    def log(self, text: str) -> None:
+        """Print nothing: the table comes at the end."""
+
+
+def _multiplications(run: Callable[[Tensor], Any], images: Tensor) -> float:
+    with FlopCounterMode(display=False) as counter:
+        run(images[:1])
+    return counter.get_total_flops() / 2.0
+
+
+def _report(ways: list[Way], data: Data) -> dict[str, Any]:
+    """Return the ways and the verdict.
+
+    What is compared, the best looks with the best whole photo of no more cost, is chosen for the validation photos by the
+    training photos and the other way round, so that no photo has a say in what it is judged by.
+    """
+    looks, plain = _chosen(ways, "all")
+    controls = [way for way in ways if way.kind == "control"]
+    pairs = {"whole photo": [_chosen(ways, "right"), _chosen(ways, "right_out_of_fold")]}
+    pairs |= {
+        way.name: [(_chosen(ways, "right")[0], way), (_chosen(ways, "right_out_of_fold")[0], way)]
+        for way in controls
+    }
+    against = {}
+    for name, (for_training, for_validation) in pairs.items():
+        ours, other = (
+            torch.cat([for_training[i].right_out_of_fold, for_validation[i].right]) for i in range(2)
+        )
+        mean, low, high = paired_difference(ours, other)
+        against[name] = {"mean": mean, "low": low, "high": high, "photos": len(ours)}
+    if all(each["low"] > 0.0 for each in against.values()):
+        verdict = "pays"
+    elif against["whole photo"]["high"] < WORTH:
+        verdict = "does not pay"
+    else:
+        verdict = "cannot tell"
+    return {
+        "num_train": len(data.splits["train"]),
+        "num_images": len(data.splits["val"]),
+        "num_classes": len(data.class_names),
+        "ways": [way.to_dict() for way in ways],
+        "looks": looks.to_dict(),
+        "plain": plain.to_dict(),
+        "against": against,
+        "verdict": verdict,
+    }
+
+
+def _chosen(ways: Sequence[Way], by: str) -> tuple[Way, Way]:
+    """Return the best looks, and the best whole photo that costs no more, by the photos that an attribute is about."""
+
+    def rank(way: Way) -> float:
+        every = torch.cat([way.right_out_of_fold, way.right]) if by == "all" else getattr(way, by)
+        return float(every.float().mean())
+
+    looks = max((way for way in ways if way.kind == "looks"), key=rank)
+    cheaper = [way for way in ways if way.kind == "whole" and way.multiplications <= looks.multiplications]
+    return looks, max(cheaper, key=rank)
+
+
+def format_advice(report: Mapping[str, Any], photos: str) -> str:
+    """Return a report of :func:`advise` as plain text: the table, the differences, the verdict, what to type."""
+    head = ["way to answer", "views, px", "cost", "ms", "out of fold %", "top-1 %", "95 % interval"]
+    cheapest = min(way["multiplications"] for way in report["ways"])
+    rows = [
+        [
+            way["name"],
+            " ".join(map(str, way["view_sizes"])),
+            f"{way['multiplications'] / cheapest:.1f}",
+            f"{1000 * way['seconds']:.1f}",
+            f"{100 * way['out_of_fold']:.1f}",
+            f"{100 * way['top1']:.1f}",
+            "{:.1f} - {:.1f}".format(*(100 * end for end in way["top1_interval"])),
+        ]
+        for way in sorted(report["ways"], key=lambda way: way["multiplications"])
+    ]
+    title = (
+        f"{report['num_classes']} classes; fitted on {report['num_train']} photos, top-1 of {report['num_images']} others; cost: "
+        f"multiplications, 1 is {cheapest / 1e6:.0f} million"
+    )
+    lines = [
+        title,
+        "",
+        table(head, rows),
+        "",
+        "looking closer, beside what costs no more or looks nowhere in particular:",
+    ]
+    for name, each in report["against"].items():
+        lines.append(
+            f"  against {name}: {100 * each['mean']:+.1f} points (95 %: {100 * each['low']:+.1f} to {100 * each['high']:+.1f}, "
+            f"{each['photos']} photos)"
+        )
+    return "\n".join([*lines, "", _words(report, photos)])
+
+
+def _words(report: Mapping[str, Any], photos: str) -> str:
+    looks, plain, verdict = report["looks"], report["plain"], report["verdict"]
+    sizes = "[" + ", ".join(map(str, looks["view_sizes"])) + "]"
+    closer = f"racnn train {photos} --set model.view_sizes='{sizes}'"
+    whole_photo = f"racnn train {photos} --set model.view_sizes='[{plain['view_sizes'][0]}]'"
+    ours, theirs = (f"{100 * way['top1']:.1f} %" for way in (looks, plain))
+    if verdict == "pays":
+        return (
+            f"Looking closer pays here: {looks['name']} at {looks['view_sizes'][0]} px answer {ours}, the best whole photo of no "
+            f"more cost ({plain['view_sizes'][0]} px) {theirs}.\n  {closer}"
+        )
+    if verdict == "does not pay":
+        return (
+            f"Looking closer does not pay here: the whole photo at {plain['view_sizes'][0]} px answers {theirs}, {looks['name']} "
+            f"at {looks['view_sizes'][0]} px {ours}.\n  {whole_photo}"
+        )
+    reach = max((each["high"] - each["low"]) / 2 for each in report["against"].values())
+    return (
+        f"These photos cannot tell whether looking closer pays: differences below {100 * reach:.1f} points are within what chance "
+        f"does on so few. Looking closer answers {ours}, the whole photo {theirs}; either is a fair choice:\n  {closer}\n  "
+        f"{whole_photo}"
+    )
+
+
+def picture(report: Mapping[str, Any]) -> str:
+    """Return the costs and accuracies of a report as an SVG."""
+    ways = report["ways"]
+    costs = [math.log2(way["multiplications"]) for way in ways]
+    tops = [100 * way["out_of_fold"] for way in ways] + [100 * way["top1"] for way in ways]
+    left, right, bottom, top = (
+        min(costs) - 0.3,
+        max(costs) + 0.3,
+        math.floor(min(tops)) - 1,
+        math.ceil(max(tops)) + 1,
+    )
+
+    def x(way: Mapping[str, Any]) -> float:
+        return 60 + 620 * (math.log2(way["multiplications"]) - left) / (right - left)
+
+    def y(percent: float) -> float:
+        return 340 - 300 * (percent - bottom) / (top - bottom)
+
+    parts = [
+        '<svg xmlns="http://www.w3.org/2000/svg" width="720" height="420" font-family="sans-serif" font-size="12">',
+        '<rect width="720" height="420" fill="white"/>',
+    ]
+    step = max(1, round((top - bottom) / 6))
+    for percent in range(bottom, top + 1, step):
+        parts.append(f'<line x1="60" x2="680" y1="{y(percent):.1f}" y2="{y(percent):.1f}" stroke="#ddd"/>')
+        parts.append(f'<text x="52" y="{y(percent) + 4:.1f}" text-anchor="end">{percent} %</text>')
+    for name, color in COLORS.items():
+        own = sorted((way for way in ways if way["kind"] == name), key=lambda way: way["multiplications"])
+        if name == "whole":
+            points = " ".join(f"{x(way):.1f},{y(100 * way['top1']):.1f}" for way in own)
+            parts.append(f'<polyline points="{points}" fill="none" stroke="{color}"/>')
+        for way in own:
+            low, high = (y(100 * end) for end in way["top1_interval"])
+            place = f"{x(way):.1f}"
+            parts.append(
+                f'<line x1="{place}" x2="{place}" y1="{low:.1f}" y2="{high:.1f}" stroke="{color}" opacity="0.3"/>'
+            )
+            title = f"{way['name']}, {' '.join(map(str, way['view_sizes']))} px: {100 * way['top1']:.1f} %"
+            dot = f'<circle cx="{place}" cy="{y(100 * way["top1"]):.1f}" r="5" fill="{color}"><title>{title}</title></circle>'
+            label = f'<text x="{place}" y="{y(100 * way["top1"]) - 9:.1f}" text-anchor="middle">{way["view_sizes"][0]}</text>'
+            parts += [dot, label]
+    for number, (name, color) in enumerate(COLORS.items()):
+        at = 70 + 190 * number
+        parts.append(
+            f'<circle cx="{at}" cy="395" r="5" fill="{color}"/><text x="{at + 10}" y="399">{LEGEND[name]}</text>'
+        )
+    parts.append(
+        '<text x="370" y="372" text-anchor="middle">multiplications per photo (logarithmic); numbers: px of a view</text>'
+    )
+    return "\n".join([*parts, "</svg>", ""])

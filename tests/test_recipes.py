@@ -1,0 +1,195 @@
+"""`racnn train PHOTOS`: the data sets as people have them, recipes, options, other networks, and what is mistyped."""
+
+import json
+import shutil
+
+import layouts
+import pytest
+import torch
+from PIL import Image
+
+from racnn.engine.checkpoint import load_checkpoint
+from racnn.errors import ConfigError
+from racnn.models.backbone import build_backbone
+from racnn.recipes import DATASETS, photo_settings, recipe_config
+
+SMALL = ["--backbone", "tiny", "--set", "model.weights=null", "--set", "model.view_sizes=[32, 32, 32]"]
+SMALL += ["--set", "data.source_size=48", "--set", "data.num_workers=0", "--set", "run.num_preview=0"]
+LAYOUTS = {"cub": layouts.write_cub, "dogs": layouts.write_dogs, "cars": layouts.write_cars_together}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("finch", "wren"):
+        for i in range(6):
+            layouts.write_photo(tmp_path / "birds" / name / f"{i}.png", seed=i + 10 * (name == "wren"))
+    return tmp_path / "birds"
+
+
+@pytest.mark.parametrize("kind", DATASETS)
+def test_the_data_sets_in_their_official_layouts(kind, racnn, tmp_path):
+    root = tmp_path / "photos"
+    LAYOUTS[kind](root)
+    out = tmp_path / "run"
+    result = racnn("train", f"{kind}:{root}", "--out", out, *SMALL)
+    assert result.code == 0, result.err
+    assert "one look at the whole photo answers" in result.out
+    assert "--early-exit" in result.out
+    assert f"next: racnn evaluate {out / 'best.pt'}" in result.out
+    assert load_checkpoint(out / "best.pt")["dataset"] == DATASETS[kind]
+    drawn = json.loads((out / "pictures" / "regions.json").read_text())
+    assert drawn
+    assert all((out / "pictures" / row["picture"]).is_file() for row in drawn)
+    assert racnn("evaluate", out / "best.pt").code == 0
+    photo = next(path for path in sorted(root.rglob("*")) if path.suffix in (".png", ".jpg"))
+    assert racnn("predict", out / "best.pt", photo).code == 0
+    assert racnn("visualize", out / "best.pt", photo, "--out", tmp_path / "seen").code == 0
+
+
+def test_a_folder_and_a_list(folder, racnn, tmp_path):
+    result = racnn("train", folder, "--out", tmp_path / "run", *SMALL)
+    assert result.code == 0, result.err
+    layouts.write_manifest(tmp_path / "list.csv", layouts.manifest_rows(tmp_path))
+    result = racnn("train", tmp_path / "list.csv", "--out", tmp_path / "listed", *SMALL)
+    assert result.code == 0, result.err
+    result = racnn("train", folder, "--out", tmp_path / "run", *SMALL)
+    assert result.code == 2
+    assert "--overwrite" in result.err
+
+
+def save_random(name, path):
+    torch.manual_seed(0)
+    torch.save(build_backbone(name).features.state_dict(), path)
+
+
+@pytest.mark.parametrize("name", ["timm/vit_tiny_patch16_224", "torchvision/mobilenet_v3_small"])
+def test_other_networks_with_weights_from_a_file(name, folder, racnn, tmp_path):
+    """A transformer at views that it was not made for, and a network of torchvision by name."""
+    save_random(name, tmp_path / "weights.pth")
+    out = tmp_path / "run"
+    words = ["train", folder, "--out", out, "--backbone", name, "--weights", tmp_path / "weights.pth"]
+    words += ["--set", "data.source_size=96", "--set", "data.num_workers=0", "--batch-size", 8]
+    words += ["--set", "model.view_sizes=[96, 96, 96]"]
+    result = racnn(*words)
+    assert result.code == 0, result.err
+    again = racnn("train", "--config", out / "config.yaml", "--out", out, "--resume")
+    assert "nothing is left to train" in again.out
+    assert load_checkpoint(out / "best.pt")["config"]["data"]["eval_batch_size"] == 8
+    for command in (("evaluate", out / "best.pt"), ("predict", out / "best.pt", folder)):
+        assert racnn(*command).code == 0
+    assert (
+        racnn("visualize", out / "best.pt", folder / "wren" / "0.png", "--out", tmp_path / "seen").code == 0
+    )
+
+
+class TestOptions:
+    def test_quick_is_the_default_and_full_and_paper_train_what_they_say(self, folder):
+        quick = recipe_config(str(folder), "quick", [])
+        assert [phase.kind for phase in quick.phases()] == ["looks"]
+        assert quick.model.backbone == "timm/tf_efficientnet_lite0"
+        full = recipe_config(str(folder), "full", [], epochs=3, lr=0.25, batch_size=7)
+        taught = [phase for phase in full.phases() if phase.kind == "classification"]
+        assert {(phase.epochs, phase.lr) for phase in taught} == {(3, 0.25)}
+        assert {phase.kind for phase in full.phases()} >= {"apn_init", "ranking", "fusion"}
+        assert all(phase.epochs != 3 for phase in full.phases() if phase.kind == "apn_init")
+        assert full.data.batch_size == 7
+        paper = recipe_config(str(folder), "paper", [])
+        assert (paper.model.backbone, paper.model.apn, paper.model.zoom_from) == ("vgg19", "paper", "parent")
+
+    @pytest.mark.parametrize(
+        ("backbone", "side"),
+        [("vgg16", 320), ("timm/vit_small_patch14_dinov2", 322), ("torchvision/maxvit_t", 224)],
+    )
+    def test_views_suit_the_network(self, backbone, side, folder):
+        found = recipe_config(str(folder), "quick", [], backbone=backbone)
+        assert found.model.view_sizes == (side,) * 3
+
+    def test_what_is_set_comes_last(self, folder):
+        found = recipe_config(str(folder), "quick", ["model.view_sizes=[96, 96]"], backbone="vgg11")
+        assert found.model.view_sizes == (96, 96)
+
+    @pytest.mark.parametrize(("option", "value"), [("epochs", 3), ("lr", 0.1)])
+    def test_an_option_that_would_do_nothing_is_refused(self, option, value, folder):
+        with pytest.raises(ConfigError, match=f"--{option}: the quick recipe takes no steps"):
+            recipe_config(str(folder), "quick", [], **{option: value})
+
+    def test_a_recipe_that_there_is_not(self, folder):
+        with pytest.raises(ConfigError, match="did you mean 'quick'"):
+            recipe_config(str(folder), "quik", [])
+
+    @pytest.mark.parametrize("photos", ["missing", "cub200:somewhere", "C:photos"])
+    def test_photos_that_there_are_not(self, photos):
+        with pytest.raises(ConfigError, match=f"PHOTOS: {photos}: no such file or folder; .*cub:ROOT"):
+            photo_settings(photos)
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (["--config", "quick"], "exclude each other"),
+            (["--recipe", "fast"], "--recipe: expected quick, full, paper"),
+            (["--backbone", "resnet"], "no backbone is called"),
+        ],
+    )
+    def test_mistakes_end_with_one_message(self, words, said, folder, racnn):
+        result = racnn("train", folder, *words)
+        assert result.code == 2
+        assert said in result.err
+        assert "Traceback" not in result.err
+
+    def test_nothing_to_train_on(self, racnn):
+        result = racnn("train")
+        assert result.code == 2
+        assert "expected PHOTOS" in result.err
+
+    def test_options_of_photos_do_nothing_beside_a_configuration(self, racnn):
+        result = racnn("train", "--config", "demo", "--batch-size", 3)
+        assert result.code == 2
+        assert "--batch-size: belongs to PHOTOS" in result.err
+
+    def test_a_packaged_configuration_by_name_from_anywhere(self, racnn, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert "backbone: tiny" in racnn("config", "demo").out
+        assert "backbone: tiny" in racnn("config", "demo.yaml").out
+        result = racnn("config", "dmo")
+        assert result.code == 2
+        assert "did you mean 'demo'" in result.err
+
+
+def test_the_weights_of_a_package_are_those_that_imagenet_names(monkeypatch, tmp_path):
+    """A package under names of its own, in the order of the layers, with the classifier after them."""
+    from racnn.models import weights
+
+    name = "tf_efficientnet_lite0"
+    torch.manual_seed(0)
+    own = build_backbone(f"timm/{name}").features.network.state_dict()
+    counted = [value for key, value in own.items()]
+    foreign = {f"_layer{i:03d}.{key.rpartition('.')[2]}": v for i, (key, v) in enumerate(own.items())}
+    foreign |= {"_fc.weight": torch.rand(1000, 1280), "_fc.bias": torch.rand(1000)}
+    package = tmp_path / "some_package"
+    (package / "models").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    torch.save(foreign, package / "models" / "weights.pth")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(weights.PACKAGES, name, "some_package")
+    torch.manual_seed(1)
+    loaded = build_backbone(f"timm/{name}", weights="imagenet").features.network.state_dict()
+    assert all(torch.equal(value, mine) for value, mine in zip(loaded.values(), counted, strict=True))
+    # one tensor of another shape, or one name that ends otherwise, and nothing is guessed
+    key = "_layer000.weight"
+    for wrong in ({**foreign, key: foreign[key].flatten(1)}, _renamed(foreign, key, "_layer000.bias")):
+        torch.save(wrong, package / "models" / "weights.pth")
+        with pytest.raises(Exception, match="does not fit the backbone"):
+            build_backbone(f"timm/{name}", weights="imagenet")
+    shutil.rmtree(package / "models")
+
+
+def _renamed(state, old, new):
+    return {new if key == old else key: value for key, value in state.items()}
+
+
+def test_the_picture_of_a_validation_photo_shows_all_looks(folder, racnn, tmp_path):
+    assert racnn("train", folder, "--out", tmp_path / "run", *SMALL).code == 0
+    pictures = sorted((tmp_path / "run" / "pictures").glob("*.png"))
+    assert pictures
+    with Image.open(pictures[0]) as picture:
+        assert picture.width > 300
