@@ -12,6 +12,7 @@ from racnn.models.backbone import suitable_view
 from racnn.models.phase import GradientPhase
 
 RECIPES = ("quick", "full", "paper")
+DRAWN = "synthetic"  # the built-in set of drawn birds
 DATASETS = {"cub": "cub200", "dogs": "dogs", "cars": "cars"}  # as PHOTOS names them: ``cub:ROOT``
 
 
@@ -29,7 +30,7 @@ def recipe_config(
     """Return the configuration of a recipe for some photos.
 
     Args:
-        photos: A folder, a list, or ``cub:ROOT``, ``dogs:ROOT`` or ``cars:ROOT``.
+        photos: A folder, a list, ``cub:ROOT``, ``dogs:ROOT``, ``cars:ROOT``, or ``synthetic``, the built-in set.
         recipe: Of :data:`RECIPES`.
         settings: ``key=value``, on top of everything.
         backbone: See ``model.backbone``.
@@ -74,6 +75,8 @@ def photo_settings(photos: str) -> dict[str, str]:
     Raises:
         ConfigError: There is no such folder or file.
     """
+    if photos == DRAWN:
+        return {"data.dataset": DRAWN}
     kind, colon, rest = photos.partition(":")
     if colon and kind in DATASETS:
         return {"data.dataset": DATASETS[kind], "data.root": rest}
@@ -83,8 +86,8 @@ def photo_settings(photos: str) -> dict[str, str]:
     if place.is_file():
         return {"data.dataset": "manifest", "data.root": photos}
     raise ConfigError(
-        f"PHOTOS: {photos}: no such file or folder; expected a folder with a folder for each class, a list of photos, or "
-        f"{', '.join(f'{name}:ROOT' for name in DATASETS)}"
+        f"PHOTOS: {photos}: no such file or folder; expected a folder with a folder for each class, a list of photos, "
+        f"{', '.join(f'{name}:ROOT' for name in DATASETS)} or {DRAWN}"
     )
 
 

@@ -312,16 +312,16 @@ def _multiplications(run: Callable[[Tensor], Any], images: Tensor) -> float:
 def _report(ways: list[Way], data: Data) -> dict[str, Any]:
     """Return the ways and the verdict.
 
-    What is compared, the best looks with the best whole photo of no more cost, is chosen for the validation photos by the
-    training photos and the other way round, so that no photo has a say in what it is judged by.
+    The best looks are compared with the best whole photo of no more cost, both chosen for the validation photos by the
+    training photos and the other way round, so that no photo has a say in what it is judged by; and three looks with three
+    views of the same size that look nowhere in particular.
     """
     looks, plain = _chosen(ways, "all")
     controls = [way for way in ways if way.kind == "control"]
     pairs = {"whole photo": [_chosen(ways, "right"), _chosen(ways, "right_out_of_fold")]}
-    pairs |= {
-        way.name: [(_chosen(ways, "right")[0], way), (_chosen(ways, "right_out_of_fold")[0], way)]
-        for way in controls
-    }
+    for control in controls:  # beside as many looks at as large views
+        (alike,) = (way for way in ways if way.kind == "looks" and way.view_sizes == control.view_sizes)
+        pairs[control.name] = [(alike, control)] * 2
     against = {}
     for name, (for_training, for_validation) in pairs.items():
         ours, other = (

@@ -33,6 +33,7 @@ from racnn.models.racnn.early_exit import (
     Outcome,
     answers_by_depth,
     calibrate,
+    calibrate_by_belief,
     outcome,
     scale_costs,
 )
@@ -303,7 +304,7 @@ class Context:
         trainer, model = self.trainer, self.model
         costs = scale_costs(model, source_size=trainer.config.data.source_size, scales=len(logits))
         network = digest(model.state_dict())
-        early, _ = calibrate(logits, fused, labels, costs, network=network, tolerance=tolerance)
+        early = calibrate_by_belief(logits, fused, labels, costs, network=network, tolerance=tolerance)
         trainer.progress.early_exit = asdict(early)
 
     def log(self, text: str) -> None:
@@ -402,7 +403,7 @@ def _other_data(trained: Predictor, root: Path, *, skip_damaged: bool) -> Data:
 
 def _early_exit_report(early: EarlyExit, curve: list[Outcome], predictions: Predictions) -> dict[str, Any]:
     answers = answers_by_depth(predictions.logits, predictions.fused, early.pools)
-    achieved = outcome(answers, predictions.labels, early.threshold, early.costs)
+    achieved = outcome(answers, predictions.labels, early.threshold, early.costs, early.later)
     return {
         "choice": asdict(early),
         "val_curve": [asdict(each) for each in curve],

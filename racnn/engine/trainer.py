@@ -387,7 +387,8 @@ class Trainer:
         if chosen is None:
             return {}
         answers = answers_by_depth(predictions.logits, predictions.fused, chosen.pools)
-        return {"early_exit": asdict(outcome(answers, predictions.labels, chosen.threshold, chosen.costs))}
+        made = outcome(answers, predictions.labels, chosen.threshold, chosen.costs, chosen.later)
+        return {"early_exit": asdict(made)}
 
     def best_report(self) -> dict[str, Any]:
         """Return the validation report of ``best.pt``."""

@@ -28,6 +28,7 @@ from racnn.ops.regions import whole
 
 CURVE_POINTS = 11
 MOST_CANDIDATES = 2000
+CANDIDATES = tuple(step / 100 for step in range(99, 29, -1))  # thresholds to choose from by belief
 NEVER = 2.0  # a threshold that no probability reaches
 
 
@@ -40,12 +41,18 @@ class EarlyExit:
         threshold: Least probability to stop at.
         pools: Per depth before the last, the weights of the logits of its scales.
         costs: Per scale; they sum to 1.
+        later: Least probability to stop at from depth 2 on; None: the same.
     """
 
     network: str
     threshold: float
     pools: tuple[tuple[float, ...], ...]
     costs: tuple[float, ...]
+    later: float | None = None
+
+    def at(self, depth: int) -> float:
+        """Return the least probability to stop at, at a depth counted from 1."""
+        return self.threshold if depth == 1 or self.later is None else self.later
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,7 @@ class Outcome:
         lost: Share that the full recursion answers right, and the depth that they stop at wrong.
         cost: Share of the full recursion's multiplications.
         stopped: Per depth, the share that stops there.
+        later: See :class:`EarlyExit`.
     """
 
     threshold: float
@@ -65,6 +73,7 @@ class Outcome:
     lost: float
     cost: float
     stopped: tuple[float, ...]
+    later: float | None = None
 
 
 def calibrate(
@@ -113,6 +122,47 @@ def calibrate(
     return early, [outcomes[i] for i in sorted(set(steps))]
 
 
+def calibrate_by_belief(
+    logits: Sequence[Tensor],
+    fused: Tensor,
+    labels: Tensor,
+    costs: Sequence[float],
+    *,
+    network: str,
+    tolerance: float,
+) -> EarlyExit:
+    """Choose the pools, and the two thresholds of least cost by which no more than ``tolerance`` of the photos is lost.
+
+    A photo that stops counts as lost by as much as the answer of all looks, which is calibrated, holds its own choice for more
+    probable than the one at which it stops. So every photo on which the two differ has a say, whichever was right: counting
+    right answers instead, five photos of a thousand decide, and the choice is lost to chance on the next photos.
+
+    Arguments are those of :func:`calibrate`; the photos were answered out of fold.
+    """
+    pools = tuple(tuple(pool_weights(logits[:depth], labels)) for depth in range(1, len(logits)))
+    answers = answers_by_depth(logits, fused, pools)
+    confidences, _ = _judged(answers, labels)
+    belief = answers[-1].exp()
+    regrets = [
+        belief.amax(dim=1) - belief.gather(1, x.argmax(dim=1, keepdim=True))[:, 0] for x in answers[:-1]
+    ]
+    best = EarlyExit(network, NEVER, pools, tuple(costs))
+    least = 1.0
+    for first in (NEVER, *CANDIDATES):
+        for later in (NEVER, *CANDIDATES) if len(logits) > 2 else (NEVER,):
+            left = torch.ones(len(labels), dtype=torch.bool)
+            regret, cost = 0.0, 0.0
+            for depth, each in enumerate(regrets):
+                cost += costs[depth] * float(left.float().mean())
+                here = left & (confidences[depth] >= (first if depth == 0 else later))
+                regret += float(each[here].sum()) / len(labels)
+                left = left & ~here
+            cost += costs[-1] * float(left.float().mean())
+            if regret <= tolerance and cost < least - 1e-9:
+                least, best = cost, EarlyExit(network, first, pools, tuple(costs), later=later)
+    return best
+
+
 def answers_by_depth(
     logits: Sequence[Tensor], fused: Tensor | None, pools: Sequence[Sequence[float]]
 ) -> list[Tensor]:
@@ -132,9 +182,15 @@ def pooled_answer(logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     return pooled.sum(dim=0).log_softmax(dim=1)
 
 
-def outcome(answers: Sequence[Tensor], labels: Tensor, threshold: float, costs: Sequence[float]) -> Outcome:
-    """Return what a threshold makes of photos whose answers at all depths are known."""
-    return _outcome(*_judged(answers, labels), threshold, costs)
+def outcome(
+    answers: Sequence[Tensor],
+    labels: Tensor,
+    threshold: float,
+    costs: Sequence[float],
+    later: float | None = None,
+) -> Outcome:
+    """Return what thresholds make of photos whose answers at all depths are known."""
+    return _outcome(*_judged(answers, labels), threshold, costs, later)
 
 
 def _judged(answers: Sequence[Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,19 +199,22 @@ def _judged(answers: Sequence[Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
     return confidences, torch.stack([answer.argmax(dim=1) == labels for answer in answers])
 
 
-def _outcome(confidences: Tensor, right: Tensor, threshold: float, costs: Sequence[float]) -> Outcome:
+def _outcome(
+    confidences: Tensor, right: Tensor, threshold: float, costs: Sequence[float], later: float | None = None
+) -> Outcome:
     depths, num = confidences.shape
     left = torch.ones(num, dtype=torch.bool)
     hits, lost, cost, stopped = 0, 0, 0.0, []
     for depth in range(depths):
         cost += costs[depth] * int(left.sum())
-        confident = confidences[depth] >= threshold if depth < depths - 1 else torch.ones_like(left)
+        least = threshold if depth == 0 or later is None else later
+        confident = confidences[depth] >= least if depth < depths - 1 else torch.ones_like(left)
         here = left & confident
         hits += int(right[depth][here].sum())
         lost += int((right[-1] & ~right[depth])[here].sum())
         stopped.append(int(here.sum()) / num)
         left = left & ~confident
-    return Outcome(threshold, hits / num, lost / num, cost / num, tuple(stopped))
+    return Outcome(threshold, hits / num, lost / num, cost / num, tuple(stopped), later)
 
 
 @torch.no_grad()
@@ -188,7 +247,7 @@ def look_until_confident(
             break
         if early is not None:
             pooled = pooled_answer(output.logits, early.pools[scale - 1])
-            confident = pooled.exp().amax(dim=1) >= early.threshold
+            confident = pooled.exp().amax(dim=1) >= early.at(scale)
             done, left = confident.nonzero()[:, 0], (~confident).nonzero()[:, 0]
             if len(done):
                 stopped.append((index[done], pooled[done], [region[done] for region in output.regions]))
@@ -286,6 +345,9 @@ def format_early_exit(report: Mapping[str, Any]) -> str:
 
 
 def _line(outcome_: Mapping[str, Any]) -> str:
-    threshold = "none" if outcome_["threshold"] > 1.0 else f"{outcome_['threshold']:.3f}"
+    values = [outcome_["threshold"], outcome_.get("later")]
+    threshold = "/".join("none" if value > 1.0 else f"{value:.3g}" for value in values if value is not None)
+    if values[1] is None and values[0] <= 1.0:
+        threshold = f"{values[0]:.3f}"
     stopped = "  ".join(f"{100 * share:5.1f}" for share in outcome_["stopped"])
     return f"{threshold:>9}  {100 * outcome_['top1']:7.2f}  {100 * outcome_['lost']:6.2f}  {100 * outcome_['cost']:6.1f}  {stopped}"

@@ -13,6 +13,7 @@ from racnn.models.racnn.early_exit import (
     EarlyExit,
     answers_by_depth,
     calibrate,
+    calibrate_by_belief,
     early_exit_file,
     format_early_exit,
     load_early_exit,
@@ -239,3 +240,41 @@ def test_text_names_threshold_accuracy_cost_and_stops():
     assert "62.50" in format_early_exit(report)
     assert lines[-1].split()[:2] == [f"{early.threshold:.3f}", f"{100 * chosen.top1:.2f}"]
     assert lines[2].split()[0] == "none"
+
+
+class TestByBelief:
+    def known(self, seed=0, num=400):
+        """Return two looks that know the class in part, and all of them together, which knows it better."""
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.randint(0, 4, (num,), generator=generator)
+        truth = torch.nn.functional.one_hot(labels, 4).float()
+        looks = [strength * truth + torch.randn(num, 4, generator=generator) for strength in (2.0, 2.5, 2.5)]
+        return looks, torch.stack(looks).sum(dim=0), labels
+
+    def test_thresholds_cost_less_the_more_may_be_lost(self):
+        looks, fused, labels = self.known()
+        chosen = [
+            calibrate_by_belief(looks, fused, labels, (0.4, 0.3, 0.3), network="n", tolerance=tolerance)
+            for tolerance in (0.0, 0.003, 0.03, 1.0)
+        ]
+        made = [
+            outcome(
+                answers_by_depth(looks, fused, each.pools), labels, each.threshold, each.costs, each.later
+            )
+            for each in chosen
+        ]
+        costs = [each.cost for each in made]
+        assert costs == sorted(costs, reverse=True)
+        assert costs[0] > 0.6 > costs[2]
+        assert costs[-1] < 0.45
+        assert abs(made[-2].top1 - (fused.argmax(dim=1) == labels).float().mean()) < 0.05
+
+    def test_the_two_thresholds_are_those_that_stop(self):
+        early = EarlyExit("n", 0.9, ((1.0,), (0.5, 0.5)), (0.4, 0.3, 0.3), later=0.5)
+        assert [early.at(depth) for depth in (1, 2, 3)] == [0.9, 0.5, 0.5]
+        assert EarlyExit("n", 0.9, (), ()).at(2) == 0.9
+        confident = torch.tensor([[0.7, 0.3]]).log()
+        answers = [confident, confident, confident.flip(1)]
+        labels = torch.tensor([0])
+        assert outcome(answers, labels, 0.9, (0.4, 0.3, 0.3), later=0.5).stopped == (0.0, 1.0, 0.0)
+        assert outcome(answers, labels, 0.9, (0.4, 0.3, 0.3)).stopped == (0.0, 0.0, 1.0)

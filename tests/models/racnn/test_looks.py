@@ -90,7 +90,7 @@ def test_early_exit_is_chosen_out_of_fold_and_every_command_takes_it(fitted, rac
     trained = load(best)
     assert trained.early_exit is not None
     assert trained.early_exit.network == network_digest(trained)
-    assert set(report["early_exit"]) == {"threshold", "top1", "lost", "cost", "stopped"}
+    assert set(report["early_exit"]) == {"threshold", "later", "top1", "lost", "cost", "stopped"}
     result = racnn("evaluate", best, "--early-exit", "--json", tmp_path / "report.json")
     assert "chosen in training by answers out of fold" in result.out
     chosen = json.loads((tmp_path / "report.json").read_text())["early_exit"]["choice"]
