@@ -15,7 +15,7 @@ from pydantic import Field, SerializeAsAny, ValidationError, model_validator
 from racnn.errors import ConfigError, did_you_mean
 from racnn.mistakes import explain, misread, mistakes, shown
 from racnn.models import FAMILIES, Family
-from racnn.models.phase import AlternationConfig, Phase
+from racnn.models.phase import AlternationConfig, GradientPhase, Phase
 from racnn.plain_yaml import assign, read_yaml, split_override
 from racnn.sections import DataConfig, ModelConfig, ModelSection, RunConfig, Section, members
 
@@ -217,6 +217,10 @@ def _idle_requests(config: Config) -> list[str]:
                 lines.append(f"{path}: '{key}' belongs to {why}")
     if config.data.held_out_fraction and not any(phase.photos == "held_out" for phase in config.phases()):
         lines.append("data.held_out_fraction: no phase of the schedule has photos held_out to use them")
+    if config.data.balance != "none" and not any(isinstance(p, GradientPhase) for p in config.phases()):
+        lines.append(
+            "data.balance: belongs to phases that take steps; heads that are fitted in one go let all classes count the same"
+        )
     return lines
 
 

@@ -22,6 +22,7 @@ from racnn.models import RACNN
 from racnn.models.racnn import make_phase
 from racnn.ops.crop import zoom
 from racnn.ops.heatmap import largest_component
+from racnn.recipes import recipe_config
 
 CUDA = torch.device("cuda", 0)
 pytestmark = [
@@ -122,6 +123,20 @@ def test_a_short_run_in_bf16_ends(tmp_path):
     best, report = fit(load_config(None, settings), device=torch.device("cuda"))
     assert best.is_file()
     assert {"scale_1", "scale_2", "mean", "fused"} <= report["top1"].keys()
+
+
+def test_frozen_looks_are_those_of_the_cpu(tmp_path):
+    """Heads are fitted on the CPU of descriptors that differ by rounding."""
+    settings = ["data.source_size=48", "data.synthetic.num_train=64", "data.synthetic.num_test=16"]
+    settings += ["model.backbone=tiny", "model.weights=null", "model.view_sizes=[32,32,32]"]
+    settings += ["data.num_workers=0", "run.precision=fp32"]
+    networks = []
+    for device in ("cpu", "cuda"):
+        config = recipe_config("synthetic", "quick", [*settings, f"run.out={tmp_path / device}"])
+        best, _ = fit(config, device=torch.device(device))
+        networks.append(load_checkpoint(best)["model"])
+    on_cpu, on_cuda = (network["classifiers.0.weight"] for network in networks)
+    torch.testing.assert_close(on_cuda, on_cpu, rtol=0.05, atol=0.05 * float(on_cpu.abs().max()))
 
 
 def test_a_checkpoint_may_be_of_tensors_on_the_device_and_is_read_onto_the_cpu(tmp_path):

@@ -113,6 +113,10 @@ class TestOptions:
         with pytest.raises(ConfigError, match=f"--{option}: the quick recipe takes no steps"):
             recipe_config(str(folder), "quick", [], **{option: value})
 
+    def test_all_classes_count_the_same_already(self, folder):
+        with pytest.raises(ConfigError, match=r"data\.balance: belongs to phases that take steps"):
+            recipe_config(str(folder), "quick", ["data.balance=weights"])
+
     def test_a_recipe_that_there_is_not(self, folder):
         with pytest.raises(ConfigError, match="did you mean 'quick'"):
             recipe_config(str(folder), "quik", [])
@@ -172,7 +176,9 @@ def test_the_weights_of_a_package_are_those_that_imagenet_names(monkeypatch, tmp
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(weights.PACKAGES, name, "some_package")
     torch.manual_seed(1)
-    loaded = build_backbone(f"timm/{name}", weights="imagenet").features.network.state_dict()
+    backbone = build_backbone(f"timm/{name}", weights="imagenet")
+    assert "matched by order, shape and kind" in backbone.note
+    loaded = backbone.features.network.state_dict()
     assert all(torch.equal(value, mine) for value, mine in zip(loaded.values(), counted, strict=True))
     # one tensor of another shape, or one name that ends otherwise, and nothing is guessed
     key = "_layer000.weight"

@@ -132,13 +132,19 @@ class Trainer:
             self._build_model(content)
             main = self.processes.is_main_process
             self.data.use_cache(print if main else lambda _: None)  # a disk may be full
-            lines = describe_data(self.data, self.config.data, self.device) if main else []
+            lines = self._remarks() if main else []
         self.processes.wait()  # an earlier run is deleted only when all have come so far
         start = provenance(self.config, self.data, self.device, self.progress.step, self.processes)
         self._starts = with_start(content.provenance if content else [], start)
         self.processes.from_main_process(lambda: self._enter_folder(new=content is None))
         for line in lines:
             self.logger.log(line)
+
+    def _remarks(self) -> list[str]:
+        """Return what a user should know of the data and the network before the first step."""
+        steps = any(isinstance(phase, GradientPhase) for phase in self.config.phases())
+        notes = [backbone.note for backbone in self.model.backbones if getattr(backbone, "note", "")]
+        return describe_data(self.data, self.config.data, self.device, steps=steps) + notes
 
     def _load_data(self, content: Content | None) -> None:
         """Read the data set, split as the checkpoint has it, and refuse to go on with other photos."""

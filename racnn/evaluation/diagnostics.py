@@ -157,8 +157,11 @@ def imbalance_warning(counts: Sequence[int], class_names: Sequence[str], balance
     )
 
 
-def describe_data(data: Data, config: DataConfig, device: object) -> list[str]:
-    """Return what a user should know of the data before the first step, one line each: above all what makes figures worth less."""
+def describe_data(data: Data, config: DataConfig, device: object, *, steps: bool = True) -> list[str]:
+    """Return what a user should know of the data before the first step, one line each: above all what makes figures worth less.
+
+    Without ``steps``, where all is fitted in one go, batches have no say and classes count the same.
+    """
     lines = [f"left out {name}: {reason}" for name, reason in data.skipped.items()]
     sizes = ", ".join(f"{len(photos)} {split}" for split, photos in data.splits.items())
     lines.append(f"{data.dataset}: {len(data.class_names)} classes, photos: {sizes}; on {device}")
@@ -174,12 +177,12 @@ def describe_data(data: Data, config: DataConfig, device: object) -> list[str]:
             none = f"no {WORDS[split]} photos of {len(missing)} classes, which are not measured"
             lines.append(f"warning: {none}: {', '.join(named)}")
     lines += [f"warning: {line}" for line in lookalike_warnings(data.class_names)]
-    for split in ("train", "held_out"):
+    for split in ("train", "held_out") if steps else ():
         if num_left_over(len(splits.get(split, [])), config.batch_size) == 1:
             lines.append(
                 f"{split}: {len(splits[split])} photos leave a single one over at {config.batch_size} a batch; it joins the "
                 "batch before it"
             )
-    if warning := imbalance_warning(data.class_counts(), data.class_names, config.balance):
+    if steps and (warning := imbalance_warning(data.class_counts(), data.class_names, config.balance)):
         lines.append(f"warning: {warning}")
     return lines

@@ -69,6 +69,7 @@ class Backbone(nn.Module):
         self.inner = inner
         self.frozen_layers = 0
         self.recompute = False
+        self.note = ""  # what should be known of the weights that it started from
 
     def freeze(self, stages: int) -> None:
         """Keep the first stages, each up to and with a pooling layer, as they were loaded.
@@ -411,7 +412,7 @@ def build_backbone(name: str, *, weights: str | None = None) -> Backbone:
         )
     if weights is not None:
         state = read_weights(weights, source=backbone.source)
-        load_trunk(backbone.features, state, left_out=backbone.left_out, origin=weights)
+        backbone.note = load_trunk(backbone.features, state, left_out=backbone.left_out, origin=weights)
     return backbone
 
 

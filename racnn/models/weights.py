@@ -123,7 +123,7 @@ def _imagenet_weights(source: str | None) -> dict[str, Tensor]:
 
 def load_trunk(
     trunk: nn.Module, state: Mapping[str, Tensor], *, origin: str, left_out: Collection[str] = ()
-) -> None:
+) -> str:
     """Copy weights into a trunk; the layers after the trunk may be there, and are passed over.
 
     Names may be torchvision's (``features.0.weight``) or those of the trunk itself, behind what DataParallel (``module.``),
@@ -138,15 +138,22 @@ def load_trunk(
             after the trunk are left.
         left_out: First parts of names that belong to layers after the trunk.
 
+    Returns:
+        What should be known of how they were matched; '' where all names were the trunk's.
+
     Raises:
         WeightsError: Parameters are missing, unexpected, of another shape or not finite; the first of each are named.
     """
+    note = ""
     own = trunk.state_dict()
     target = {key.removeprefix("network."): key for key in own}
     wanted = {key for key in target if not key.endswith(COUNTER)}
     found = _without_prefix(_unwrapped(state), wanted, left_out, origin)
     if not wanted & found.keys():
-        found = _in_own_order(_unwrapped(state), {key: own[target[key]] for key in target}) or found
+        ordered = _in_own_order(_unwrapped(state), {key: own[target[key]] for key in target})
+        if ordered is not None:
+            found = ordered
+            note = f"{origin}: its names are others; {len(found)} tensors matched by order, shape and kind"
     shared = sorted(target.keys() & found.keys())
     shapes = [
         f"{key} {tuple(found[key].shape)} instead of {tuple(own[target[key]].shape)}"
@@ -166,6 +173,7 @@ def load_trunk(
     if odd := [key for key in shared if not found[key].isfinite().all()]:
         raise WeightsError(f"model.weights: {origin} holds NaN or infinite values: {_listed(odd)}")
     trunk.load_state_dict({target[key]: value for key, value in found.items()}, strict=False)
+    return note
 
 
 def _in_own_order(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
