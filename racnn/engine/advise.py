@@ -42,6 +42,7 @@ from racnn.sections import DataConfig
 
 LOOK_SIZES = (0.5, 0.7, 1.0)  # of the configuration's view, three looks each
 WHOLE_SIZES = (1.2, 1.7)  # of it, whole photos alone; those of LOOK_SIZES come with the looks
+AT_THE_MIDDLE = "three looks at the middle"
 MIDDLE = ((0.0, 0.0, 1.0), (0.0, 0.0, 0.7), (0.0, 0.0, 0.5))
 SHIFTED = (0.05, 0.05, 0.95)
 TIMED = 16  # photos that the seconds are measured on
@@ -123,7 +124,7 @@ def advise(config: Config, *, device: torch.device, say: Callable[[str], None] =
     say("whole photos at other sizes, and views of equal cost that look nowhere in particular")
     read = study.read_views([*views, *middle, *wholes])
     ways += [study.fixed("whole", [view], read) for view in views]
-    ways.append(study.fixed("three looks at the middle", middle, read))
+    ways.append(study.fixed(AT_THE_MIDDLE, middle, read))
     ways.append(study.fixed("three whole views", wholes, read))
     return _report(ways, data)
 
@@ -329,7 +330,7 @@ def _report(ways: list[Way], data: Data) -> dict[str, Any]:
         )
         mean, low, high = paired_difference(ours, other)
         against[name] = {"mean": mean, "low": low, "high": high, "photos": len(ours)}
-    if all(each["low"] > 0.0 for each in against.values()):
+    if all(each["low"] > 0.0 for name, each in against.items() if name != AT_THE_MIDDLE):
         verdict = "pays"
     elif against["whole photo"]["high"] < WORTH:
         verdict = "does not pay"
@@ -400,10 +401,17 @@ def _words(report: Mapping[str, Any], photos: str) -> str:
     closer = f"racnn train {photos} --set model.view_sizes='{sizes}'"
     whole_photo = f"racnn train {photos} --set model.view_sizes='[{plain['view_sizes'][0]}]'"
     ours, theirs = (f"{100 * way['top1']:.1f} %" for way in (looks, plain))
+    middle = report["against"].get(AT_THE_MIDDLE)
+    where = ""
+    if verdict == "pays" and middle is not None and middle["low"] <= 0.0:
+        where = (
+            "\n  That it looks where it does, and not just at the middle, is not shown by these photos "
+            f"({100 * middle['low']:+.1f} to {100 * middle['high']:+.1f} points)."
+        )
     if verdict == "pays":
         return (
             f"Looking closer pays here: {looks['name']} at {looks['view_sizes'][0]} px answer {ours}, the best whole photo of no "
-            f"more cost ({plain['view_sizes'][0]} px) {theirs}.\n  {closer}"
+            f"more cost ({plain['view_sizes'][0]} px) {theirs}.{where}\n  {closer}"
         )
     if verdict == "does not pay":
         return (
