@@ -7,6 +7,7 @@ import codecs
 import io
 import json
 import os
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -18,6 +19,7 @@ import typer
 
 from racnn import __version__, cli_checkpoint, cli_data
 from racnn.cli_checkpoint import Checkpoint, Device, restore
+from racnn.compat import keep_freed_memory
 from racnn.errors import ConfigError, DataError, TrainingError, UserError
 from racnn.written import refuse_foreign, write_file, write_text
 
@@ -53,6 +55,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="racnn.names")
+    keep_freed_memory()
     try:
         run_with_messages(app)
     except SystemExit as end:
@@ -214,7 +217,11 @@ def train(
     print(f"\nvalidation photos, {best}:\n{format_report(report)}")
     _print_diagnosis(report, loaded)
     if photos is not None:
-        print(f"\n{format_gain(report)}\npictures of where it looked: {_draw_validation(best, device)}")
+        print(f"\n{format_gain(report)}")
+        try:
+            print(f"pictures of where it looked: {_draw_validation(best, device)}")
+        except ConfigError as error:  # the training stands
+            print(f"no pictures were drawn: {error}")
     print(f"\nnext: racnn evaluate {best}")
 
 
@@ -248,7 +255,10 @@ def advise(
     given = ["data.val_fraction=0.3", *(settings or [])]
     config = recipe_config(photos, "quick", given, backbone=backbone, weights=weights)
     report = measure(config, device=pick_device(device))
-    print(f"\n{format_advice(report, photos)}")
+    same = [] if backbone is None else ["--backbone", backbone]
+    same += [] if weights is None else ["--weights", weights]
+    same += [word for setting in settings or [] for word in ("--set", setting)]
+    print(f"\n{format_advice(report, shlex.join(['racnn', 'train', photos, *same]))}")
     _write_json(files[0], report, flag="--out")
     write_text(files[1], picture(report), flag="--out")
     print(f"\npicture: {files[1]}")
@@ -295,7 +305,8 @@ def evaluate(
         bool,
         typer.Option(
             "--early-exit",
-            help="Also choose, on the validation photos, when a photo needs no further look, for `racnn predict`.",
+            help="Also measure the choice of when a photo needs no further look, for `racnn predict`; where training has "
+            "made none, the validation photos do.",
         ),
     ] = False,
     device: Device = "auto",

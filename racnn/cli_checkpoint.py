@@ -86,13 +86,13 @@ def predict(
     from racnn.data.listing import describe_passed, iter_photos
     from racnn.engine.evaluator import refuse_early_exit
     from racnn.engine.predictor import network_digest
-    from racnn.models.racnn.early_exit import early_exit_file, load_early_exit
+    from racnn.models.racnn.early_exit import load_early_exit
 
     trained = restore(checkpoint, device)
     if early_exit:
         refuse_early_exit(trained)
     early = trained.early_exit if early_exit else None
-    if early_exit and (early is None or early_exit_file(checkpoint).is_file()):
+    if early_exit and early is None:
         early = load_early_exit(checkpoint, network_digest(trained))
     rows = trained.stream(photos, batch_size=batch_size, workers=workers, early=early, top=top)
     regions = [f"region_{number}" for number in range(1, trained.scales)]

@@ -19,6 +19,12 @@ from racnn.models.phase import AlternationConfig, GradientPhase, Phase
 from racnn.plain_yaml import assign, read_yaml, split_override
 from racnn.sections import DataConfig, ModelConfig, ModelSection, RunConfig, Section, members
 
+# Keys of ``data`` that do nothing where all is fitted in one go, and why.
+IDLE_WITHOUT_STEPS = {
+    "balance": "heads that are fitted in one go let all classes count the same",
+    "batch_size": "data.eval_batch_size is how many photos are read at a time",
+    "augment": "photos are read as they are",
+}
 SECTIONS: dict[str, type[Section]] = {"run": RunConfig, "data": DataConfig}
 
 
@@ -42,6 +48,19 @@ class Config(Section):
         for phase in self.phases():
             for problem in phase.misfits(self.model):
                 raise ValueError(f"schedule: {problem}")
+        return self
+
+    @model_validator(mode="after")
+    def _answers_out_of_fold_are_out_of_fold(self) -> Config:
+        learnt: set[str] = set()
+        for phase in self.phases():
+            if phase.answers_out_of_fold and phase.photos in learnt:
+                raise ValueError(
+                    f"schedule: a {phase.kind} phase judges heads by photos that they have not seen, and the trunk was trained on "
+                    "these before; put it first, or give it photos: held_out (and set data.held_out_fraction)"
+                )
+            if phase.resolved(self.model.num_scales).last_trained_scale() and not phase.answers_out_of_fold:
+                learnt.add(phase.photos)
         return self
 
     def phases(self) -> list[Phase]:
@@ -217,10 +236,15 @@ def _idle_requests(config: Config) -> list[str]:
                 lines.append(f"{path}: '{key}' belongs to {why}")
     if config.data.held_out_fraction and not any(phase.photos == "held_out" for phase in config.phases()):
         lines.append("data.held_out_fraction: no phase of the schedule has photos held_out to use them")
-    if config.data.balance != "none" and not any(isinstance(p, GradientPhase) for p in config.phases()):
-        lines.append(
-            "data.balance: belongs to phases that take steps; heads that are fitted in one go let all classes count the same"
-        )
+    if not any(isinstance(phase, GradientPhase) for phase in config.phases()):
+        plain = DataConfig()
+        for key, what in IDLE_WITHOUT_STEPS.items():
+            if getattr(config.data, key) != getattr(plain, key):
+                lines.append(f"data.{key}: belongs to phases that take steps; {what}")
+        if getattr(config.model, "frozen_stages", 0):
+            lines.append(
+                "model.frozen_stages: belongs to phases that take steps; here all of the trunk stays as loaded"
+            )
     return lines
 
 

@@ -49,16 +49,16 @@ def recipe_config(
     given = [f"{key}={value}" for key, value in photo_settings(photos).items()]
     given += [] if backbone is None else [f"model.backbone={backbone}"]
     given += [] if weights is None else [f"model.weights={weights}"]
-    plain = load_config(path, given)
+    plain = load_config(path, [*given, *settings])
     if backbone is not None and recipe == "quick":
         sides = [str(suitable_view(backbone, side)) for side in plain.model.view_sizes]
         given.append(f"model.view_sizes=[{', '.join(sides)}]")
     taught = {
         key: phase
         for key, phase in plain.phases_by_key().items()
-        if isinstance(phase, GradientPhase) and phase.last_trained_scale()
+        if isinstance(phase, GradientPhase) and phase.resolved(plain.model.num_scales).last_trained_scale()
     }
-    if not taught and (flag := "--epochs" if epochs else "--lr" if lr else None):
+    if not taught and (flag := "--epochs" if epochs is not None else "--lr" if lr is not None else None):
         raise ConfigError(
             f"{flag}: the {recipe} recipe takes no steps, its heads are fitted in one go; it belongs to full and paper"
         )

@@ -130,6 +130,9 @@ class TestOptions:
         ("words", "said"),
         [
             (["--config", "quick"], "exclude each other"),
+            (["--lr", "0"], "takes no steps"),
+            (["--set", "data.batch_size=3"], "data.eval_batch_size"),
+            (["--set", "data.augment.flip=false"], "data.augment: belongs to phases that take steps"),
             (["--recipe", "fast"], "--recipe: expected quick, full, paper"),
             (["--backbone", "resnet"], "no backbone is called"),
         ],
@@ -177,7 +180,11 @@ def test_the_weights_of_a_package_are_those_that_imagenet_names(monkeypatch, tmp
     monkeypatch.setitem(weights.PACKAGES, name, "some_package")
     torch.manual_seed(1)
     backbone = build_backbone(f"timm/{name}", weights="imagenet")
-    assert "matched by order, shape and kind" in backbone.note
+    assert not backbone.note, "it is what was asked for"
+    assert (
+        "matched by order"
+        in build_backbone(f"timm/{name}", weights=str(package / "models" / "weights.pth")).note
+    )
     loaded = backbone.features.network.state_dict()
     assert all(torch.equal(value, mine) for value, mine in zip(loaded.values(), counted, strict=True))
     # one tensor of another shape, or one name that ends otherwise, and nothing is guessed

@@ -1,7 +1,7 @@
 """``racnn advise``: what looking closer is worth on some photos, measured with frozen looks beside what costs as much.
 
 Everything is fitted on the training photos (:mod:`racnn.models.racnn.looks`), which are answered out of fold, and the validation
-photos report. A cost is all multiplications that an answer takes, proposals and zooms included.
+photos report. A cost is all multiplications that an answer takes, in convolutions and matrix products, proposals included.
 
 Controls see no more than a network that does not look where it matters: the whole photo at other sizes, the whole photo
 three times (plain, mirrored, shifted), and three looks at the middle; answers of several views are weighed in the same way.
@@ -25,17 +25,16 @@ from racnn.config import Config
 from racnn.data import Data, build_data, eval_loader
 from racnn.engine.device import prepare
 from racnn.engine.evaluator import predict
-from racnn.errors import DataError
+from racnn.errors import ConfigError, DataError
 from racnn.evaluation.metrics import fraction, paired_difference, wilson_interval
 from racnn.evaluation.report import table
 from racnn.models import build_model
 from racnn.models.backbone import suitable_view
 from racnn.models.parts import Parts
-from racnn.models.phase import FittedPhase
-from racnn.models.racnn import make_phase
 from racnn.models.racnn.calibration import pool_weights
 from racnn.models.racnn.early_exit import pooled_answer
 from racnn.models.racnn.heads import fit_head
+from racnn.models.racnn.looks import Looks
 from racnn.models.racnn.model import RACNN
 from racnn.ops.regions import whole
 from racnn.sections import DataConfig
@@ -104,6 +103,8 @@ def advise(config: Config, *, device: torch.device, say: Callable[[str], None] =
         DataError: No class has two training photos, so that nothing can be answered out of fold.
     """
     data = build_data(config.data, seed=config.run.seed)
+    if [phase.kind for phase in config.phases()] != ["looks"]:
+        raise ConfigError("schedule: advise fits looks on a frozen trunk, and takes no other schedule")
     labels = [record.label for record in data.splits["train"].records]
     if len(set(labels)) == len(labels):
         raise DataError(
@@ -146,6 +147,7 @@ class _Study:
         self.data = data
         self.device = device
         self.say = say
+        (self.phase,) = [phase for phase in config.phases() if isinstance(phase, Looks)]
         torch.manual_seed(config.run.seed)
         self.model: RACNN = build_model(config.model, num_classes=len(data.class_names), weights=True)
         prepare(self.model, config, device, training=False)
@@ -154,14 +156,12 @@ class _Study:
     def looks(self, side: int) -> list[Way]:
         """Return what one, two and three looks at views of a size come to, fitted as ``racnn train`` does."""
         sizes = (side, side, side)
-        section = self.config.model.model_copy(update={"view_sizes": sizes})
+        section = self.config.model.model_copy(update={"view_sizes": sizes, "bounds": ()})
         model: RACNN = build_model(section, num_classes=self.model.num_classes, weights=False)
         model.backbones = self.model.backbones
         prepare(model, self.config, self.device, training=False)
         context: Any = _Context(self, model.eval())
-        phase = make_phase(kind="looks").resolved(len(sizes))
-        assert isinstance(phase, FittedPhase)
-        phase.fit(context)
+        self.phase.resolved(len(sizes)).fit(context)
         found = predict(model, self._batches("val"), device=self.device)
         ways = []
         costs, seconds = self._cost(model)
@@ -332,7 +332,9 @@ def _report(ways: list[Way], data: Data) -> dict[str, Any]:
         against[name] = {"mean": mean, "low": low, "high": high, "photos": len(ours)}
     if all(each["low"] > 0.0 for name, each in against.items() if name != AT_THE_MIDDLE):
         verdict = "pays"
-    elif against["whole photo"]["high"] < WORTH:
+    elif against["whole photo"]["high"] < WORTH or any(
+        each["high"] < 0.0 for name, each in against.items() if name != AT_THE_MIDDLE
+    ):
         verdict = "does not pay"
     else:
         verdict = "cannot tell"
@@ -360,8 +362,13 @@ def _chosen(ways: Sequence[Way], by: str) -> tuple[Way, Way]:
     return looks, max(cheaper, key=rank)
 
 
-def format_advice(report: Mapping[str, Any], photos: str) -> str:
-    """Return a report of :func:`advise` as plain text: the table, the differences, the verdict, what to type."""
+def format_advice(report: Mapping[str, Any], command: str) -> str:
+    """Return a report of :func:`advise` as plain text: the table, the differences, the verdict, what to type.
+
+    Args:
+        report: From :func:`advise`.
+        command: That trains on these photos with this network, ``racnn train PHOTOS``.
+    """
     head = ["way to answer", "views, px", "cost", "ms", "out of fold %", "top-1 %", "95 % interval"]
     cheapest = min(way["multiplications"] for way in report["ways"])
     rows = [
@@ -392,20 +399,21 @@ def format_advice(report: Mapping[str, Any], photos: str) -> str:
             f"  against {name}: {100 * each['mean']:+.1f} points (95 %: {100 * each['low']:+.1f} to {100 * each['high']:+.1f}, "
             f"{each['photos']} photos)"
         )
-    return "\n".join([*lines, "", _words(report, photos)])
+    return "\n".join([*lines, "", _words(report, command)])
 
 
-def _words(report: Mapping[str, Any], photos: str) -> str:
+def _words(report: Mapping[str, Any], command: str) -> str:
     looks, plain, verdict = report["looks"], report["plain"], report["verdict"]
     sizes = "[" + ", ".join(map(str, looks["view_sizes"])) + "]"
-    closer = f"racnn train {photos} --set model.view_sizes='{sizes}'"
-    whole_photo = f"racnn train {photos} --set model.view_sizes='[{plain['view_sizes'][0]}]'"
+    closer = f"{command} --set model.view_sizes='{sizes}'"
+    whole_photo = f"{command} --set model.view_sizes='[{plain['view_sizes'][0]}]'"
     ours, theirs = (f"{100 * way['top1']:.1f} %" for way in (looks, plain))
     middle = report["against"].get(AT_THE_MIDDLE)
     where = ""
     if verdict == "pays" and middle is not None and middle["low"] <= 0.0:
         where = (
-            "\n  That it looks where it does, and not just at the middle, is not shown by these photos "
+            "\n  That it looks where it does, and not just at the middle, is "
+            f"{'not shown by these photos' if middle['high'] > 0.0 else 'a loss here'} "
             f"({100 * middle['low']:+.1f} to {100 * middle['high']:+.1f} points)."
         )
     if verdict == "pays":
@@ -430,13 +438,9 @@ def picture(report: Mapping[str, Any]) -> str:
     """Return the costs and accuracies of a report as an SVG."""
     ways = report["ways"]
     costs = [math.log2(way["multiplications"]) for way in ways]
-    tops = [100 * way["out_of_fold"] for way in ways] + [100 * way["top1"] for way in ways]
-    left, right, bottom, top = (
-        min(costs) - 0.3,
-        max(costs) + 0.3,
-        math.floor(min(tops)) - 1,
-        math.ceil(max(tops)) + 1,
-    )
+    ends = [100 * end for way in ways for end in way["top1_interval"]]
+    left, right = min(costs) - 0.3, max(costs) + 0.3
+    bottom, top = max(0, math.floor(min(ends))), min(100, math.ceil(max(ends)))
 
     def x(way: Mapping[str, Any]) -> float:
         return 60 + 620 * (math.log2(way["multiplications"]) - left) / (right - left)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +14,6 @@ from racnn.errors import ConfigError
 from racnn.models.backbone import Backbone
 
 COMPILED_VARIANTS = 256
-M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1  # of mallopt(3)
 
 
 def pick_device(name: str) -> torch.device:
@@ -78,8 +75,6 @@ def prepare(model: Any, config: Config, device: torch.device, *, training: bool 
     """
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # or the loaders would hold memory on the first one
-    if device.type == "cpu":
-        keep_freed_memory()
     model.to(device)
     if config.run.channels_last:
         model.to(memory_format=torch.channels_last)
@@ -96,18 +91,6 @@ def prepare(model: Any, config: Config, device: torch.device, *, training: bool 
         # one for each size of view, batch and set of frozen layers; beyond it torch would go on uncompiled
         torch._dynamo.config.recompile_limit = COMPILED_VARIANTS
         torch._dynamo.config.fail_on_recompile_limit_hit = True
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep the memory of large tensors that are freed, for the next ones; elsewhere do nothing.
-
-    It would give each one back to the system at once, which then has to clear every page of the next: half of the time of a pass
-    without gradients. What a process needs at its peak stays the same.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _use_bf16(precision: str, device: torch.device) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from racnn import __version__
 from racnn.config import Config
 from racnn.data import Data, PhotoDataset, build_data, eval_loader
 from racnn.data.build import build_to_measure
@@ -280,6 +281,8 @@ class Context:
                 "data": trainer.config.data.model_dump(mode="json", include=READ_BY),
                 "model": trainer.config.model.model_dump(mode="json"),
                 "trunk": trainer.model.backbones.state_dict(),
+                "regions": trainer.model.apns.state_dict(),
+                "where": [trainer.device.type, str(trainer.model.compute_dtype), __version__],
                 "depends_on": list(depends_on),
             }
         )
@@ -350,8 +353,8 @@ def evaluate_trained(
         root: The run's dataset where it is no longer where it was, or other photos: a list or folder that
             :func:`racnn.data.build.build_to_measure` reads, with some of the network's classes.
         skip_damaged: Leave out photos that cannot be read; their number is ``num_skipped`` of the report.
-        early_exit: Also choose on the validation photos when a photo needs no further look, and report as
-            ``early_exit`` the choice, its curve on the validation photos, and what it makes of the split.
+        early_exit: Also choose on the validation photos when a photo needs no further look, unless training has chosen it,
+            and report as ``early_exit`` the choice, its curve on the validation photos, and what it makes of the split.
 
     Returns:
         The report of :func:`racnn.evaluation.report.evaluation_report`. Of files that can be compared ``num_trained_on`` says how many

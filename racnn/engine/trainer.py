@@ -378,7 +378,9 @@ class Trainer:
         judged = {f"judged_{name}": value for name, value in scores.items()}
         logger.scalars("val", figures(result) | judged, step=progress.step, phase=phase.name)
         logger.log(f"{phase.name} epoch {progress.epoch}: {summary(result)}")
-        for warning in collapse_warnings(result["regions"], self.model.bounds):
+        for warning in collapse_warnings(
+            result["regions"], self.model.bounds, steps=isinstance(phase, GradientPhase)
+        ):
             logger.log(f"warning: {warning}")
         if self.config.run.num_preview and predictions.proposals and self.processes.is_main_process:
             picture = preview(predictions, self.data.splits["val"], self.config)

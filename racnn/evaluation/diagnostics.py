@@ -34,12 +34,12 @@ def diagnose(report: Mapping[str, Any], config: Config) -> list[str]:
         config: Configuration of the run.
     """
     bounds = config.model.region_bounds()
-    lines = collapse_warnings(report["regions"], bounds) + _sameness_warning(report["regions"], config)
+    steps = any(isinstance(phase, GradientPhase) for phase in config.phases())
+    lines = collapse_warnings(report["regions"], bounds, steps=steps)
+    lines += _sameness_warning(report["regions"], config) if steps else []
     scales = [f"scale_{s}" for s in range(1, len(bounds) + 2) if f"scale_{s}" in report["top1"]]
-    for number, (coarse, fine) in enumerate(pairwise(scales), start=1):
-        taught = list(_taught(number, config).values())
-        if taught and not isinstance(taught[-1], GradientPhase):
-            continue  # fitted in one go: the fusion weighs what each look is worth
+    # where all is fitted in one go, the fusion weighs what each look is worth
+    for number, (coarse, fine) in enumerate(pairwise(scales), start=1) if steps else ():
         if report["top1"][coarse] < 1.0 and _rank(report, fine) <= _rank(report, coarse):
             lines.append(f"{_compare(report, fine, coarse)}: {_advice(number, report['regions'], config)}")
     if "fused" in report["top1"]:
@@ -47,8 +47,8 @@ def diagnose(report: Mapping[str, Any], config: Config) -> list[str]:
         if report["top1"]["fused"] < report["top1"][best]:
             lines.append(
                 f"{_compare(report, 'fused', best)}: a look that is much worse than the others drags the fused answer "
-                "down; leave out that scale (one entry less in model.view_sizes), or give fusion more validation photos "
-                "(data.val_fraction)"
+                "down; leave out that scale (one entry less in model.view_sizes)"
+                + (", or give fusion more validation photos (data.val_fraction)" if steps else "")
             )
     return lines
 
@@ -109,18 +109,22 @@ def _advice(number: int, regions: Mapping[str, Mapping[str, float]], config: Con
 
 
 def collapse_warnings(
-    regions: Mapping[str, Mapping[str, float]], bounds: Sequence[tuple[float, float]]
+    regions: Mapping[str, Mapping[str, float]], bounds: Sequence[tuple[float, float]], *, steps: bool = True
 ) -> list[str]:
-    """Return a line for each region that has run against a bound on most photos."""
+    """Return a line for each region that has run against a bound on most photos; ``steps``: by training."""
     lines = []
+    advice = "attention has collapsed; try a smaller ranking learning rate, more apn_init epochs, or other model.bounds"
+    if not steps:
+        advice = (
+            "what the photos have in common fills them, or is too small; other model.bounds may suit them"
+        )
     for (name, statistics), (low, high) in zip(regions.items(), bounds, strict=False):
         if statistics["at_bound"] > COLLAPSE_SHARE:
             grown = statistics["tl_mean"] > (low + high) / 2
             done = "grown to its upper" if grown else "shrunk to its lower"
             lines.append(
                 f"{name} has {done} bound on {100 * statistics['at_bound']:.0f} % of the photos (mean side "
-                f"{statistics['tl_mean']:.2f}, bounds {low} to {high}): attention has collapsed; try a smaller ranking "
-                "learning rate, more apn_init epochs, or other model.bounds"
+                f"{statistics['tl_mean']:.2f}, bounds {low} to {high}): {advice}"
             )
     return lines
 

@@ -395,10 +395,13 @@ def build_backbone(name: str, *, weights: str | None = None) -> Backbone:
         WeightsError: The file is missing or does not fit; the parameters are listed.
     """
     if name.startswith("timm/"):
-        inner_name = name.removeprefix("timm/")
-        if weights == "imagenet" and (file := packaged_weights(inner_name)):
-            weights = str(file)
-        backbone = timm_backbone(inner_name, pretrained=weights == "imagenet")
+        own_name = name.removeprefix("timm/")
+        file = packaged_weights(own_name) if weights == "imagenet" else None
+        backbone = timm_backbone(own_name, pretrained=weights == "imagenet" and file is None)
+        if file is not None:
+            load_trunk(
+                backbone.features, read_weights(str(file)), left_out=backbone.left_out, origin=str(file)
+            )
         if weights == "imagenet":
             return backbone
     elif name.startswith("torchvision/"):

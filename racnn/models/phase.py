@@ -84,6 +84,7 @@ class Phase(Section):
     names_regions: ClassVar[bool] = False  # ``scales`` name regions, of which there is one fewer
     proposes: ClassVar[bool] = False  # is judged by what the last scale that it runs proposes
     trains_fusion: ClassVar[bool] = False
+    answers_out_of_fold: ClassVar[bool] = False  # and so needs a trunk that has not learnt its photos
 
     kind: str
     scales: tuple[Annotated[int, Field(ge=1)], ...] = Field(

@@ -188,12 +188,14 @@ def _in_own_order(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dic
     for (key, value), (other, found) in zip(mine, theirs, strict=False):
         if value.shape != found.shape or key.rpartition(".")[2] != other.rpartition(".")[2]:
             return None
+    if any(found.ndim > 2 for _, found in theirs[len(mine) :]):
+        return None  # more than a linear classifier is left
     return {key: found for (key, _), (_, found) in zip(mine, theirs, strict=False)}
 
 
 def packaged_weights(name: str) -> Path | None:
     """Return the ImageNet weights of a timm network that a Python package brings along, where it is installed."""
-    package = PACKAGES.get(name)
+    package = PACKAGES.get(name.split(".")[0])  # after the dot stands what it was trained on
     found = importlib.util.find_spec(package) if package else None
     if found is None or found.origin is None:
         return None

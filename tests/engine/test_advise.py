@@ -49,17 +49,35 @@ def ways(whole, looks, middle, num=200):
         ((0.70, 0.85, 0.85), "pays"),  # but not where it looks, see below
         ((0.85, 0.80, 0.80), "does not pay"),
         ((0.80, 0.81, 0.80), "cannot tell"),
+        ((0.70, 0.80, 0.95), "pays"),  # but not where it looks
     ],
 )
 def test_the_verdict_follows_from_the_differences(given, verdict):
     report = _report(ways(*given), Splits(200, 200))
     assert report["verdict"] == verdict
-    text = format_advice(report, "birds")
+    text = format_advice(report, "racnn train birds")
     if verdict == "does not pay":
         assert "racnn train birds --set model.view_sizes='[32]'" in text
     else:
         assert "racnn train birds --set model.view_sizes='[32, 32, 32]'" in text
     assert f"{100 * given[1]:.1f} %" in text
+
+
+def test_three_plain_views_that_do_better_are_no_open_question():
+    found = [*ways(0.70, 0.80, 0.70), way("three whole views", "control", (32, 32, 32), 3e6, 0.95)]
+    assert _report(found, Splits(200, 200))["verdict"] == "does not pay"
+
+
+def test_the_picture_holds_what_it_shows():
+    found = [
+        way(each.name, each.kind, each.view_sizes, each.multiplications, 0.6, 10) for each in ways(0, 0, 0)
+    ]
+    root = xml.etree.ElementTree.fromstring(picture(_report(found, Splits(10, 10))))
+    places = [
+        float(line.get(key)) for line in root.iter("{http://www.w3.org/2000/svg}line") for key in ("y1", "y2")
+    ]
+    assert places
+    assert all(0 <= place <= 420 for place in places)
 
 
 def test_a_dearer_whole_photo_is_not_what_looks_must_beat():
@@ -142,7 +160,9 @@ def test_one_photo_a_class_cannot_be_asked(tmp_path):
 
 def test_that_the_middle_does_as_well_is_said():
     report = _report(ways(0.70, 0.85, 0.85), Splits(200, 200))
-    assert "and not just at the middle, is not shown" in format_advice(report, "birds")
+    assert "and not just at the middle, is not shown" in format_advice(report, "racnn train birds")
+    worse = _report(ways(0.70, 0.80, 0.95), Splits(200, 200))
+    assert "and not just at the middle, is a loss here" in format_advice(worse, "racnn train birds")
     assert "middle, is not shown" not in format_advice(
-        _report(ways(0.70, 0.85, 0.6), Splits(200, 200)), "birds"
+        _report(ways(0.70, 0.85, 0.6), Splits(200, 200)), "racnn train birds"
     )

@@ -160,9 +160,11 @@ class PartProposal(nn.Module):
         self.side = min(max(side, bounds[0]), bounds[1])
 
     def forward(self, evidence: Tensor) -> Tensor:
-        """Return regions [B, 3], float32, from the evidence of each cell [B, h, w]."""
+        """Return regions [B, 3], float32, from the evidence of each cell [B, h, w]; the middle where it is all the same."""
         smooth = F.avg_pool2d(evidence[:, None].float(), 3, stride=1, padding=1, count_include_pad=False)
-        return peak_region(peak_point(smooth[:, 0]), self.side)
+        point = peak_point(smooth[:, 0])
+        flat = (smooth.amax(dim=(2, 3)) <= smooth.amin(dim=(2, 3))).expand_as(point)
+        return peak_region(torch.where(flat, 0.0, point), self.side)
 
 
 def build_apn(

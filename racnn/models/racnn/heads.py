@@ -26,6 +26,9 @@ STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0)  # of the shrinkage, in units of the mean
 USUAL = 1.0  # where there are too few photos to choose by
 NUM_FOLDS = 5
 ROWS = 4096  # of descriptors at a time
+GUESSED_MARGIN = (
+    2.0  # mean distance of logits to the next class, where one photo a class tells no temperature
+)
 UNSEEN = -1e4  # logit of a class of which a fold's head has seen no photo
 
 
@@ -84,6 +87,8 @@ def fit_head(
     assert best is not None
     _loss, strength, slope, answers = best
     weight, bias = discriminant(every, strength)
+    if not answered.any():
+        slope = GUESSED_MARGIN / _margin(F.linear(descriptors.double(), weight, bias), labels)
     of_folds = [discriminant(others, strength)[0] if others.counts.any() else weight for others in without]
     return Head(
         weight=(slope * weight).float(),
@@ -94,6 +99,13 @@ def fit_head(
         answers=slope * answers,
         answered=answered,
     )
+
+
+def _margin(answers: Tensor, labels: Tensor) -> float:
+    """Return by how much the logits [N, C] of the labels [N] exceed the highest others, in the mean; positive."""
+    own = answers.gather(1, labels[:, None])[:, 0]
+    others = answers.scatter(1, labels[:, None], -math.inf).amax(dim=1)
+    return max(float((own - others).mean()), 1e-6)
 
 
 def deal_folds(labels: Tensor, num_folds: int = NUM_FOLDS) -> Tensor:
@@ -164,13 +176,22 @@ def discriminant(sums: _Sums, strength: float) -> tuple[Tensor, Tensor]:
 
 
 def best_slope(answers: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Return the factor (inverse temperature) of logits [N, C] by which labels [N] are most probable, and the loss there."""
+    """Return the factor (inverse temperature) of logits [N, C] by which labels [N] are most probable, and the loss there.
+
+    Each photo counts as one part in N + 2 for the nearest other class (Laplace's rule of succession): where all are answered
+    right the most probable factor would be infinite, and the first error infinitely surprising.
+    """
     if not len(labels):
         return 1.0, math.inf
     answers = answers.double()
+    others = answers.scatter(1, labels[:, None], -math.inf).argmax(dim=1)
+    doubt = 1.0 / (len(labels) + 2)
 
     def loss(log_slope: float) -> float:
-        return F.cross_entropy(math.exp(log_slope) * answers, labels).item()
+        scaled = math.exp(log_slope) * answers
+        return (
+            (1.0 - doubt) * F.cross_entropy(scaled, labels) + doubt * F.cross_entropy(scaled, others)
+        ).item()
 
     found = minimize_scalar(loss, bounds=(-7.0, 7.0), method="bounded", options={"xatol": 1e-4})
     return math.exp(found.x), float(found.fun)

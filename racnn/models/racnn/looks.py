@@ -32,6 +32,7 @@ class Looks(FittedPhase):
     """Fit classifiers, regions and fusion on a frozen trunk, one look after the other."""
 
     trains_fusion: ClassVar[bool] = True
+    answers_out_of_fold: ClassVar[bool] = True
 
     kind: Literal["looks"]
     tolerance: float = Field(
@@ -136,7 +137,7 @@ def read_sample(
     gather: Callable[[list[Any]], list[Any]] = list,
     after_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, Tensor]:
-    """Return what scale 1 makes of some photos, on the CPU: ``descriptors`` [N, D], ``labels`` [N] and, in float16,
+    """Return what scale 1 makes of some photos, on the CPU: ``descriptors`` [N, D], ``labels`` [N] and, in bfloat16,
     ``features`` [N, C, h, w] and the ``inner`` map [N, C', h', w'], which boxes are read from."""
 
     def read(batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -146,8 +147,8 @@ def read_sample(
         return {
             "descriptors": model.describe(features).cpu(),
             "labels": batch["label"],
-            "features": features.half().cpu(),
-            "inner": inner.half().cpu(),
+            "features": features.bfloat16().cpu(),  # of the range of float32, which some features need
+            "inner": inner.bfloat16().cpu(),
         }
 
     model.eval()
@@ -180,7 +181,8 @@ def read_look(
         after_batch: Called after each batch; it may raise to stop.
 
     Returns:
-        ``descriptors`` [N, D], ``labels`` [N] and, where it can be told, ``next_region`` [N, 3] in the photo; on the CPU.
+        ``labels`` [N], ``descriptors`` [N, D] unless there is a contrast and, where it can be told, ``next_region`` [N, 3] in
+        the photo; on the CPU.
     """
     proposal = model.apns[scale - 1] if scale < model.num_scales else None
 
@@ -190,7 +192,9 @@ def read_look(
         own = own.to(device)
         view = model.crop(scale, source, own)
         features, inner = model.extract_with_inner(scale, view)
-        found = {"descriptors": model.describe(features).cpu(), "labels": batch["label"]}
+        found = {"labels": batch["label"]}
+        if contrast is None:
+            found["descriptors"] = model.describe(features).cpu()
         proposed = None
         if proposal is not None and proposal.reads == "inner":
             proposed = proposal(inner)
@@ -258,6 +262,6 @@ def _duration(seconds: float) -> str:
 
 def _shown(head: Head, labels: Tensor) -> str:
     if not head.answered.any():
-        return "one photo a class: nothing to choose by"
+        return "one photo a class: nothing to choose by, its probabilities are guessed"
     right = (head.answers.argmax(dim=1) == labels)[head.answered].float().mean().item()
     return f"{100 * right:.1f} % out of fold, shrinkage {head.strength:g}"

@@ -107,11 +107,24 @@ def test_classes_count_the_same_however_many_photos_they_have():
     assert (difference[0] - difference[1]).abs() < 0.2
 
 
+def test_where_all_are_answered_right_the_first_error_is_no_infinite_surprise():
+    x, labels = blobs(num_classes=2, each=20, spread=0.05)
+    head = fit_head(x, labels, 2)
+    assert (head.answers.argmax(dim=1) == labels).all()
+    surest = F.linear(x, head.weight, head.bias).softmax(dim=1).amax(dim=1)
+    assert 0.9 < surest.mean() < 0.9999
+    slope, loss = best_slope(head.answers, labels)
+    assert slope == pytest.approx(1.0, abs=0.02)
+    assert loss > 0.0
+
+
 def test_one_photo_a_class_is_enough():
     x = torch.eye(3)
     head = fit_head(x, torch.arange(3), 3)
     assert torch.equal(F.linear(x, head.weight, head.bias).argmax(dim=1), torch.arange(3))
     assert not head.answered.any()
+    margins = F.linear(x, head.weight, head.bias).topk(2).values
+    assert (margins[:, 0] - margins[:, 1]).mean() == pytest.approx(2.0, abs=1e-3)
     assert all(value.isfinite().all() for value in (head.weight, head.bias, head.fold_weights, head.answers))
 
 

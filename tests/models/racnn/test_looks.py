@@ -218,7 +218,24 @@ def test_regions_that_are_read_cannot_be_trained(tmp_path):
         parse_config(found, origin="test")
 
 
+def test_heads_are_not_judged_by_photos_that_the_trunk_has_learnt(tmp_path):
+    found = values(tmp_path)
+    classify = {"kind": "classification", "epochs": 1, "lr": 0.01}
+    found["schedule"] = [classify, {"kind": "looks"}]
+    with pytest.raises(ConfigError, match="have not seen, and the trunk was trained on these before"):
+        parse_config(found, origin="test")
+    found["schedule"] = [{"kind": "looks"}, classify]
+    parse_config(found, origin="test")
+    found["schedule"] = [classify, {"kind": "looks", "photos": "held_out"}]
+    found["data"]["held_out_fraction"] = 0.4
+    parse_config(found, origin="test")
+
+
 class TestProposals:
+    def test_without_evidence_it_is_the_middle(self):
+        region = PartProposal(bounds=(0.2, 0.8), side=0.4)(torch.zeros(2, 5, 5))
+        torch.testing.assert_close(region, torch.tensor([[0.0, 0.0, 0.4]] * 2))
+
     def test_the_object_is_where_the_direction_shows(self):
         proposal = ObjectProposal(channels=2, bounds=(0.1, 0.95), trim=0.0, margin=1.0)
         proposal.direction.copy_(torch.tensor([1.0, 0.0]))
