@@ -19,7 +19,6 @@ import typer
 
 from racnn import __version__, cli_checkpoint, cli_data
 from racnn.cli_checkpoint import Checkpoint, Device, restore
-from racnn.compat import keep_freed_memory
 from racnn.errors import ConfigError, DataError, TrainingError, UserError
 from racnn.written import refuse_foreign, write_file, write_text
 
@@ -55,7 +54,6 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="racnn.names")
-    keep_freed_memory()
     try:
         run_with_messages(app)
     except SystemExit as end:

@@ -1,14 +1,11 @@
-"""What other libraries need to be told: torchvision beside another build of torch, and the allocator of the C library."""
+"""Import torchvision beside a torch whose build lacks the libraries of torchvision's compiled operators."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import sys
 from types import ModuleType
 from typing import Any
 
-M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1  # of mallopt(3)
 _KEPT_LIBRARIES: list[Any] = []  # a Library unregisters its schemas when it is collected
 
 
@@ -38,16 +35,3 @@ def import_torchvision() -> ModuleType:
         _KEPT_LIBRARIES.append(fragment)
         import torchvision
     return torchvision
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep the memory of large tensors that are freed, for the next ones; on other systems do nothing.
-
-    It would give each one back at once, and the system would then have to clear every page of the next: half of the time that a
-    CPU takes for a pass without gradients. The process stays as large as it was at its peak.
-    """
-    if sys.platform.startswith("linux"):
-        with contextlib.suppress(OSError, AttributeError):
-            mallopt = ctypes.CDLL(None).mallopt
-            mallopt(M_MMAP_MAX, 0)
-            mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

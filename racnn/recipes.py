@@ -31,13 +31,13 @@ def recipe_config(
 
     Args:
         photos: A folder, a list, ``cub:ROOT``, ``dogs:ROOT``, ``cars:ROOT``, or ``synthetic``, the built-in set.
-        recipe: Of :data:`RECIPES`.
+        recipe: One of :data:`RECIPES`.
         settings: ``key=value``, on top of everything.
         backbone: See ``model.backbone``.
         weights: See ``model.weights``.
-        epochs: Of each classification phase.
-        batch_size: Photos of a step, or where nothing takes steps, photos at a time.
-        lr: Of each classification phase.
+        epochs: How many each classification phase has.
+        batch_size: Photos a step, or where nothing takes steps, photos at a time.
+        lr: Learning rate of each classification phase.
 
     Raises:
         ConfigError: There are no such photos or recipe, or an option does nothing in the recipe.

@@ -30,7 +30,7 @@ from racnn.evaluation.metrics import fraction, paired_difference, wilson_interva
 from racnn.evaluation.report import table
 from racnn.models import build_model
 from racnn.models.backbone import suitable_view
-from racnn.models.parts import Parts
+from racnn.models.parts import FEW, Parts
 from racnn.models.racnn.calibration import pool_weights
 from racnn.models.racnn.early_exit import pooled_answer
 from racnn.models.racnn.heads import fit_head
@@ -44,7 +44,7 @@ WHOLE_SIZES = (1.2, 1.7)  # of it, whole photos alone; those of LOOK_SIZES come 
 AT_THE_MIDDLE = "three looks at the middle"
 MIDDLE = ((0.0, 0.0, 1.0), (0.0, 0.0, 0.7), (0.0, 0.0, 0.5))
 SHIFTED = (0.05, 0.05, 0.95)
-TIMED = 16  # photos that the seconds are measured on
+TIMED = FEW  # photos that the seconds are measured on
 WORTH = 0.01  # less than this is no reason to look several times
 COLORS = {"whole": "#666666", "looks": "#c0392b", "control": "#2e86c1"}
 LEGEND = {"whole": "whole photo", "looks": "looking closer", "control": "as many other views"}
@@ -220,7 +220,7 @@ class _Study:
         return self.model.extract(1, crop.flip(3) if view.mirrored else crop)
 
     def _rows(self, split: str, read: Callable[[dict[str, Tensor]], dict[Any, Tensor]]) -> dict[Any, Tensor]:
-        parts, rows = Parts(), []
+        parts, rows = Parts(FEW if self.device.type == "cpu" else 0), []
         for batch in tqdm(self._batches(split), desc=split, leave=False, disable=None):
             rows += parts.run(read, batch)
         return {key: torch.cat([row[key] for row in rows]) for key in rows[0]}

@@ -10,6 +10,10 @@ from torch import Tensor
 
 from racnn.errors import TrainingError
 
+# On a CPU: the C library gives tensors of more than 32 MiB back to the system when they are freed, which clears the memory of
+# the next ones. Small networks spend half of their time so in passes of more photos.
+FEW = 4
+
 T = TypeVar("T")
 
 

@@ -39,7 +39,7 @@ class Head:
     Attributes:
         weight: [C, D] float32, temperature folded in, like the bias.
         bias: [C] float32.
-        strength: Of the shrinkage.
+        strength: How strong the shrinkage is.
         folds: [N], which fold each photo is in.
         fold_weights: [K, C, D] float32, of the heads fitted without the photos of each fold.
         answers: [N, C] float32, logits of every photo by the head that has not seen it.
@@ -156,7 +156,7 @@ def discriminant(sums: _Sums, strength: float) -> tuple[Tensor, Tensor]:
     """Return weight [C, D] and bias [C], float64, of the log-densities of the classes but for a common term.
 
     Args:
-        sums: Of the photos; a class without any gets the logit :data:`UNSEEN`.
+        sums: From the photos; a class without any gets the logit :data:`UNSEEN`.
         strength: How many times the mean variance of a channel is added to all variances.
     """
     seen = sums.counts > 0

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from racnn.models.parts import Parts
+from racnn.models.parts import FEW, Parts
 from racnn.models.phase import FittedPhase, PhaseContext
 from racnn.models.racnn.calibration import pool_weights
 from racnn.models.racnn.heads import Head, fit_head
@@ -95,9 +95,9 @@ class Looks(FittedPhase):
         model: RACNN = context.model
         start, num = time.perf_counter(), context.num_photos(self.photos)
         found = context.read("what photos have in common", self.photos, read_sample, most=SAMPLE)
-        passes = max(
-            2 * model.num_scales - 2, 2
-        )  # descriptors of each look, and the evidence of those between the first and last
+        passes = (
+            2 * model.num_scales - 2
+        )  # one a look, and one for the evidence of each between the first and the last
         seconds = (time.perf_counter() - start) / len(found["labels"]) * num * passes
         size = num * found["descriptors"].shape[1] * 4 * model.num_scales / 1e6
         context.log(
@@ -152,7 +152,7 @@ def read_sample(
         }
 
     model.eval()
-    return _rows(read, batches, gather, after_batch)
+    return _rows(read, batches, gather, after_batch, device)
 
 
 @torch.no_grad()
@@ -205,7 +205,7 @@ def read_look(
         return found if proposed is None else found | {"next_region": compose(own, proposed).cpu()}
 
     model.eval()
-    return _rows(read, batches, gather, after_batch)
+    return _rows(read, batches, gather, after_batch, device)
 
 
 def _rows(
@@ -213,9 +213,10 @@ def _rows(
     batches: Iterable[dict[str, Tensor]],
     gather: Callable[[list[Any]], list[Any]],
     after_batch: Callable[[], None],
+    device: torch.device,
 ) -> dict[str, Tensor]:
     """Return what is read of each batch, joined, of all processes."""
-    parts, rows = Parts(), []
+    parts, rows = Parts(FEW if device.type == "cpu" else 0), []
     for batch in batches:
         found = parts.run(read, batch)
         rows.append({key: torch.cat([part[key] for part in found]) for key in found[0]})
