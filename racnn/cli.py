@@ -44,6 +44,11 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the configuration; repeatable."),
 ]
+PHOTOS = "A folder with a folder for each class, a list, cub:ROOT, dogs:ROOT, cars:ROOT, or synthetic, the built-in set."
+BackboneName = Annotated[
+    str | None, typer.Option(help="Network to look with, such as timm/resnet50 or vgg16.")
+]
+Weights = Annotated[str | None, typer.Option(help="What the network starts from: imagenet, or a file.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from last.pt of the folder.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the folder.")]
 
@@ -137,11 +142,7 @@ def _root(
 def train(
     photos: Annotated[
         str | None,
-        typer.Argument(
-            metavar="PHOTOS",
-            help="A folder with a folder for each class, a list, or cub:ROOT, dogs:ROOT, cars:ROOT.",
-            show_default=False,
-        ),
+        typer.Argument(metavar="PHOTOS", help=PHOTOS, show_default=False),
     ] = None,
     recipe: Annotated[
         str | None,
@@ -149,12 +150,8 @@ def train(
             help="quick: minutes, on a frozen trunk (default); full: trains everything; paper: as published."
         ),
     ] = None,
-    backbone: Annotated[
-        str | None, typer.Option(help="Network to look with, such as timm/resnet50 or vgg16.")
-    ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="What the network starts from: imagenet, or a file.")
-    ] = None,
+    backbone: BackboneName = None,
+    weights: Weights = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Of each classification phase.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Photos at a time.")] = None,
     lr: Annotated[
@@ -225,19 +222,9 @@ def train(
 
 @app.command()
 def advise(
-    photos: Annotated[
-        str,
-        typer.Argument(
-            metavar="PHOTOS",
-            help="A folder with a folder for each class, a list, or cub:ROOT, dogs:ROOT, cars:ROOT.",
-        ),
-    ],
-    backbone: Annotated[
-        str | None, typer.Option(help="Network to look with, such as timm/resnet50 or vgg16.")
-    ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="What the network starts from: imagenet, or a file.")
-    ] = None,
+    photos: Annotated[str, typer.Argument(metavar="PHOTOS", help=PHOTOS)],
+    backbone: BackboneName = None,
+    weights: Weights = None,
     settings: Settings = None,
     out: Annotated[Path, typer.Option(help="Folder for advise.json and advise.svg.")] = Path("advise"),
     device: Device = "auto",
