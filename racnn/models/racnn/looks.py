@@ -36,7 +36,7 @@ class Looks(FittedPhase):
 
     kind: Literal["looks"]
     tolerance: float = Field(
-        0.003, ge=0.0, lt=1.0, description="share of the photos that early exit may lose, judged out of fold"
+        0.0015, ge=0.0, lt=1.0, description="share of the photos that early exit may lose, judged out of fold"
     )
 
     def trained(self, model: RACNN) -> tuple[list[nn.Module], list[nn.Module]]:
