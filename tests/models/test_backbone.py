@@ -291,9 +291,9 @@ class TestTimm:
         with pytest.raises(WeightsError, match=r"resnet18.*no route to the hub"):
             build_backbone("timm/resnet18", weights="imagenet")
 
-    def test_missing_timm_names_the_extra(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_missing_timm_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "timm", None)
-        with pytest.raises(ConfigError, match=r"pip install 'racnn\[timm\]'"):
+        with pytest.raises(ConfigError, match="needs timm: pip install timm"):
             build_backbone("timm/resnet18")
 
 
