@@ -19,14 +19,8 @@ from racnn.errors import ConfigError, WeightsError, did_you_mean
 from racnn.models.recompute import run_in_segments
 from racnn.models.weights import load_trunk, packaged_weights, read_weights
 
-HEADS = (
-    "avgpool",
-    "classifier",
-    "fc",
-    "head",
-    "flatten",
-    "dropout",
-)  # torchvision's first layers after a map
+# torchvision's first layers after a map.
+HEADS = ("avgpool", "classifier", "fc", "head", "flatten", "dropout")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -276,11 +270,9 @@ class _TokensToMap(nn.Module):
 
     def __init__(self, network: Any) -> None:
         super().__init__()
-        self.conv_proj, self.encoder, self.class_token = (
-            network.conv_proj,
-            network.encoder,
-            network.class_token,
-        )
+        self.conv_proj = network.conv_proj
+        self.encoder = network.encoder
+        self.class_token = network.class_token
 
     def forward(self, view: Tensor) -> Tensor:
         patches = self.conv_proj(view)
@@ -340,18 +332,15 @@ def torchvision_backbone(name: str) -> Backbone:
     side = 224
     with torch.no_grad():  # on the meta device shapes are known and nothing is computed
         found = copy.deepcopy(layers).to("meta").eval()(torch.zeros(1, 3, side, side, device="meta"))
-    cells = side / found.shape[2]
-    stride = (
-        round(cells) if "encoder" in children else 2 ** round(math.log2(cells))
-    )  # a border may be cut off
+    cells = side / found.shape[2]  # a border may be cut off, but of transformers
+    stride = round(cells) if "encoder" in children else 2 ** round(math.log2(cells))
+    half = (0.5, 0.5, 0.5)  # the two oldest change their input from torchvision's usual to this
     return Backbone(
         layers,
         channels=found.shape[1],
         stride=stride,
-        mean=(0.5, 0.5, 0.5)
-        if oldest
-        else tuple(preset.mean),  # the two change their input back from torchvision's usual
-        std=(0.5, 0.5, 0.5) if oldest else tuple(preset.std),
+        mean=half if oldest else tuple(preset.mean),
+        std=half if oldest else tuple(preset.std),
         source=name,
         inner=inner,
         left_out=("heads", "avgpool", "AuxLogits", "aux1", "aux2"),
@@ -361,9 +350,8 @@ def torchvision_backbone(name: str) -> Backbone:
 def _last_block(layers: nn.Module) -> int:
     """Return the position, from the end, after the last block but one of a sequence; 0 where there is none."""
     children = list(layers.children())
-    large = [
-        len(list(child.modules())) > 5 for child in children
-    ]  # no single convolution, norm or down-sampling
+    # a single convolution, a norm or down-sampling has fewer modules
+    large = [len(list(child.modules())) > 5 for child in children]
     blocks = [number for number, is_block in enumerate(large) if is_block]
     return blocks[-2] + 1 - len(children) if len(blocks) > 1 and len(children) > 2 else 0
 

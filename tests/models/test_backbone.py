@@ -437,3 +437,56 @@ class TestImagenet:
 
 def test_no_weights_are_random() -> None:
     assert not _equal(build_backbone("tiny"), build_backbone("tiny"))
+
+
+class TestTorchvision:
+    @pytest.mark.parametrize(
+        ("name", "channels", "stride", "inner"),
+        [
+            ("resnet18", 512, 32, (256, 14)),
+            ("efficientnet_b0", 1280, 32, (192, 7)),
+            ("convnext_tiny", 768, 32, (384, 14)),
+            ("mobilenet_v3_small", 576, 32, (96, 7)),
+            ("densenet121", 1024, 32, (1024, 14)),
+            ("swin_t", 768, 32, (768, 7)),
+            ("vit_b_16", 768, 16, (768, 14)),
+            ("regnet_y_400mf", 440, 32, (440, 7)),
+        ],
+    )
+    def test_any_classification_network_by_name(
+        self, name: str, channels: int, stride: int, inner: tuple[int, int]
+    ) -> None:
+        with torch.device("meta"):
+            backbone = build_backbone(f"torchvision/{name}").eval()
+        features, before = backbone.forward_with_inner(torch.zeros(1, 3, 224, 224, device="meta"))
+        assert (backbone.channels, backbone.stride) == (channels, stride)
+        assert features.shape == (1, channels, 224 // stride, 224 // stride)
+        assert before.shape[1:3] == inner
+
+    @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "densenet121"])
+    def test_what_it_makes_of_a_view_is_what_torchvision_pools(self, name: str, tmp_path: Path) -> None:
+        torchvision = import_torchvision()
+        torch.manual_seed(0)
+        network = torchvision.models.get_model(name, weights=None).eval()
+        torch.save(network.state_dict(), tmp_path / "whole.pth")  # the classifier too
+        backbone = build_backbone(f"torchvision/{name}", weights=str(tmp_path / "whole.pth")).eval()
+        assert not backbone.note
+        pooled: list[Tensor] = []
+        linear = [module for module in network.modules() if isinstance(module, torch.nn.Linear)]
+        wanted = linear[0]  # mobilenet has two; in squeeze and excitation they are convolutions
+        wanted.register_forward_pre_hook(lambda _, given: pooled.append(given[0]))
+        view = torch.rand(1, 3, 96, 96)
+        with torch.no_grad():
+            network(view)
+            features = backbone(view)
+        torch.testing.assert_close(features.mean(dim=(2, 3)), pooled[0].flatten(1), rtol=1e-4, atol=1e-5)
+
+    def test_a_transformer_takes_views_of_other_sizes(self) -> None:
+        torch.manual_seed(0)
+        backbone = build_backbone("torchvision/vit_b_16").eval()
+        with torch.no_grad():
+            assert backbone(torch.rand(1, 3, 96, 160)).shape == (1, 768, 6, 10)
+
+    def test_unknown_name_is_refused_with_the_nearest(self) -> None:
+        with pytest.raises(ConfigError, match="did you mean 'resnet50'"):
+            build_backbone("torchvision/resnet5O")
