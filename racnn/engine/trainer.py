@@ -337,7 +337,8 @@ class Trainer:
             assert progress.best_weights is not None
             self.model.load_state_dict(progress.best_weights, strict=False)
             self._validated = None
-        self.logger.log(f"{phase.name}: {outcome_of(phase, progress)}")
+        if isinstance(phase, GradientPhase) or phase.keep != "last":
+            self.logger.log(f"{phase.name}: {outcome_of(phase, progress)}")
         self.save_best(phase.name)
         return phase.keep != "if_better" or progress.best_epoch > 0
 
@@ -377,7 +378,8 @@ class Trainer:
         scores = phase.scores(result, phase.validation_loss(self.model, predictions))
         judged = {f"judged_{name}": value for name, value in scores.items()}
         logger.scalars("val", figures(result) | judged, step=progress.step, phase=phase.name)
-        logger.log(f"{phase.name} epoch {progress.epoch}: {summary(result)}")
+        when = f" epoch {progress.epoch}" if isinstance(phase, GradientPhase) else ""
+        logger.log(f"{phase.name}{when}: {summary(result)}")
         for warning in collapse_warnings(
             result["regions"], self.model.bounds, steps=isinstance(phase, GradientPhase)
         ):

@@ -148,7 +148,8 @@ def format_gain(report: Mapping[str, Any]) -> str:
         lines[0] += (
             f", all {len(report['regions']) + 1} looks together {100 * top1[name]:.1f} %: {gained:+d} of {num} photos"
         )
-    if early := report.get("early_exit"):
+    early = report.get("early_exit")
+    if early and early["cost"] < 0.95:
         lines.append(
             f"looking closer only where it needs to (`racnn predict --early-exit`): {100 * early['top1']:.1f} % "
             f"at {100 * early['cost']:.0f} % of the multiplications"

@@ -100,9 +100,12 @@ class Looks(FittedPhase):
         )  # one a look, and one for the evidence of each between the first and the last
         seconds = (time.perf_counter() - start) / len(found["labels"]) * num * passes
         size = num * found["descriptors"].shape[1] * 4 * model.num_scales / 1e6
+        again = (
+            ", once a look and once more for where a class shows in between" if model.num_scales > 2 else ""
+        )
         context.log(
-            f"{self.name}: {num} photos are looked at {passes} times: about {_duration(seconds)} here, as "
-            f"{len(found['labels'])} of them took; descriptors: {size:.0f} MB in memory, and as much in the run's folder"
+            f"{self.name}: {num} photos are read {passes} times{again}: about {_duration(seconds)} here (measured on "
+            f"{len(found['labels'])}); {size:.0f} MB of descriptors are kept in the run's folder"
         )
         head = fit_head(found["descriptors"], found["labels"], model.num_classes)
         seen = response_map(
