@@ -95,9 +95,8 @@ class Looks(FittedPhase):
         model: RACNN = context.model
         start, num = time.perf_counter(), context.num_photos(self.photos)
         found = context.read("what photos have in common", self.photos, read_sample, most=SAMPLE)
-        passes = (
-            2 * model.num_scales - 2
-        )  # one a look, and one for the evidence of each between the first and the last
+        # one a look, and one for the evidence of each between the first and the last
+        passes = 2 * model.num_scales - 2
         seconds = (time.perf_counter() - start) / len(found["labels"]) * num * passes
         size = num * found["descriptors"].shape[1] * 4 * model.num_scales / 1e6
         again = (
