@@ -37,7 +37,6 @@ from racnn.models.racnn.heads import fit_head
 from racnn.models.racnn.looks import Looks
 from racnn.models.racnn.model import RACNN
 from racnn.ops.regions import whole
-from racnn.sections import DataConfig
 
 LOOK_SIZES = (0.5, 0.7, 1.0)  # of the configuration's view, three looks each
 WHOLE_SIZES = (1.2, 1.7)  # of it, whole photos alone; those of LOOK_SIZES come with the looks
@@ -110,7 +109,7 @@ def advise(config: Config, *, device: torch.device, say: Callable[[str], None] =
         raise DataError(
             "advise: every class has one training photo, so that none can be answered by a head that has not seen it"
         )
-    study = _Study(config, data, device, say)
+    study = _Study(config, data, device)
     ways: list[Way] = []
     base = config.model.view_sizes[0]
     sides = [suitable_view(config.model.backbone, round(base * factor)) for factor in LOOK_SIZES]
@@ -142,11 +141,10 @@ class _View:
 class _Study:
     """A frozen trunk, and the photos."""
 
-    def __init__(self, config: Config, data: Data, device: torch.device, say: Callable[[str], None]) -> None:
+    def __init__(self, config: Config, data: Data, device: torch.device) -> None:
         self.config = config
         self.data = data
         self.device = device
-        self.say = say
         (self.phase,) = [phase for phase in config.phases() if isinstance(phase, Looks)]
         torch.manual_seed(config.run.seed)
         self.model: RACNN = build_model(config.model, num_classes=len(data.class_names), weights=True)
@@ -226,12 +224,7 @@ class _Study:
         return {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
 
     def _batches(self, split: str, most: int | None = None) -> Any:
-        return eval_loader(self.data.splits[split], self.data_config, most=most)
-
-    @property
-    def data_config(self) -> DataConfig:
-        """How photos are read."""
-        return self.config.data
+        return eval_loader(self.data.splits[split], self.config.data, most=most)
 
     @functools.cached_property
     def _some_photos(self) -> Tensor:
