@@ -157,6 +157,14 @@ def train(
     lr: Annotated[
         float | None, typer.Option(min=0.0, help="Learning rate of each classification phase.")
     ] = None,
+    limit: Annotated[
+        str | None,
+        typer.Option(
+            "--time",
+            metavar="DURATION",
+            help="End within about so long, such as 30m: with fewer epochs, or smaller views where nothing takes steps.",
+        ),
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -190,14 +198,23 @@ def train(
         "batch_size": batch_size,
         "lr": lr,
     }
+    if limit is not None and epochs is not None:
+        raise ConfigError("--time and --epochs exclude each other")
     if photos is not None:
         if config is not None:
             raise ConfigError(
                 "PHOTOS and --config exclude each other: --recipe chooses how to train on PHOTOS"
             )
         loaded = recipe_config(photos, recipe or "quick", settings, **options)
+        if limit is not None:
+            settings += _settings_in_time(loaded, limit, device, resume=resume)
+            loaded = recipe_config(photos, recipe or "quick", settings, **options)
+        elif not resume and loaded.steps_by_key():
+            _print_estimate(loaded, device)
     elif config is not None:
-        if idle := [name for name, value in {"recipe": recipe, **options}.items() if value is not None]:
+        if idle := [
+            name for name, value in {"recipe": recipe, "time": limit, **options}.items() if value is not None
+        ]:
             flag = f"--{idle[0].replace('_', '-')}"
             raise ConfigError(f"{flag}: belongs to PHOTOS; a configuration is changed by --set")
         loaded = load_config(config_file(config), settings)
@@ -431,6 +448,41 @@ def demo(
     _print_diagnosis(validation, loaded)
     print(f"\nreport       {out / 'evaluation.json'}\npictures     {out / 'pictures'}\nnetwork      {best}")
     print(f"curves       tensorboard --logdir {out / 'tensorboard'}")
+
+
+def _settings_in_time(config: Config, limit: str, device: str, *, resume: bool) -> list[str]:
+    """Return the settings by which a recipe ends within a time, or by which the run to go on with was to."""
+    from racnn.config import load_config
+    from racnn.durations import parse_duration
+    from racnn.engine.device import pick_device
+    from racnn.engine.estimate import settings_in_time
+    from racnn.models.backbone import suitable_view
+
+    seconds = parse_duration(limit, flag="--time")
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigError("--time: is measured by one process; give several of them --epochs")
+    stored = Path(config.run.out) / "config.yaml"
+    if resume and stored.is_file():
+        before = load_config(stored)
+        views = f"model.view_sizes=[{', '.join(map(str, before.model.view_sizes))}]"
+        return [views, *(f"{key}.epochs={p.num_epochs()}" for key, p in before.steps_by_key().items())]
+    found = settings_in_time(
+        config,
+        seconds,
+        device=pick_device(device),
+        suit=partial(suitable_view, config.model.backbone),
+    )
+    print(f"--time {limit}: " + (", ".join(found) or "the recipe as it is fits"))
+    return found
+
+
+def _print_estimate(config: Config, device: str) -> None:
+    """Say what a training will do and how long that takes here, unless several processes share the work."""
+    from racnn.engine.device import pick_device
+    from racnn.engine.estimate import estimate, format_estimate
+
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        print(format_estimate(estimate(config, device=pick_device(device))), flush=True)
 
 
 def _fit(config: Config, device: str, *, resume: bool, overwrite: bool) -> tuple[Path, dict[str, Any]]:

@@ -67,6 +67,10 @@ class Config(Section):
         """Return every phase once, in the order of the schedule."""
         return list(self.phases_by_key().values())
 
+    def steps_by_key(self) -> dict[str, GradientPhase]:
+        """Return by its dotted key every phase that takes gradient steps."""
+        return {key: phase for key, phase in self.phases_by_key().items() if isinstance(phase, GradientPhase)}
+
     def phases_by_key(self) -> dict[str, Phase]:
         """Return every phase once, by its dotted key, such as ``schedule.5.alternate.0``."""
         phases: dict[str, Phase] = {}
@@ -236,7 +240,7 @@ def _idle_requests(config: Config) -> list[str]:
                 lines.append(f"{path}: '{key}' belongs to {why}")
     if config.data.held_out_fraction and not any(phase.photos == "held_out" for phase in config.phases()):
         lines.append("data.held_out_fraction: no phase of the schedule has photos held_out to use them")
-    if not any(isinstance(phase, GradientPhase) for phase in config.phases()):
+    if not config.steps_by_key():
         plain = DataConfig()
         for key, what in IDLE_WITHOUT_STEPS.items():
             if getattr(config.data, key) != getattr(plain, key):

@@ -9,7 +9,6 @@ from pathlib import Path
 from racnn.config import Config, load_config
 from racnn.errors import ConfigError, did_you_mean
 from racnn.models.backbone import suitable_view
-from racnn.models.phase import GradientPhase
 
 RECIPES = ("quick", "full", "paper")
 DRAWN = "synthetic"  # the built-in set of drawn birds
@@ -55,8 +54,8 @@ def recipe_config(
         given.append(f"model.view_sizes=[{', '.join(sides)}]")
     taught = {
         key: phase
-        for key, phase in plain.phases_by_key().items()
-        if isinstance(phase, GradientPhase) and phase.resolved(plain.model.num_scales).last_trained_scale()
+        for key, phase in plain.steps_by_key().items()
+        if phase.resolved(plain.model.num_scales).last_trained_scale()
     }
     if not taught and (flag := "--epochs" if epochs is not None else "--lr" if lr is not None else None):
         raise ConfigError(

@@ -20,7 +20,7 @@ ROOT = Path(racnn.__file__).parent
 FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 LAYERS = [
     {"errors"},
-    {"sections", "compat", "plain_yaml", "written"},
+    {"sections", "compat", "plain_yaml", "written", "durations"},
     {"ops", "mistakes"},
     {"models", "data"},
     {"config"},

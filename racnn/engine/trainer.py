@@ -142,7 +142,7 @@ class Trainer:
 
     def _remarks(self) -> list[str]:
         """Return what a user should know of the data and the network before the first step."""
-        steps = any(isinstance(phase, GradientPhase) for phase in self.config.phases())
+        steps = bool(self.config.steps_by_key())
         notes = [backbone.note for backbone in self.model.backbones if getattr(backbone, "note", "")]
         return describe_data(self.data, self.config.data, self.device, steps=steps) + notes
 

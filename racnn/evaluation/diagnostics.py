@@ -13,7 +13,7 @@ from racnn.data.listing import describe_passed
 from racnn.data.loader import num_left_over
 from racnn.data.names import lookalike_warnings
 from racnn.models import FAMILIES
-from racnn.models.phase import GradientPhase, Phase
+from racnn.models.phase import Phase
 from racnn.sections import DataConfig
 
 SAME = 0.01  # standard deviation over photos, of a region's centre and side in its view, that says nothing of the photo
@@ -34,7 +34,7 @@ def diagnose(report: Mapping[str, Any], config: Config) -> list[str]:
         config: Configuration of the run.
     """
     bounds = config.model.region_bounds()
-    steps = any(isinstance(phase, GradientPhase) for phase in config.phases())
+    steps = bool(config.steps_by_key())
     lines = collapse_warnings(report["regions"], bounds, steps=steps)
     lines += _sameness_warning(report["regions"], config) if steps else []
     scales = [f"scale_{s}" for s in range(1, len(bounds) + 2) if f"scale_{s}" in report["top1"]]

@@ -254,6 +254,10 @@ class FittedPhase(Phase):
         """Set the modules of :meth:`trained` in one go; the same call gives the same bits."""
         raise AssertionError(f"{type(self).__name__} does not say how it is fitted")
 
+    def num_readings(self, num_scales: int) -> int:
+        """Return how many views of each photo are looked at for that."""
+        return num_scales
+
 
 class AlternationConfig(Section):
     """Phases repeated in turn until none of them is kept, the paper's "until neither changes", or ``rounds`` are over."""

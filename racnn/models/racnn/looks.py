@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from racnn.durations import format_duration
 from racnn.models.parts import FEW, Parts
 from racnn.models.phase import FittedPhase, PhaseContext
 from racnn.models.racnn.calibration import pool_weights
@@ -47,6 +48,10 @@ class Looks(FittedPhase):
 
     def num_scales_run(self, num_scales: int) -> int:
         return num_scales
+
+    def num_readings(self, num_scales: int) -> int:
+        # one a look, and one for the evidence of each between the first and the last
+        return max(1, 2 * num_scales - 2)
 
     def last_trained_scale(self) -> int:
         return max(self.scales)
@@ -95,15 +100,14 @@ class Looks(FittedPhase):
         model: RACNN = context.model
         start, num = time.perf_counter(), context.num_photos(self.photos)
         found = context.read("what photos have in common", self.photos, read_sample, most=SAMPLE)
-        # one a look, and one for the evidence of each between the first and the last
-        passes = 2 * model.num_scales - 2
+        passes = self.num_readings(model.num_scales)
         seconds = (time.perf_counter() - start) / len(found["labels"]) * num * passes
         size = num * found["descriptors"].shape[1] * 4 * model.num_scales / 1e6
         again = (
             ", once a look and once more for where a class shows in between" if model.num_scales > 2 else ""
         )
         context.log(
-            f"{self.name}: {num} photos are read {passes} times{again}: about {_duration(seconds)} here (measured on "
+            f"{self.name}: {num} photos are read {passes} times{again}: about {format_duration(seconds)} here (measured on "
             f"{len(found['labels'])}); {size:.0f} MB of descriptors are kept in the run's folder"
         )
         head = fit_head(found["descriptors"], found["labels"], model.num_classes)
@@ -251,16 +255,6 @@ def _set(module: nn.Module, **values: Tensor) -> None:
     """Fill parameters and buffers of a module."""
     for name, value in values.items():
         getattr(module, name).copy_(value)
-
-
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 90
-        else f"{seconds / 60:.0f} min"
-        if seconds < 5400
-        else f"{seconds / 3600:.1f} h"
-    )
 
 
 def _shown(head: Head, labels: Tensor) -> str:
