@@ -23,6 +23,7 @@ Side = Annotated[float, Field(gt=0.0, le=1.0)]
 Bounds = tuple[Side, Side]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch takes
 Pixels = Annotated[int, Field(ge=16, le=4096)]
+LEAST_SCENE = 256  # pixels
 MOST_SCALES = 16
 MOST_IDS = 10**6  # in a range of class ids
 DEFAULT_BOUNDS: tuple[Bounds, ...] = ((0.2, 0.95), (0.3, 0.8))
@@ -111,6 +112,12 @@ class DataConfig(Section):
         None, description="folder for decoded, resized training photos, written once before training"
     )
     source_size: Pixels = 448
+    scene_size: int = Field(
+        0,
+        ge=0,
+        le=8192,
+        description="put each photo's object, small, into a wide scene of so many pixels, see racnn/data/sources/scene.py; 0: no",
+    )
     resize: Literal["squash", "crop"] = "squash"
     val_fraction: float = Field(0.1, gt=0.0, lt=1.0)
     split_seed: Seed = 0
@@ -125,6 +132,13 @@ class DataConfig(Section):
     num_workers: int = Field(2, ge=0, le=256)
     augment: AugmentConfig = AugmentConfig()
     synthetic: SyntheticConfig = SyntheticConfig()
+
+    @field_validator("scene_size")
+    @classmethod
+    def _scene_has_room(cls, value: int) -> int:
+        if 0 < value < LEAST_SCENE:
+            raise ValueError(f"expected 0 for no scenes, or at least {LEAST_SCENE}, got {value}")
+        return value
 
     @field_validator("classes", mode="before")
     @classmethod

@@ -28,6 +28,7 @@ from racnn.data.sources.cub import cub200
 from racnn.data.sources.dogs import dogs
 from racnn.data.sources.folder import folder, folder_to_measure
 from racnn.data.sources.manifest import manifest, manifest_to_measure
+from racnn.data.sources.scene import in_scenes
 from racnn.data.sources.synthetic import synthetic_catalog
 from racnn.data.statistics import find_damaged
 from racnn.errors import ConfigError, DataError, did_you_mean
@@ -104,6 +105,8 @@ def build_data(
             has other classes than ``class_names``.
     """
     catalog, skipped = _read_catalog(config, class_names)
+    if config.scene_size:
+        catalog = in_scenes(catalog, config.scene_size)
     if val_names is not None:
         val_names = [name for name in val_names if name not in skipped]
     train, val = _split(catalog, config, val_names)

@@ -143,7 +143,7 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
         assert self.config.cache is not None
         if len(paths) < len(self.records) or self.catalog.load is not read_record:
             raise ConfigError(
-                f"data.cache: the photos of '{self.catalog.dataset}' are drawn and need no cache"
+                f"data.cache: the photos of '{self.catalog.dataset}' are made when they are asked for, and cannot be kept"
             )
         workers = self.config.num_workers
         self.cache = open_cache(self.config.cache, paths, self.transform, workers=workers, say=say)

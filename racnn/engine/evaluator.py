@@ -45,7 +45,11 @@ from racnn.ops.regions import compose, to_boxes_xyxy
 if TYPE_CHECKING:
     from racnn.engine.trainer import Trainer
 
-READ_BY = {"source_size", "resize"}  # keys of ``data`` that decide what of a photo the network is shown
+READ_BY = {
+    "source_size",
+    "scene_size",
+    "resize",
+}  # keys of ``data`` that decide what of a photo the network is shown
 NORM_BATCHES = 8  # of training photos, from which the mean length of the descriptors is taken
 
 

@@ -202,5 +202,5 @@ def test_a_run_with_a_cache_ends_with_the_same_weights(tmp_path, paths, short, c
 
 
 def test_drawn_photos_need_no_cache(tmp_path, short):
-    with pytest.raises(ConfigError, match="'synthetic' are drawn and need no cache"):
+    with pytest.raises(ConfigError, match="'synthetic' are made when they are asked for"):
         fit(short(tmp_path / "run", data__cache=str(tmp_path / "cache")), device=torch.device("cpu"))

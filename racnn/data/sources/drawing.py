@@ -140,7 +140,7 @@ def _draw_as(label: int, *, seed: int, index: int, size: int) -> Drawing:
     rng = np.random.default_rng((seed, index))
     pair = _PAIRS[label // 2]
     shapes, bird, part, angle = _pose(rng, pair, size)
-    canvas = _background(rng, size * _SUPERSAMPLE)
+    canvas = foliage(rng, size * _SUPERSAMPLE)
     _scatter_clutter(rng, canvas, size)
     _scatter_distractors(rng, canvas, size, bird)
     for points, colour in shapes:
@@ -246,8 +246,8 @@ def _rotate(points: np.ndarray, degrees: float) -> np.ndarray:
     return points @ np.array([[c, s], [-s, c]])
 
 
-def _background(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Blurred foliage: noise in octaves about a muted colour, uint8 [size, size, 3]."""
+def foliage(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Return blurred foliage: noise in octaves about a muted colour, uint8 [size, size, 3]."""
     field: np.ndarray = np.zeros((2, 2, 3), np.float32)
     for cells, amplitude in ((3, 18), (6, 16), (12, 14), (24, 12), (64, 11)):
         light = rng.standard_normal((cells, cells, 1), np.float32)

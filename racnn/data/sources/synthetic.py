@@ -10,10 +10,11 @@ from racnn.data.sources.catalog import Box, Catalog, Part, Record, chosen_classe
 from racnn.sections import DataConfig
 
 FIRST_DRAWN_TEST = 1_000_000
+DRAWN_IN_SCENE = 0.5  # side of a drawing as a share of the scene that its bird goes into
 
 
 def synthetic_catalog(config: DataConfig) -> Catalog:
-    """Describe drawn birds; each is drawn when it is first asked for, and kept in memory.
+    """Describe drawn birds; each is drawn when it is first asked for, and kept in memory but for those that go into scenes.
 
     Training photos are the drawings 0, 1, ..., test photos the drawings from a million on. ``config.classes`` counts
     the species from 1 and leaves out the drawings of the others.
@@ -22,7 +23,10 @@ def synthetic_catalog(config: DataConfig) -> Catalog:
 
     known = range(1, len(SPECIES) + 1)
     species = [number - 1 for number in chosen_classes(config, known, "the species that can be drawn")]
-    drawings = _Drawings(seed=config.synthetic.seed, size=config.source_size)
+    # of a scene a drawing is only a small part, and too many scenes to keep them all
+    in_scene = bool(config.scene_size)
+    size = round(config.scene_size * DRAWN_IN_SCENE) if in_scene else config.source_size
+    drawings = _Drawings(seed=config.synthetic.seed, size=size, keep=not in_scene)
 
     def records(start: int, count: int) -> list[Record]:
         return [
@@ -47,8 +51,8 @@ def synthetic_catalog(config: DataConfig) -> Catalog:
 class _Drawings:
     """Drawings by the number in their record's name; a class, because workers must be able to pickle it."""
 
-    def __init__(self, *, seed: int, size: int) -> None:
-        self.seed, self.size = seed, size
+    def __init__(self, *, seed: int, size: int, keep: bool) -> None:
+        self.seed, self.size, self.keep = seed, size, keep
         self._drawn: dict[str, Any] = {}
 
     def load(self, record: Record) -> np.ndarray:
@@ -65,6 +69,8 @@ class _Drawings:
         from racnn.data.sources.drawing import draw
 
         if record.name not in self._drawn:
+            if not self.keep:
+                self._drawn.clear()  # but for the last one
             index = int(record.name.rpartition("/")[2])
             self._drawn[record.name] = draw(seed=self.seed, index=index, size=self.size)
         return self._drawn[record.name]
