@@ -4,7 +4,8 @@ Everything is fitted on the training photos (:mod:`racnn.models.racnn.looks`), w
 photos report. A cost is all multiplications that an answer takes, in convolutions and matrix products, proposals included.
 
 Controls see no more than a network that does not look where it matters: the whole photo at other sizes, the whole photo
-three times (plain, mirrored, shifted), and three looks at the middle; answers of several views are weighed in the same way.
+three times (plain, mirrored, shifted), three looks at the middle, and three where the looks of another photo went; answers of
+several views are weighed in the same way.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ from racnn.ops.regions import whole
 LOOK_SIZES = (0.5, 0.7, 1.0)  # of the configuration's view, three looks each
 WHOLE_SIZES = (1.2, 1.7)  # of it, whole photos alone; those of LOOK_SIZES come with the looks
 AT_THE_MIDDLE = "three looks at the middle"
+ELSEWHERE = "three looks where other photos' went"
+OF_PLACE = (AT_THE_MIDDLE, ELSEWHERE)  # controls that also look closer: no more than where is in question
 MIDDLE = ((0.0, 0.0, 1.0), (0.0, 0.0, 0.7), (0.0, 0.0, 0.5))
 SHIFTED = (0.05, 0.05, 0.95)
 TIMED = FEW  # photos that the seconds are measured on
@@ -119,23 +122,26 @@ def advise(config: Config, *, device: torch.device, say: Callable[[str], None] =
     largest = max(sides)
     whole_sides = {suitable_view(config.model.backbone, round(base * factor)) for factor in WHOLE_SIZES}
     views = [_View(side) for side in sorted(whole_sides - set(sides))]
+    elsewhere = [_View(largest), _View(largest, look=2), _View(largest, look=3)]
     middle = [_View(largest, region) for region in MIDDLE]
     wholes = [_View(largest), _View(largest, mirrored=True), _View(largest, SHIFTED)]
     say("whole photos at other sizes, and views of equal cost that look nowhere in particular")
-    read = study.read_views([*views, *middle, *wholes])
+    read = study.read_views([*views, *middle, *wholes, *elsewhere])
     ways += [study.fixed("whole", [view], read) for view in views]
     ways.append(study.fixed(AT_THE_MIDDLE, middle, read))
+    ways.append(study.fixed(ELSEWHERE, elsewhere, read))
     ways.append(study.fixed("three whole views", wholes, read))
     return _report(ways, data)
 
 
 @dataclass(frozen=True)
 class _View:
-    """A view that is the same of every photo."""
+    """A view that no photo has a say in: the same of every one, or where another photo's ``look`` went, counted from 1."""
 
     side: int
     region: tuple[float, float, float] = (0.0, 0.0, 1.0)
     mirrored: bool = False
+    look: int = 1
 
 
 class _Study:
@@ -150,6 +156,13 @@ class _Study:
         self.model: RACNN = build_model(config.model, num_classes=len(data.class_names), weights=True)
         prepare(self.model, config, device, training=False)
         self.model.eval()
+        self.elsewhere: dict[
+            str, list[Tensor]
+        ] = {}  # of each split, where the looks of other photos went, [N, 3] each
+
+    def num_photos(self, split: str) -> int:
+        """Return how many photos a split has."""
+        return len(self.data.splits[split])
 
     def looks(self, side: int) -> list[Way]:
         """Return what one, two and three looks at views of a size come to, fitted as ``racnn train`` does."""
@@ -161,6 +174,12 @@ class _Study:
         context: Any = _Context(self, model.eval())
         self.phase.resolved(len(sizes)).fit(context)
         found = predict(model, self._batches("val"), device=self.device)
+        # photos are in the order of their classes, so that half of them on is another class
+        went = {"train": context.regions, "val": found.regions}
+        self.elsewhere = {
+            split: [region.roll(len(region) // 2, dims=0) for region in regions]
+            for split, regions in went.items()
+        }
         ways = []
         costs, seconds = self._cost(model)
         for depth, name in enumerate(("whole", "two looks", "three looks"), start=1):
@@ -200,17 +219,21 @@ class _Study:
         """Return the descriptors [N, D] of the photos of each split by view, and their ``labels``."""
         wanted = list(dict.fromkeys(views))
 
-        def read(batch: dict[str, Tensor]) -> dict[_View | str, Tensor]:
+        def read(split: str, batch: dict[str, Tensor]) -> dict[_View | str, Tensor]:
             source = self.model.normalise(batch["image"].to(self.device))
             found: dict[_View | str, Tensor] = {
-                view: self.model.describe(self._features(source, view)).cpu() for view in wanted
+                view: self.model.describe(self._features(source, view, split, batch["index"])).cpu()
+                for view in wanted
             }
             return found | {"labels": batch["label"]}
 
-        return {split: self._rows(split, read) for split in ("train", "val")}
+        return {split: self._rows(split, functools.partial(read, split)) for split in ("train", "val")}
 
-    def _features(self, source: Tensor, view: _View) -> Tensor:
-        if view.region == MIDDLE[0]:
+    def _features(self, source: Tensor, view: _View, split: str, index: Tensor) -> Tensor:
+        """Return the features of a view of photos [B, 3, H, W], normalised, that stand at ``index`` [B] in their split."""
+        if view.look > 1:
+            region = self.elsewhere[split][view.look - 1][index].to(source.device)
+        elif view.region == MIDDLE[0]:
             region = whole(len(source), device=source.device)
         else:
             region = torch.tensor([view.region], device=source.device).expand(len(source), -1)
@@ -245,7 +268,7 @@ class _Study:
         def run(images: Tensor) -> None:
             source = self.model.normalise(images)
             for view in views:
-                self._features(source, view)
+                self._features(source, view, "val", torch.arange(len(images)))
 
         images = self._some_photos
         return _multiplications(run, images), self._seconds(run, images)
@@ -268,16 +291,19 @@ class _Context:
         self.study = study
         self.model = model
         self.answers: list[Tensor] = []
+        self.regions: list[Tensor] = [whole(study.num_photos("train"))]  # where each look goes, in training
         self.labels = torch.zeros(0)
 
     def num_photos(self, split: str) -> int:
         """Return how many photos a split has."""
-        return len(self.study.data.splits[split])
+        return self.study.num_photos(split)
 
     def read(
         self, what: str, split: str, call: Callable[..., Any], *, most: int | None = None, **settings: Any
     ) -> Any:
         """Return what a call finds in the photos of a split."""
+        if settings.get("scale", 1) > len(self.regions):
+            self.regions.append(settings["region"])
         batches = tqdm(self.study._batches(split, most), desc=what, leave=False, disable=None)
         return call(self.model, batches, device=self.study.device, **settings)
 
@@ -323,11 +349,10 @@ def _report(ways: list[Way], data: Data) -> dict[str, Any]:
         )
         mean, low, high = paired_difference(ours, other)
         against[name] = {"mean": mean, "low": low, "high": high, "photos": len(ours)}
-    if all(each["low"] > 0.0 for name, each in against.items() if name != AT_THE_MIDDLE):
+    beside = [each for name, each in against.items() if name not in OF_PLACE]
+    if all(each["low"] > 0.0 for each in beside):
         verdict = "pays"
-    elif against["whole photo"]["high"] < WORTH or any(
-        each["high"] < 0.0 for name, each in against.items() if name != AT_THE_MIDDLE
-    ):
+    elif against["whole photo"]["high"] < WORTH or any(each["high"] < 0.0 for each in beside):
         verdict = "does not pay"
     else:
         verdict = "cannot tell"
