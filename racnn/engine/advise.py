@@ -31,7 +31,7 @@ from racnn.evaluation.metrics import fraction, paired_difference, wilson_interva
 from racnn.evaluation.report import table
 from racnn.models import build_model
 from racnn.models.backbone import suitable_view
-from racnn.models.parts import FEW, Parts
+from racnn.models.parts import FEW, read_rows
 from racnn.models.racnn.calibration import pool_weights
 from racnn.models.racnn.early_exit import pooled_answer
 from racnn.models.racnn.heads import fit_head
@@ -241,10 +241,8 @@ class _Study:
         return self.model.extract(1, crop.flip(3) if view.mirrored else crop)
 
     def _rows(self, split: str, read: Callable[[dict[str, Tensor]], dict[Any, Tensor]]) -> dict[Any, Tensor]:
-        parts, rows = Parts(FEW if self.device.type == "cpu" else 0), []
-        for batch in tqdm(self._batches(split), desc=split, leave=False, disable=None):
-            rows += parts.run(read, batch)
-        return {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
+        batches = tqdm(self._batches(split), desc=split, leave=False, disable=None)
+        return read_rows(read, batches, device=self.device)
 
     def _batches(self, split: str, most: int | None = None) -> Any:
         return eval_loader(self.data.splits[split], self.config.data, most=most)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -57,3 +57,30 @@ def halved(size: int) -> int:
         )
     torch.cuda.empty_cache()
     return (size + 1) // 2
+
+
+@torch.no_grad()
+def read_rows(
+    read: Callable[[dict[str, Tensor]], dict[Any, Tensor]],
+    batches: Iterable[dict[str, Tensor]],
+    *,
+    device: torch.device,
+    gather: Callable[[list[Any]], list[Any]] = list,
+    after_batch: Callable[[], None] = lambda: None,
+) -> dict[Any, Tensor]:
+    """Return what is read of each batch, joined; on a CPU of :data:`FEW` photos at a time.
+
+    Args:
+        read: Returns the rows of a batch, or of a part of it.
+        batches: Photos with what goes with them.
+        device: Where they are read.
+        gather: Joins the rows of all processes that share the batches.
+        after_batch: Called after each batch; it may raise to stop.
+    """
+    parts, rows = Parts(FEW if device.type == "cpu" else 0), []
+    for batch in batches:
+        found = parts.run(read, batch)
+        rows.append({key: torch.cat([part[key] for part in found]) for key in found[0]})
+        after_batch()
+    rows = gather(rows)
+    return {key: torch.cat([row[key] for row in rows]) for key in rows[0]}

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from racnn.durations import format_duration
-from racnn.models.parts import FEW, Parts
+from racnn.models.parts import read_rows
 from racnn.models.phase import FittedPhase, PhaseContext
 from racnn.models.racnn.calibration import pool_weights
 from racnn.models.racnn.heads import Head, fit_head
@@ -158,7 +158,7 @@ def read_sample(
         }
 
     model.eval()
-    return _rows(read, batches, gather, after_batch, device)
+    return read_rows(read, batches, device=device, gather=gather, after_batch=after_batch)
 
 
 @torch.no_grad()
@@ -211,24 +211,7 @@ def read_look(
         return found if proposed is None else found | {"next_region": compose(own, proposed).cpu()}
 
     model.eval()
-    return _rows(read, batches, gather, after_batch, device)
-
-
-def _rows(
-    read: Callable[[dict[str, Tensor]], dict[str, Tensor]],
-    batches: Iterable[dict[str, Tensor]],
-    gather: Callable[[list[Any]], list[Any]],
-    after_batch: Callable[[], None],
-    device: torch.device,
-) -> dict[str, Tensor]:
-    """Return what is read of each batch, joined, of all processes."""
-    parts, rows = Parts(FEW if device.type == "cpu" else 0), []
-    for batch in batches:
-        found = parts.run(read, batch)
-        rows.append({key: torch.cat([part[key] for part in found]) for key in found[0]})
-        after_batch()
-    rows = gather(rows)
-    return {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
+    return read_rows(read, batches, device=device, gather=gather, after_batch=after_batch)
 
 
 def _read(
