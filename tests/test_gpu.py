@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from every_step import PHASES
+from every_step import PHASES, give_heads
 
 from racnn.config import load_config
 from racnn.engine.checkpoint import load_checkpoint, save_checkpoint
@@ -72,6 +72,7 @@ def test_a_step_never_waits_for_the_device(kind, scales, changes, optimizer):
     model = RACNN(num_classes=3, backbone="tiny", view_sizes=(64, 64, 64))
     prepare(model, load_config(None, ["run.precision=bf16", "model.weights=null"]), CUDA)
     train_only(model, phase)
+    give_heads(phase, model, 4)
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     state = EpochState(CUDA, length=3, class_weights=torch.ones(3, device=CUDA))
     optimizer, step = build_optimizer(model, phase), Step(model, phase, state.class_weights)

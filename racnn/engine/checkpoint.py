@@ -326,6 +326,7 @@ class Progress:
         fusion_trained: Whether the fusion layer has been.
         best_key: Rank of ``best.pt``: how complete the network was, its top-1 and mean log-probability.
         log_length: Length of ``metrics.jsonl`` in bytes when the checkpoint was written.
+        state: What the phase's steps need beside the network, see :meth:`racnn.models.phase.GradientPhase.between_epochs`.
         early_exit: When to stop looking, where a phase has chosen it: :class:`racnn.models.racnn.early_exit.EarlyExit` in
             plain types.
     """
@@ -344,6 +345,7 @@ class Progress:
     fusion_trained: bool = False
     best_key: list[float] = field(default_factory=list)
     log_length: Count = 0
+    state: dict[str, Tensor] = field(default_factory=dict)
     early_exit: dict[str, Any] | None = None
 
 
@@ -550,6 +552,8 @@ def _faults_of_progress(progress: Progress, phase: Phase, stored: Stored) -> Ite
     fuses = phase.trains_fusion and stored.config.model.num_scales > 1
     if fuses and progress.start is not None and not progress.fusion_trained:
         yield f"progress.fusion_trained is False in the middle of phase {phase.name}"
+    if isinstance(phase, GradientPhase) and progress.start is not None:
+        yield from phase.faults_of_state(progress.state, stored.network)
     begun = progress.epoch > 0 or progress.best is not None
     if phase.keep != "last" and begun and (progress.best is None or progress.best_weights is None):
         yield f"progress.best_weights is missing, which phase {phase.name} keeps"

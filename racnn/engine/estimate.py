@@ -166,7 +166,10 @@ class _Meter:
             num, scales = self.num[phase.photos], phase.num_scales_run(config.model.num_scales)
             look, epoch = self._validation(scales), 0.0
             if isinstance(phase, GradientPhase):
-                epoch = num * self._with_decoding(self._step(phase)) + self.num["val"] * look
+                before = self.reading
+                phase.take_up(phase.between_epochs(context, {}))
+                again = self.reading - before
+                epoch = again + num * self._with_decoding(self._step(phase)) + self.num["val"] * look
             elif isinstance(phase, FittedPhase):
                 share = phase.num_readings(config.model.num_scales) / scales
                 self.reading += num * share * look + self.num["val"] * look

@@ -229,6 +229,10 @@ def train_only(model: nn.Module, phase: Phase) -> None:
     for module in (*trunks, *heads):
         module.requires_grad_(True)
         module.train()
+        if isinstance(phase, GradientPhase) and phase.holds_norm():
+            for part in module.modules():
+                if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                    part.eval()
 
 
 def build_optimizer(model: nn.Module, phase: GradientPhase) -> torch.optim.Optimizer:

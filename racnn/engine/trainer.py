@@ -201,6 +201,7 @@ class Trainer:
             progress.outcomes.append(changed)
             progress.epoch = progress.batch = progress.stale = progress.best_epoch = 0
             progress.start = progress.best = progress.best_weights = None
+            progress.state = {}
             self.save_last(None)
             self.stop_if_told()
 
@@ -212,6 +213,8 @@ class Trainer:
         phase.prepare(context)
         if progress.start is None:
             self._begin(phase, context)
+        if isinstance(phase, GradientPhase):
+            phase.take_up(progress.state)
         optimizer = build_optimizer(self.model, phase) if isinstance(phase, GradientPhase) else None
         if self.optimizer_state is not None:
             assert optimizer is not None
@@ -225,7 +228,7 @@ class Trainer:
                 self._fit(phase, context)
             elif isinstance(phase, GradientPhase) and optimizer is not None:
                 self._run_epoch(phase, optimizer, batches)
-            self._finish_epoch(phase, optimizer)
+            self._finish_epoch(phase, optimizer, context)
         self.logger.close_bar()
         context.detach()
         return self._end(phase)
@@ -234,6 +237,8 @@ class Trainer:
         """Do what a phase does once, before its first step."""
         progress = self.progress
         phase.begin(context)
+        if isinstance(phase, GradientPhase):
+            progress.state = phase.between_epochs(context, {})
         self._validated = None
         progress.fusion_trained |= phase.trains_fusion and self.model.num_scales > 1
         progress.trained_scales = max(progress.trained_scales, phase.last_trained_scale())
@@ -314,11 +319,14 @@ class Trainer:
         while state.messages:
             self.logger.log(state.messages.pop(0))
 
-    def _finish_epoch(self, phase: Phase, optimizer: torch.optim.Optimizer | None) -> None:
+    def _finish_epoch(self, phase: Phase, optimizer: torch.optim.Optimizer | None, context: Context) -> None:
         """Save, validate, and remember the best. What follows the save is done again if the run is taken up from it."""
         progress = self.progress
         self.save_last(optimizer)
         self.stop_if_told()
+        if isinstance(phase, GradientPhase):
+            progress.state = phase.between_epochs(context, progress.state)
+            phase.take_up(progress.state)
         progress.epoch += 1
         progress.total_epoch += 1
         progress.batch = 0
@@ -513,7 +521,8 @@ class Trainer:
 def trained_weights(model: nn.Module, phase: Phase) -> dict[str, Tensor]:
     """Return a copy of the weights, and of batch norm's statistics, that a phase can change."""
     trunks, heads = phase.trained(model)
-    own = {id(v) for module in (*trunks, *heads) for v in module.state_dict(keep_vars=True).values()}
+    changed = (*trunks, *heads, *phase.fitted(model))
+    own = {id(v) for module in changed for v in module.state_dict(keep_vars=True).values()}
     state = model.state_dict(keep_vars=True)
     return {key: value.detach().cpu().clone() for key, value in state.items() if id(value) in own}
 

@@ -110,6 +110,10 @@ class Phase(Section):
         """Return the modules to train: those at ``lr``, and heads at ``lr`` times :meth:`head_factor`; others are frozen."""
         raise AssertionError(f"{type(self).__name__} does not say what it trains")
 
+    def fitted(self, model: Any) -> list[nn.Module]:
+        """Return the modules that :meth:`GradientPhase.between_epochs` sets, which no step changes."""
+        return []
+
     def score_names(self, num_scales: int) -> list[str]:
         """Return the names of :meth:`scores`, where so many scales are looked at."""
         raise AssertionError(f"{type(self).__name__} is judged by nothing")
@@ -232,9 +236,32 @@ class GradientPhase(Phase):
         """
         raise AssertionError(f"{type(self).__name__} has no loss")
 
+    def between_epochs(self, context: PhaseContext, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Set what no step learns, before the first epoch and after each one.
+
+        Args:
+            context: What the phase may use.
+            state: What it returned the last time; empty before the first epoch.
+
+        Returns:
+            What the steps of the next epoch need beside the network and the batch, see :meth:`take_up`; a checkpoint keeps it.
+        """
+        return {}
+
+    def take_up(self, state: Mapping[str, Tensor]) -> None:
+        """Use what :meth:`between_epochs` returned, now or before the run was stopped."""
+
+    def faults_of_state(self, state: Mapping[str, Tensor], model: Any) -> list[str]:
+        """Return why the steps could not use a stored state with a network, in words."""
+        return [f"progress.state holds {name}, which phase {self.name} has no use for" for name in state]
+
     def head_factor(self) -> float:
         """Return how much faster heads learn than trunks."""
         return 1.0
+
+    def holds_norm(self) -> bool:
+        """Return whether batch norm goes on with the statistics that it has."""
+        return False
 
     def num_epochs(self) -> int:
         return self.epochs

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from every_step import PHASES
+from every_step import PHASES, give_heads
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from racnn.engine.loop import train_only
@@ -75,9 +75,11 @@ def test_a_step_runs_forward_and_backward_where_its_tensors_are_and_never_waits(
     phase = make_phase(kind=kind, scales=scales, lr=1e-3, epochs=1, **changes)
     model = RACNN(num_classes=3, backbone="tiny", view_sizes=(32, 32, 32), zoom_from=zoom_from).to(META)
     train_only(model, phase)
+    give_heads(phase, model, 4)
     batch = {
         "image": torch.zeros(4, 3, 48, 48, dtype=torch.uint8, device=META),
         "label": torch.zeros(4, dtype=torch.int64, device=META),
+        "index": torch.zeros(4, dtype=torch.int64, device=META),
         "pseudo_box": torch.zeros(4, 4, device=META),
         "noise": torch.zeros(4, phase.num_noise(), device=META),
     }

@@ -41,7 +41,9 @@ class Head:
         bias: [C] float32.
         strength: How strong the shrinkage is.
         folds: [N], which fold each photo is in.
+        slope: The inverse temperature that is folded in.
         fold_weights: [K, C, D] float32, of the heads fitted without the photos of each fold.
+        fold_biases: [K, C] float32, likewise.
         answers: [N, C] float32, logits of every photo by the head that has not seen it.
         answered: [N], whether that head has seen its class; all figures by folds are of these photos.
     """
@@ -49,8 +51,10 @@ class Head:
     weight: Tensor
     bias: Tensor
     strength: float
+    slope: float
     folds: Tensor
     fold_weights: Tensor
+    fold_biases: Tensor
     answers: Tensor
     answered: Tensor
 
@@ -89,13 +93,17 @@ def fit_head(
     weight, bias = discriminant(every, strength)
     if not answered.any():
         slope = GUESSED_MARGIN / _margin(F.linear(descriptors.double(), weight, bias), labels)
-    of_folds = [discriminant(others, strength)[0] if others.counts.any() else weight for others in without]
+    of_folds = [
+        discriminant(others, strength) if others.counts.any() else (weight, bias) for others in without
+    ]
     return Head(
         weight=(slope * weight).float(),
         bias=(slope * bias).float(),
         strength=strength,
+        slope=slope,
         folds=folds,
-        fold_weights=torch.stack([(slope * each).float() for each in of_folds]),
+        fold_weights=torch.stack([(slope * each).float() for each, _ in of_folds]),
+        fold_biases=torch.stack([(slope * each).float() for _, each in of_folds]),
         answers=slope * answers,
         answered=answered,
     )

@@ -85,7 +85,7 @@ class Looks(FittedPhase):
             found = _read(context, self.photos, scale, region)
             labels = found["labels"]
             head = fit_head(found["descriptors"], labels, model.num_classes)
-            _set(model.classifiers[scale - 1], weight=head.weight, bias=head.bias)
+            set_values(model.classifiers[scale - 1], weight=head.weight, bias=head.bias)
             heads.append(head)
             context.log(f"{self.name}: look {scale}, {_shown(head, found['labels'])}")
             if scale < model.num_scales:
@@ -115,7 +115,7 @@ class Looks(FittedPhase):
             found["features"], weight=head.weight, labels=found["labels"], gain=model.gain(found["features"])
         )
         common = common_part(descriptor_sums(found["inner"], seen))
-        _set(model.apns[0], mean=common.mean.float(), direction=common.direction.float())
+        set_values(model.apns[0], mean=common.mean.float(), direction=common.direction.float())
 
     def _fuse(self, context: PhaseContext, heads: list[Head], labels: Tensor) -> None:
         """Weigh the looks, and choose when a photo needs no further one, by answers out of fold."""
@@ -234,7 +234,7 @@ def _contrast_out_of_fold(head: Head) -> Tensor:
 
 
 @torch.no_grad()
-def _set(module: nn.Module, **values: Tensor) -> None:
+def set_values(module: nn.Module, **values: Tensor) -> None:
     """Fill parameters and buffers of a module."""
     for name, value in values.items():
         getattr(module, name).copy_(value)

@@ -1,6 +1,7 @@
 """The phases of training RA-CNN: a class each, which holds what is special about the kind, see :mod:`racnn.models.phase`.
 
 classification   backbones and classifiers; the APNs are frozen                        (equation 8, first sum)
+cross_fit        a backbone, by heads in closed form that have not seen the photo, see :mod:`racnn.models.racnn.cross_fit`
 apn_init         an APN, towards the pseudo box that its frozen scale's map shows
 ranking          the APNs, so that the finer scale is more certain of the true class   (equation 9)
 fusion           the layer over all descriptors                                        (equation 10)
@@ -18,24 +19,28 @@ from torch import Tensor, nn
 from racnn.models.phase import Batch, GradientPhase, Phase, PhaseContext
 from racnn.models.racnn import losses
 from racnn.models.racnn.calibration import pool_weights
+from racnn.models.racnn.cross_fit import CrossFit
 from racnn.models.racnn.looks import Looks
 from racnn.models.racnn.model import RACNN
-from racnn.models.racnn.pseudo_boxes import find_common_part, read_boxes, read_regions, target_region
+from racnn.models.racnn.pseudo_boxes import (
+    find_common_part,
+    finer_view,
+    read_boxes,
+    read_regions,
+    target_region,
+)
 from racnn.models.racnn.ranking_gradients import GRADIENTS
-from racnn.ops.regions import bounding_region, jitter
+from racnn.models.racnn.scale_phase import ScalePhase
 from racnn.sections import Fraction
 
 
-class Classification(GradientPhase):
-    """Train backbones and classifiers; the finer scales on views whose regions are jittered, as a region is never perfect."""
+class Classification(ScalePhase):
+    """Train backbones and classifiers."""
 
     kind: Literal["classification"]
     head_lr_factor: float = Field(
         10.0, gt=0.0, description="classifiers learn this much faster than the trunk"
     )
-    init_from: int | None = Field(None, ge=1, description="start from this scale's backbone and classifier")
-    label_smoothing: float = Field(0.1, ge=0.0, lt=1.0)
-    jitter: float = Field(1.0, ge=0.0, description="strength of the random shifts of the regions; 0: none")
 
     def trained(self, model: RACNN) -> tuple[list[nn.Module], list[nn.Module]]:
         backbones = dict.fromkeys(model.backbone(scale) for scale in self.scales)
@@ -53,11 +58,7 @@ class Classification(GradientPhase):
             noise = self.jitter * (2.0 * batch["noise"] - 1.0).unflatten(1, (-1, 3))
         if self.is_alone() and "pseudo_box" in batch:
             (scale,) = self.scales
-            source = model.normalise(batch["image"])
-            region = bounding_region(batch["pseudo_box"])  # moved inside where a random crop cuts it off
-            if noise is not None:
-                region = jitter(region, noise[:, -1])
-            view = model.crop(scale, source, region)
+            view, region = finer_view(model, batch, scale, None if noise is None else noise[:, -1])
             logits = {scale: model.forward_scale(scale, view, region).logits}
         else:
             output = model(batch["image"], num_scales=max(self.scales), noise=noise)
@@ -70,9 +71,6 @@ class Classification(GradientPhase):
             class_weights=class_weights,
         )
 
-    def score_names(self, num_scales: int) -> list[str]:
-        return [f"scale_{scale}" for scale in self.scales]
-
     def is_alone(self) -> bool:
         """Return whether a finer scale learns alone, so that all that decides where it looks is frozen."""
         return len(self.scales) == 1 and self.scales[0] > 1
@@ -83,28 +81,11 @@ class Classification(GradientPhase):
                 self.photos, context.read("where to look", self.photos, read_regions, scale=self.scales[0])
             )
 
-    def begin(self, context: PhaseContext) -> None:
-        for scale in self.scales if self.init_from is not None else ():
-            if scale != self.init_from:
-                context.model.copy_scale(self.init_from, scale)
-
     def num_noise(self) -> int:
         return 3 * (max(self.scales) - 1) if self.jitter > 0 else 0
 
-    def last_trained_scale(self) -> int:
-        return max(self.scales)
-
     def head_factor(self) -> float:
         return self.head_lr_factor
-
-    def idle_keys(self, num_scales: int) -> dict[str, str]:
-        idle = super().idle_keys(num_scales)
-        scales = self.scales or tuple(range(1, num_scales + 1))
-        if scales == (1,):
-            idle["jitter"] = "the finer scales and does nothing at scale 1, which sees the whole photo"
-        if scales == (self.init_from,):
-            idle["init_from"] = f"other scales: scale {self.init_from} would start from itself"
-        return idle
 
     def misfits(self, model: Any) -> list[str]:
         found = super().misfits(model)
@@ -114,9 +95,6 @@ class Classification(GradientPhase):
                 "drift; leave out 'scales', or use schedule=paper"
             )
         return found
-
-    def named_scales(self) -> tuple[int, ...]:
-        return (*self.scales, self.init_from or 1)
 
 
 class _RegionPhase(GradientPhase):
@@ -301,6 +279,7 @@ class Fusion(GradientPhase):
 
 PHASES: dict[str, type[Phase]] = {
     "classification": Classification,
+    "cross_fit": CrossFit,
     "apn_init": ApnInit,
     "ranking": Ranking,
     "fusion": Fusion,

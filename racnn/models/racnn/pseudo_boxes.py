@@ -23,7 +23,7 @@ from racnn.models.racnn.losses import response_map
 from racnn.models.racnn.model import RACNN
 from racnn.ops.ddt import CommonPart, DescriptorSums, common_part, descriptor_sums
 from racnn.ops.heatmap import component_box, peak_point, peak_region
-from racnn.ops.regions import bounding_region
+from racnn.ops.regions import bounding_region, jitter
 
 T = TypeVar("T")
 Gather = Callable[[list[Any]], list[Any]]
@@ -145,6 +145,23 @@ def read_regions(
 
     boxes = [torch.cat(parts) for parts in _in_parts(batches, read, 1.0, after_batch)]
     return torch.cat(gather(boxes))
+
+
+def finer_view(
+    model: RACNN, batch: dict[str, Tensor], scale: int, noise: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return a finer scale's view of the photos of a batch whose ``pseudo_box`` says where it lies, and its region [B, 3].
+
+    Args:
+        model: The network; the coarser scales are not run.
+        batch: With ``image`` and ``pseudo_box``.
+        scale: Counted from 1; at least 2.
+        noise: [B, 3] in [-1, 1], which jitters the region, or None.
+    """
+    region = bounding_region(batch["pseudo_box"])  # moved inside where a random crop cuts it off
+    if noise is not None:
+        region = jitter(region, noise)
+    return model.crop(scale, model.normalise(batch["image"]), region), region
 
 
 def _in_parts(
