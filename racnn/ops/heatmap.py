@@ -80,7 +80,7 @@ def largest_component(mask: Tensor) -> Tensor:
 
     Labels spread by max-pooling inside the mask. A path through n cells that never touches itself is shorter than
     (2/3) n, so that many rounds suffice. Most masks need far fewer: on a CPU, and of large maps, whether anything still
-    changed is asked now and then. A GPU's host would wait for the answer, and is not asked about small ones.
+    changed is asked now and then. A GPU's host would wait for the answer, and is not asked about small ones; nor is an exported graph, which has no host.
     """
     batch, height, width = mask.shape
     cells = height * width
@@ -89,6 +89,8 @@ def largest_component(mask: Tensor) -> Tensor:
     labels = start * inside
     left = 2 * cells // 3 + 1
     rounds = ROUNDS if mask.device.type == "cpu" else UNASKED
+    if torch.compiler.is_exporting():
+        rounds = left
     while left > 0:
         before = labels
         for _ in range(min(left, rounds)):

@@ -118,6 +118,10 @@ class CrossFit(ScalePhase):
             class_weights=class_weights,
         )
 
+    def score_names(self, num_scales: int) -> list[str]:
+        """Return its own scale and all finer ones: what a trunk shows also says where these look."""
+        return [f"scale_{scale}" for scale in range(min(self.scales), num_scales + 1)]
+
     def num_noise(self) -> int:
         return 3 if self.jitter > 0 and self.scales != (1,) else 0
 

@@ -248,6 +248,16 @@ class TestProposals:
         proposal = ObjectProposal(channels=2, bounds=(0.1, 0.9))
         torch.testing.assert_close(proposal(torch.rand(3, 2, 6, 6)), torch.tensor([[0.0, 0.0, 0.9]] * 3))
 
+    def test_it_can_be_exported(self):
+        """Each proposal by itself; of the whole network the CPU's crop cannot be yet."""
+        generator = torch.Generator().manual_seed(0)
+        fitted = ObjectProposal(channels=4, bounds=(0.1, 0.95))
+        fitted.direction.copy_(torch.tensor([1.0, -1.0, 0.5, 0.2]))
+        for proposal, shape in ((fitted, (2, 4, 9, 9)), (PartProposal(bounds=(0.2, 0.8)), (2, 9, 9))):
+            first, other = torch.rand(2, *shape, generator=generator)
+            graph = torch.export.export(proposal, (first,)).module()
+            assert torch.equal(graph(other), proposal(other))
+
     def test_the_part_is_where_the_evidence_is(self):
         evidence = torch.zeros(1, 9, 9)
         evidence[0, 2, 6] = 5.0
