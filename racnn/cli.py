@@ -210,7 +210,7 @@ def train(
             settings += _settings_in_time(loaded, limit, device, resume=resume)
             loaded = recipe_config(photos, recipe or "quick", settings, **options)
         elif not resume and loaded.steps_by_key():
-            _print_estimate(loaded, device)
+            _print_estimate(loaded, device, overwrite=overwrite)
     elif config is not None:
         if idle := [
             name for name, value in {"recipe": recipe, "time": limit, **options}.items() if value is not None
@@ -476,8 +476,10 @@ def _settings_in_time(config: Config, limit: str, device: str, *, resume: bool) 
     return found
 
 
-def _print_estimate(config: Config, device: str) -> None:
+def _print_estimate(config: Config, device: str, *, overwrite: bool) -> None:
     """Say what a training will do and how long that takes here, unless several processes share the work."""
+    if not overwrite and (Path(config.run.out) / "config.yaml").exists():
+        return  # it will be refused at once
     from racnn.engine.device import pick_device
     from racnn.engine.estimate import estimate, format_estimate
 

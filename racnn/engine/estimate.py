@@ -36,10 +36,10 @@ class PhaseTime:
     """How long a phase takes.
 
     Attributes:
-        key: Of the phase, such as ``schedule.5.alternate.0``.
-        name: Of the phase, for people.
+        key: The phase's key, such as ``schedule.5.alternate.0``.
+        name: The phase's name, for people.
         rounds: How often it is run, at most.
-        epochs: Of a round; 0 where nothing takes steps.
+        epochs: How many a round has; 0 where nothing takes steps.
         reading: Seconds of a round that do not depend on the epochs.
         epoch: Seconds of an epoch with its validation.
     """
@@ -84,7 +84,7 @@ def settings_in_time(
     """Return the ``key=value`` by which a training ends within a time: fewer epochs, or smaller views where there are none.
 
     Args:
-        config: Of the recipe as it is.
+        config: The recipe as it is.
         limit: Seconds.
         device: Where it will be trained.
         suit: Returns the side of a view that suits the backbone, near a wanted one.

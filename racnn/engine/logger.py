@@ -35,7 +35,8 @@ class Logger:
         return self._path.stat().st_size
 
     def start_bar(self, title: str, total: int, done: int) -> None:
-        """Show progress through a phase; nothing is drawn where the output is no terminal."""
+        """Show progress through a phase, in the place of another one; nothing is drawn where the output is no terminal."""
+        self.close_bar()
         self._bar = tqdm(total=total, initial=done, desc=title, unit="step", leave=False, disable=None)
 
     def advance_bar(self, losses: Mapping[str, float]) -> None:

@@ -221,9 +221,9 @@ class Trainer:
             restore_optimizer(optimizer, self.optimizer_state)
             self.optimizer_state = None
         epochs, batches = phase.num_epochs(), len(self.train_batches(phase))
-        self.logger.start_bar(phase.name, epochs * batches, progress.epoch * batches + progress.batch)
         while progress.epoch < epochs and not phase.gives_up(progress.stale):
             self._validated = None
+            self.logger.start_bar(phase.name, epochs * batches, progress.epoch * batches + progress.batch)
             if isinstance(phase, FittedPhase):
                 self._fit(phase, context)
             elif isinstance(phase, GradientPhase) and optimizer is not None:

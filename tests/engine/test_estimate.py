@@ -72,6 +72,13 @@ class TestEstimate:
         assert (found.epochs, found.epoch) == (0, 0)
         assert found.seconds() == pytest.approx(56 * 0.5 * 4 / 3 + 8 * 0.5)  # four views of three a photo
 
+    def test_heads_are_read_before_and_after_each_epoch(self, tiny, monkeypatch):
+        monkeypatch.setattr(module.time, "perf_counter", itertools.count().__next__)
+        phase = {"kind": "cross_fit", "scales": [1], "epochs": 3, "lr": 0.1}
+        (found,) = estimate(tiny(schedule=[phase]), device=CPU)
+        assert found.reading == 56 * 0.5
+        assert found.epoch == 56 * 0.5 + 56 * 0.5 + 8 * 0.5
+
     def test_rounds_of_an_alternation(self, tiny):
         schedule = [*TINY_SCHEDULE[:5], {**TINY_SCHEDULE[5], "rounds": 3}]
         found = estimate(tiny(schedule=schedule), device=CPU)
