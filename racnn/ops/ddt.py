@@ -1,4 +1,6 @@
-"""Deep descriptor transforming: what the photos of a dataset have in common, and where each of them shows it.
+"""Which direction in a map's cells tells the object from the rest: what photos have in common, or where their classes show.
+
+Deep descriptor transforming finds the first.
 
 Wei, Zhang, Wu, Shen, Zhou, "Unsupervised Object Discovery and Co-Localization by Deep Descriptor Transforming", Pattern
 Recognition 88, 2019: the cells of the feature maps of all photos are descriptors, and the first principal component of
@@ -15,9 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+SHRINKAGE = 0.1
+ROUNDS = 2
+
 
 class CommonPart(NamedTuple):
-    """The direction that tells what recurs in the photos: mean [C] of the descriptors, direction [C] of length 1."""
+    """A direction that tells an object: mean [C] of the descriptors, direction [C] of length 1."""
 
     mean: Tensor
     direction: Tensor
@@ -68,6 +73,32 @@ def descriptor_sums(features: Tensor, activation: Tensor) -> DescriptorSums:
         seen=seen.sum().double(),
         with_seen=(descriptors.T @ seen).double(),
     )
+
+
+def evident_part(features: Tensor, activation: Tensor) -> CommonPart:
+    """Return the direction that best tells the cells in which a classifier sees the true class from all cells.
+
+    Fisher's discriminant: the difference of the two means through the inverse of the covariance of all cells, shrunken by
+    :data:`SHRINKAGE` of its mean variance. It is taken again :data:`ROUNDS` times, with its own response in the place of the
+    activation: so it comes to tell all of the object, not only what tells its class. Ours; for objects so small that what
+    photos have in common is their surroundings.
+
+    Args:
+        features: [B, C, h, w], as in :func:`descriptor_sums`, like the activation.
+        activation: [B, h', w'].
+    """
+    for again in range(ROUNDS + 1):
+        cells, first, second, seen, with_seen = descriptor_sums(features, activation).cpu()
+        mean = first / cells
+        covariance = second / cells - torch.outer(mean, mean)
+        covariance.diagonal().add_(SHRINKAGE * covariance.diagonal().mean() + 1e-12)
+        difference = with_seen / seen.clamp(min=1e-12) - mean * (seen > 0)
+        direction = torch.linalg.solve(covariance, difference)
+        part = CommonPart(mean, direction / direction.norm().clamp(min=1e-12))
+        if again < ROUNDS:
+            response = part.response(features)
+            activation = response / response.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
+    return part
 
 
 def common_part(sums: DescriptorSums) -> CommonPart:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from racnn.ops.ddt import CommonPart, DescriptorSums, common_part, descriptor_sums
+from racnn.ops.ddt import CommonPart, DescriptorSums, common_part, descriptor_sums, evident_part
 
 CHANNELS = 7
 
@@ -80,3 +80,41 @@ def test_half_precision_and_an_empty_cell_are_fine():
     assert response.dtype == torch.float32
     assert torch.isfinite(response).all()
     assert torch.equal(response[1:] > 0, place[1:] > 0)
+
+
+def scenes(num: int = 12) -> tuple[Tensor, Tensor]:
+    """Return features [num, 7, 9, 9] of two grounds that take turns in halves, with an object of one to two cells, and where it is."""
+    generator = torch.Generator().manual_seed(1)
+    features = 0.2 * torch.rand(num, CHANNELS, 9, 9, generator=generator)
+    place = torch.zeros(num, 9, 9)
+    for photo in range(num):
+        features[photo, 0, :, :5] += 1.0
+        features[photo, 1, :, 5:] += 1.0
+        row, column = 1 + 5 * photo % 8, 3 * photo % 7
+        place[photo, row, column : column + 2] = 1.0
+    features[:, 3] += place
+    return features, place
+
+
+class TestEvidentPart:
+    def test_a_small_object_is_found_where_what_is_common_is_its_surroundings(self):
+        features, place = scenes()
+        within = place.bool()
+        common = found(features, place).response(features)
+        evident = evident_part(features, place).response(features)
+        assert common[within].mean() < common[~within].mean()
+        assert evident[within].min() > 2 * evident[~within].max()
+
+    def test_evidence_need_not_be_all_of_the_object_nor_only_there(self):
+        features, place = scenes()
+        left = place.clone()
+        left[:, :, 1:] *= 1.0 - place[:, :, :-1]  # of two cells the left one
+        astray = left + 0.1 * torch.rand(place.shape, generator=torch.Generator().manual_seed(2))
+        evident = evident_part(features, astray).response(features)
+        assert evident[place.bool()].min() > evident[~place.bool()].max()
+
+    def test_without_any_evidence_it_shows_nothing(self):
+        features, place = scenes()
+        part = evident_part(features, torch.zeros_like(place))
+        assert part.direction.isfinite().all()
+        assert part.response(features).max() == 0.0

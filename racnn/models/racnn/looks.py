@@ -8,6 +8,7 @@ fusion and when to stop early are fitted on answers out of fold as well, so that
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Literal
@@ -23,10 +24,11 @@ from racnn.models.racnn.calibration import pool_weights
 from racnn.models.racnn.heads import Head, fit_head
 from racnn.models.racnn.losses import evidence_map, response_map
 from racnn.models.racnn.model import RACNN
-from racnn.ops.ddt import common_part, descriptor_sums
+from racnn.ops.ddt import common_part, descriptor_sums, evident_part
 from racnn.ops.regions import compose, whole
 
 SAMPLE = 256  # photos, from which is found what they have in common
+ENOUGH = 0.75  # of the evidence that regions hold which go by it: what is common does as well, and holds more of an object
 
 
 class Looks(FittedPhase):
@@ -78,7 +80,7 @@ class Looks(FittedPhase):
     def fit(self, context: PhaseContext) -> None:
         model: RACNN = context.model
         if model.num_scales > 1:
-            self._find_object(context)
+            self.find_object(context)
         region: Tensor | None = None
         heads, labels = list[Head](), torch.zeros(0)
         for scale in range(1, model.num_scales + 1):
@@ -95,8 +97,8 @@ class Looks(FittedPhase):
         if model.num_scales > 1:
             self._fuse(context, heads, labels)
 
-    def _find_object(self, context: PhaseContext) -> None:
-        """Set the direction in which descriptors of cells tell what the photos have in common."""
+    def find_object(self, context: PhaseContext) -> None:
+        """Set the direction in which cells tell the object: what the photos have in common, or where their classes show."""
         model: RACNN = context.model
         start, num = time.perf_counter(), context.num_photos(self.photos)
         found = context.read("what photos have in common", self.photos, read_sample, most=SAMPLE)
@@ -111,11 +113,24 @@ class Looks(FittedPhase):
             f"{len(found['labels'])}); {size:.0f} MB of descriptors are kept in the run's folder"
         )
         head = fit_head(found["descriptors"], found["labels"], model.num_classes)
-        seen = response_map(
-            found["features"], weight=head.weight, labels=found["labels"], gain=model.gain(found["features"])
+        features, inner, gain = found["features"], found["inner"], model.gain(found["features"])
+        seen = response_map(features, weight=head.weight, labels=found["labels"], gain=gain)
+        contrast = _contrast_out_of_fold(head, found["labels"])
+        evidence = evidence_map(features, contrast if gain is None else contrast * gain)
+        evidence = torch.where(head.answered[:, None, None], evidence, seen)  # of a class with one photo
+        parts = common_part(descriptor_sums(inner, seen)), evident_part(inner, evidence)
+        proposal, held = copy.deepcopy(model.apns[0]).cpu(), list[float]()
+        for part in parts:
+            set_values(proposal, mean=part.mean.float(), direction=part.direction.float())
+            held.append(evidence_held(evidence, proposal(inner)))
+        common = held[0] >= ENOUGH * held[1] or held[1] <= 0.0
+        part = parts[0 if common else 1]
+        set_values(model.apns[0], mean=part.mean.float(), direction=part.direction.float())
+        context.log(
+            f"{self.name}: region 1 is where {'the photos have something in common' if common else 'their classes show'}: by "
+            f"what is common regions hold {100 * held[0]:.0f} points more of the evidence than of the view, by where classes "
+            f"show {100 * held[1]:.0f}"
         )
-        common = common_part(descriptor_sums(found["inner"], seen))
-        set_values(model.apns[0], mean=common.mean.float(), direction=common.direction.float())
 
     def _fuse(self, context: PhaseContext, heads: list[Head], labels: Tensor) -> None:
         """Weigh the looks, and choose when a photo needs no further one, by answers out of fold."""
@@ -227,10 +242,23 @@ def _read(
     )
 
 
-def _contrast_out_of_fold(head: Head) -> Tensor:
-    """Return the weights [N, D] of the class that a head took each photo for, out of fold, against the mean of all classes."""
+def _contrast_out_of_fold(head: Head, classes: Tensor | None = None) -> Tensor:
+    """Return the weights [N, D] of classes [N] against the mean of all, of the heads that had not seen each photo.
+
+    Without classes, those that these heads took the photos for.
+    """
     weights = head.fold_weights - head.fold_weights.mean(dim=1, keepdim=True)
-    return weights[head.folds, head.answers.argmax(dim=1)]
+    return weights[head.folds, head.answers.argmax(dim=1) if classes is None else classes]
+
+
+def evidence_held(evidence: Tensor, region: Tensor) -> float:
+    """Return by how much regions [N, 3] hold more of the evidence [N, h, w] than of their views; the mean over photos."""
+    height, width = evidence.shape[1:]
+    x, y = ((torch.arange(num) + 0.5) * (2.0 / num) - 1.0 for num in (width, height))
+    tx, ty, tl = (value[:, None, None] for value in region.cpu().unbind(dim=1))
+    inside = ((x[None, None, :] - tx).abs() <= tl) & ((y[None, :, None] - ty).abs() <= tl)
+    share = (evidence * inside).sum(dim=(1, 2)) / evidence.sum(dim=(1, 2)).clamp(min=1e-12)
+    return float((share - inside.float().mean(dim=(1, 2))).mean())
 
 
 @torch.no_grad()

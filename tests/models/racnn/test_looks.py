@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -297,3 +298,54 @@ def test_what_is_read_of_a_look_is_what_the_network_makes_of_it(fitted):
     )
     torch.testing.assert_close(told["next_region"], output.regions[2], rtol=1e-4, atol=1e-4)
     assert torch.equal(whole(2), torch.tensor([[0.0, 0.0, 1.0]] * 2))
+
+
+class TestWhichRegionOne:
+    """What the photos have in common, or where their classes show: by how much evidence regions hold."""
+
+    def test_evidence_held_is_its_share_beyond_that_of_the_view(self):
+        evidence = torch.zeros(2, 4, 4)
+        evidence[0, 1, 2] = 3.0
+        evidence[1, 0, 0], evidence[1, 3, 3] = 1.0, 1.0
+        region = torch.tensor([[0.0, 0.0, 0.5], [0.0, 0.0, 0.5]])  # the four cells in the middle of 16
+        assert looks.evidence_held(evidence, region) == pytest.approx((1.0 + 0.0) / 2 - 0.25)
+        assert looks.evidence_held(evidence, torch.tensor([[0.0, 0.0, 1.0]] * 2)) == pytest.approx(0.0)
+
+    @pytest.mark.parametrize("side", [1, 5])
+    def test_a_small_object_is_sought_where_its_class_shows(self, side):
+        """A large one where the photos have it in common, which shows all of it."""
+        num, classes, width = 60, 3, 96
+        generator = torch.Generator().manual_seed(0)
+        torch.manual_seed(0)
+        model = RACNN(num_classes=classes, **FROZEN)
+        labels = torch.arange(num) % classes
+        channels = model.apns[0].mean.numel()
+        features = 0.1 * torch.rand(num, width, 10, 10, generator=generator)
+        inner = 0.1 * torch.rand(num, channels, 10, 10, generator=generator)
+        inner[:, 0, :, :5] += 1.0  # two grounds
+        inner[:, 1, :, 5:] += 1.0 if side == 1 else 0.0
+        inner[:, 0, :, 5:] += 0.0 if side == 1 else 1.0
+        for photo in range(num):
+            row, column = 3 * photo % (10 - side), 7 * photo % (10 - side)
+            inside = (photo, slice(None), slice(row, row + side), slice(column, column + side))
+            inner[inside] = 0.1
+            inner[photo, 2, row : row + side, column : column + side] = 1.0
+            features[photo, labels[photo], row : row + side, column : column + side] += 20.0 / side**2
+        found = {
+            "features": features,
+            "inner": inner,
+            "labels": labels,
+            "descriptors": model.describe(features),
+        }
+        said = []
+        context = SimpleNamespace(
+            model=model, num_photos=lambda _: num, read=lambda *_, **__: found, log=said.append
+        )
+        looks.Looks(kind="looks").resolved(3).find_object(context)
+        assert (
+            f"region 1 is where {'their classes show' if side == 1 else 'the photos have something in common'}"
+            in said[-1]
+        )
+        region = model.apns[0](inner)
+        centre = torch.tensor([[7 * i % (10 - side), 3 * i % (10 - side)] for i in range(num)]) + side / 2
+        assert ((region[:, :2] + 1) * 5 - centre).abs().max() < 1.5
