@@ -21,6 +21,14 @@ def write_photo(path, size=(40, 30), seed=0):
     Image.fromarray(pixels).save(path)
 
 
+def write_class_folders(root):
+    """Write two classes of six photos, a folder each, and return the root."""
+    for name in ("finch", "wren"):
+        for i in range(6):
+            write_photo(root / name / f"{i}.png", seed=i + 10 * (name == "wren"))
+    return root
+
+
 def write_cub(root):
     """Write CUB-200-2011: three classes of eight photos, fifteen of them for training."""
     lines = {

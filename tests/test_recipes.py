@@ -20,10 +20,7 @@ LAYOUTS = {"cub": layouts.write_cub, "dogs": layouts.write_dogs, "cars": layouts
 
 @pytest.fixture
 def folder(tmp_path):
-    for name in ("finch", "wren"):
-        for i in range(6):
-            layouts.write_photo(tmp_path / "birds" / name / f"{i}.png", seed=i + 10 * (name == "wren"))
-    return tmp_path / "birds"
+    return layouts.write_class_folders(tmp_path / "birds")
 
 
 @pytest.mark.parametrize("kind", DATASETS)
