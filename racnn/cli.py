@@ -207,7 +207,7 @@ def train(
             )
         loaded = recipe_config(photos, recipe or "quick", settings, **options)
         if limit is not None:
-            settings += _settings_in_time(loaded, limit, device, resume=resume)
+            settings += _settings_in_time(loaded, limit, device, resume=resume, overwrite=overwrite)
             loaded = recipe_config(photos, recipe or "quick", settings, **options)
         elif not resume and loaded.steps_by_key():
             _print_estimate(loaded, device, overwrite=overwrite)
@@ -450,7 +450,7 @@ def demo(
     print(f"curves       tensorboard --logdir {out / 'tensorboard'}")
 
 
-def _settings_in_time(config: Config, limit: str, device: str, *, resume: bool) -> list[str]:
+def _settings_in_time(config: Config, limit: str, device: str, *, resume: bool, overwrite: bool) -> list[str]:
     """Return the settings by which a recipe ends within a time, or by which the run to go on with was to."""
     from racnn.config import load_config
     from racnn.durations import parse_duration
@@ -458,17 +458,20 @@ def _settings_in_time(config: Config, limit: str, device: str, *, resume: bool) 
     from racnn.engine.estimate import settings_in_time
     from racnn.models.backbone import suitable_view
 
-    seconds = parse_duration(limit, flag="--time")
+    parse_duration(limit, flag="--time")
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ConfigError("--time: is measured by one process; give several of them --epochs")
     stored = Path(config.run.out) / "config.yaml"
-    if resume and stored.is_file():
+    if stored.exists() != resume and not overwrite:
+        return []  # it will be refused at once
+    if resume:
+        print("--time: the run goes on with the epochs and views that it began with")
         before = load_config(stored)
         views = f"model.view_sizes=[{', '.join(map(str, before.model.view_sizes))}]"
         return [views, *(f"{key}.epochs={p.num_epochs()}" for key, p in before.steps_by_key().items())]
     found = settings_in_time(
         config,
-        seconds,
+        limit,
         device=pick_device(device),
         suit=partial(suitable_view, config.model.backbone),
     )

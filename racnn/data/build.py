@@ -181,7 +181,8 @@ def build_to_measure(config: DataConfig, root: Path, *, class_names: Sequence[st
     """Read labelled photos that a network is to be measured on: any folder or list with some of its classes.
 
     Args:
-        config: How photos become sources; what it says of a data set does not count.
+        config: How photos become sources; what it says of a data set does not count, nor of scenes: photos are measured as
+            they are.
         root: A list of photos, a folder in the layout of an official data set, or one of class folders, with splits or
             without.
         class_names: The classes that the network knows.

@@ -156,9 +156,9 @@ class _Study:
         self.model: RACNN = build_model(config.model, num_classes=len(data.class_names), weights=True)
         prepare(self.model, config, device, training=False)
         self.model.eval()
-        self.elsewhere: dict[
+        self.went: dict[
             str, list[Tensor]
-        ] = {}  # of each split, where the looks of other photos went, [N, 3] each
+        ] = {}  # where the looks at the photos of each split went, [N, 3] each
 
     def num_photos(self, split: str) -> int:
         """Return how many photos a split has."""
@@ -174,12 +174,7 @@ class _Study:
         context: Any = _Context(self, model.eval())
         self.phase.resolved(len(sizes)).fit(context)
         found = predict(model, self._batches("val"), device=self.device)
-        # photos are in the order of their classes, so that half of them on is another class
-        went = {"train": context.regions, "val": found.regions}
-        self.elsewhere = {
-            split: [region.roll(len(region) // 2, dims=0) for region in regions]
-            for split, regions in went.items()
-        }
+        self.went = {"train": context.regions, "val": found.regions}
         ways = []
         costs, seconds = self._cost(model)
         for depth, name in enumerate(("whole", "two looks", "three looks"), start=1):
@@ -232,7 +227,9 @@ class _Study:
     def _features(self, source: Tensor, view: _View, split: str, index: Tensor) -> Tensor:
         """Return the features of a view of photos [B, 3, H, W], normalised, that stand at ``index`` [B] in their split."""
         if view.look > 1:
-            region = self.elsewhere[split][view.look - 1][index].to(source.device)
+            # in most data sets photos are in the order of their classes, so that half of them on is another class
+            went = self.went[split][view.look - 1]
+            region = went[(index - len(went) // 2) % len(went)].to(source.device)
         elif view.region == MIDDLE[0]:
             region = whole(len(source), device=source.device)
         else:

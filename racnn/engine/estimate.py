@@ -17,8 +17,8 @@ from torch.utils.data import default_collate
 
 from racnn.config import Config
 from racnn.data import PhotoDataset, build_data
-from racnn.durations import format_duration
-from racnn.engine.device import prepare
+from racnn.durations import format_duration, parse_duration
+from racnn.engine.device import determinism, prepare
 from racnn.engine.evaluator import predict
 from racnn.engine.loop import EpochState, build_optimizer, train_one_epoch, train_only
 from racnn.errors import ConfigError
@@ -63,14 +63,14 @@ def estimate(config: Config, *, device: torch.device) -> list[PhaseTime]:
         ConfigError: The network cannot be built, or not with such views.
         DataError: There are no such photos, or one cannot be read.
     """
-    return _Meter(config, device).phases()
+    with determinism(config.run.deterministic, device):
+        return _Meter(config, device).phases()
 
 
 def format_estimate(found: Sequence[PhaseTime]) -> str:
     """Return what will be done and how long it takes, a line a phase."""
-    lines = [
-        f"what will be done, at most {format_duration(sum(each.seconds() for each in found))} here, measured on a few photos:"
-    ]
+    total = format_duration(sum(each.seconds() for each in found))
+    lines = [f"what will be done, about {total} here or less, judged by a few photos:"]
     for each in found:
         epochs = f"{each.epochs} epoch{'s' * (each.epochs > 1)}" if each.epochs else "in one go"
         rounds = f", {each.rounds} times" if each.rounds > 1 else ""
@@ -79,53 +79,60 @@ def format_estimate(found: Sequence[PhaseTime]) -> str:
 
 
 def settings_in_time(
-    config: Config, limit: float, *, device: torch.device, suit: Callable[[int], int]
+    config: Config, limit: str, *, device: torch.device, suit: Callable[[int], int]
 ) -> list[str]:
     """Return the ``key=value`` by which a training ends within a time: fewer epochs, or smaller views where there are none.
 
     Args:
         config: The recipe as it is.
-        limit: Seconds.
+        limit: A length of time, such as 30m, see :func:`racnn.durations.parse_duration`.
         device: Where it will be trained.
         suit: Returns the side of a view that suits the backbone, near a wanted one.
 
     Raises:
-        ConfigError: The shortest form takes longer.
+        ConfigError: The shortest form takes longer, or it is no length of time.
     """
+    allowed, start = parse_duration(limit, flag="--time"), time.perf_counter()
+
+    def left() -> float:  # after measuring
+        return allowed - (time.perf_counter() - start)
+
     found = estimate(config, device=device)
-    if sum(each.seconds() for each in found) <= limit:
+    if sum(each.seconds() for each in found) <= left():
         return []
     taught = [each for each in found if each.epochs]
     if taught:
-        return _fewer_epochs(found, taught, limit)
+        return _fewer_epochs(found, taught, left(), limit)
     for factor in SMALLER_VIEWS[1:]:
         sides = [suit(round(factor * side)) for side in config.model.view_sizes]
         views = tuple(min(new, old) for new, old in zip(sides, config.model.view_sizes, strict=True))
         smaller = config.model_copy(update={"model": config.model.model_copy(update={"view_sizes": views})})
         found = estimate(smaller, device=device)
-        if sum(each.seconds() for each in found) <= limit:
+        if sum(each.seconds() for each in found) <= left():
             return [f"model.view_sizes=[{', '.join(map(str, views))}]"]
     raise _too_short(limit, sum(each.seconds() for each in found), f"with views of {views[0]} px")
 
 
-def _fewer_epochs(found: Sequence[PhaseTime], taught: Sequence[PhaseTime], limit: float) -> list[str]:
+def _fewer_epochs(
+    found: Sequence[PhaseTime], taught: Sequence[PhaseTime], seconds: float, limit: str
+) -> list[str]:
     """Return the numbers of epochs that fit, each phase's by the same factor, but one at least."""
     fixed = sum(each.seconds(0) for each in found)
     least = fixed + sum(each.rounds * each.epoch for each in taught)
-    if least > limit:
+    if least > seconds:
         raise _too_short(limit, least, "with one epoch a phase")
     high, low = 1.0, 0.0
     for _ in range(30):  # phases that are held at one epoch leave less to the others
         factor = (low + high) / 2.0
         epochs = [max(1, int(factor * each.epochs)) for each in taught]
         total = fixed + sum(e.rounds * e.epoch * n for e, n in zip(taught, epochs, strict=True))
-        low, high = (factor, high) if total <= limit else (low, factor)
+        low, high = (factor, high) if total <= seconds else (low, factor)
     return [f"{each.key}.epochs={max(1, int(low * each.epochs))}" for each in taught]
 
 
-def _too_short(limit: float, least: float, how: str) -> ConfigError:
+def _too_short(limit: str, least: float, how: str) -> ConfigError:
     return ConfigError(
-        f"--time: {format_duration(limit)} are too short: the recipe takes about {format_duration(least)} here {how} "
+        f"--time: {limit} is too short: the recipe takes about {format_duration(least)} here {how} "
         "(measured on a few photos); give it more, fewer photos, or a smaller --backbone"
     )
 
@@ -164,15 +171,16 @@ class _Meter:
             phase.prepare(context)
             epochs = phase.epochs if isinstance(phase, GradientPhase) else 0
             num, scales = self.num[phase.photos], phase.num_scales_run(config.model.num_scales)
-            look, epoch = self._validation(scales), 0.0
+            look, epoch = self._with_decoding(self._looking(scales)), 0.0
             if isinstance(phase, GradientPhase):
                 before = self.reading
                 phase.take_up(phase.between_epochs(context, {}))
                 again = self.reading - before
                 epoch = again + num * self._with_decoding(self._step(phase)) + self.num["val"] * look
             elif isinstance(phase, FittedPhase):
-                share = phase.num_readings(config.model.num_scales) / scales
-                self.reading += num * share * look + self.num["val"] * look
+                view = self._looking(scales) / scales
+                self.reading += num * phase.num_readings(config.model.num_scales) * self._with_decoding(view)
+                self.reading += self.num["val"] * look
             found.append(PhaseTime(key, phase.name, times, epochs, self.reading, epoch))
             for photos in self.data.splits.values():
                 photos.pseudo_boxes = None
@@ -191,14 +199,12 @@ class _Meter:
             lambda: list(train_one_epoch(self.model, [batch], still, optimizer, replace(state)))
         ) / len(photos)
 
-    def _validation(self, num_scales: int) -> float:
-        """Return the seconds a photo of looking at photos that long."""
+    def _looking(self, num_scales: int) -> float:
+        """Return the seconds a photo of the first scales, without reading it."""
         photos = self.data.splits["val"].without_augmentation()
         batch = default_collate([photos[(0, i)] for i in range(len(photos))])
-        return self._with_decoding(
-            self._time(lambda: predict(self.model, [batch], device=self.device, num_scales=num_scales))
-            / len(photos)
-        )
+        took = self._time(lambda: predict(self.model, [batch], device=self.device, num_scales=num_scales))
+        return took / len(photos)
 
     def _with_decoding(self, seconds: float) -> float:
         """Return the seconds a photo with decoding; on a CPU the workers take what the network would have used."""

@@ -115,9 +115,7 @@ def collapse_warnings(
     lines = []
     advice = "attention has collapsed; try a smaller ranking learning rate, more apn_init epochs, or other model.bounds"
     if not steps:
-        advice = (
-            "what the photos have in common fills them, or is too small; other model.bounds may suit them"
-        )
+        advice = "what region 1 is read from fills them, or is too small; other model.bounds may suit them"
     for (name, statistics), (low, high) in zip(regions.items(), bounds, strict=False):
         if statistics["at_bound"] > COLLAPSE_SHARE:
             grown = statistics["tl_mean"] > (low + high) / 2
@@ -169,6 +167,11 @@ def describe_data(data: Data, config: DataConfig, device: object, *, steps: bool
     lines = [f"left out {name}: {reason}" for name, reason in data.skipped.items()]
     sizes = ", ".join(f"{len(photos)} {split}" for split, photos in data.splits.items())
     lines.append(f"{data.dataset}: {len(data.class_names)} classes, photos: {sizes}; on {device}")
+    if config.scene_size > config.source_size:
+        lines.append(
+            f"scenes of {config.scene_size} px are shrunk to data.source_size {config.source_size}, so that closer looks find "
+            f"less detail; data.source_size={config.scene_size} keeps it"
+        )
     if data.passed_over:
         lines.append(describe_passed(data.passed_over))
     splits = {split: photos.records for split, photos in data.splits.items()}

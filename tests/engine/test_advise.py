@@ -6,7 +6,8 @@ import xml.etree.ElementTree
 import pytest
 import torch
 
-from racnn.engine.advise import Way, _report, advise, format_advice, picture
+from racnn.data import build_data
+from racnn.engine.advise import Way, _report, _Study, _View, advise, format_advice, picture
 from racnn.errors import DataError
 from racnn.evaluation.metrics import paired_difference
 from racnn.recipes import recipe_config
@@ -152,6 +153,21 @@ def test_looks_elsewhere_go_where_those_of_other_photos_went():
     """At the same cost; the figures that they give on photos stand in docs/results.md."""
     scenes = ["data.scene_size=256", "data.source_size=256", "data.synthetic.num_train=160"]
     config = recipe_config("synthetic", "quick", [*SMALL, *scenes])
+    study = _Study(config, build_data(config.data, seed=0), CPU)
+    study.looks(32)
+    for split, num in (("train", study.num_photos("train")), ("val", study.num_photos("val"))):
+        went = study.went[split]
+        for look in (2, 3):
+            view = _View(32, look=look)
+            photos = study.data.splits[split].without_augmentation()
+            source = study.model.normalise(torch.stack([photos[(0, i)]["image"] for i in range(4)]))
+            index = torch.arange(4)
+            seen = study._features(source, view, split, index)
+            other = (index - num // 2) % num
+            expected = study.model.sample(source, went[look - 1][other], (32, 32), antialias=True)
+            torch.testing.assert_close(seen, study.model.extract(1, expected))
+            own = study.model.sample(source, went[look - 1][index], (32, 32), antialias=True)
+            assert not torch.allclose(seen, study.model.extract(1, own))
     report = advise(config, device=CPU, say=lambda _: None)
     found = {each["name"]: each for each in report["ways"] if each["view_sizes"] == [32] * 3}
     assert found["three looks where other photos' went"]["multiplications"] == pytest.approx(

@@ -5,8 +5,8 @@ For what resolution at the same cost cannot do: the object is on a twentieth of 
 * A scene is a square of ``data.scene_size`` pixels, on blurred foliage.
 * The bounding square of the object's box covers :data:`AREA` of it, at a place where chance puts it, every one as likely.
 * It brings some of its photo's surroundings along, which fade into the foliage.
-* :data:`NUM_DISTRACTORS` patches of the same size, with the same fading edges, come from beside the objects of other photos
-  of the same split; none touches the object's patch.
+* :data:`NUM_DISTRACTORS` patches of the same size, with the same fading edges, come from beside the objects of other photos;
+  none touches the object's patch. Those of a training or validation photo come from either, but never from a test photo.
 
 Everything is a function of the photo's name and the size of the scene, so that a scene is the same in every run.
 """
@@ -53,10 +53,9 @@ def in_scenes(catalog: Catalog, size: int) -> Catalog:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where a scene's object goes: ``scale`` from its photo to the scene, ``shift`` (x, y) after that, ``corner`` of its patch."""
+    """What is cut from a photo, (x, y, side) in its pixels, and the ``corner`` (x, y) where its patch goes."""
 
-    scale: float
-    shift: tuple[int, int]
+    cut: tuple[int, int, int]
     corner: tuple[int, int]
 
 
@@ -67,6 +66,7 @@ class _Scenes:
         self.catalog = catalog
         self.size = size
         self.side = round(AREA**0.5 * size * (1.0 + 2.0 * MARGIN))  # of a patch
+        # of the catalog's own splits: before validation photos are chosen from the training photos
         self.split_of = {record.name: records for records in catalog.splits().values() for record in records}
 
     def load(self, record: Record) -> np.ndarray:
@@ -76,9 +76,7 @@ class _Scenes:
         for corner in self._corners_beside(rng, layout.corner):
             paste(scene, self._patch_beside(rng, record), corner)
         photo = self.catalog.load(record)
-        resized = _resized(photo, layout.scale)
-        x, y = (shift - corner for shift, corner in zip(layout.shift, layout.corner, strict=True))
-        paste(scene, window(resized, -x, -y, self.side), layout.corner)
+        paste(scene, _resized(window(photo, *layout.cut), self.side), layout.corner)
         return scene
 
     def annotate(self, record: Record) -> tuple[Box, tuple[Part, ...]]:
@@ -86,10 +84,12 @@ class _Scenes:
         _, layout = self._layout(record)
         box, parts = self.catalog.annotate(record)
         assert box is not None
-        dx, dy = layout.shift
-        x0, y0, x1, y1 = (layout.scale * value for value in box)
-        moved = tuple((layout.scale * x + dx, layout.scale * y + dy, visible) for x, y, visible in parts)
-        return (x0 + dx, y0 + dy, x1 + dx, y1 + dy), moved
+        (left, top, side), (x, y) = layout.cut, layout.corner
+        scale = self.side / side
+        x0, x1 = (scale * (value - left) + x for value in box[::2])
+        y0, y1 = (scale * (value - top) + y for value in box[1::2])
+        moved = tuple((scale * (px - left) + x, scale * (py - top) + y, visible) for px, py, visible in parts)
+        return (x0, y0, x1, y1), moved
 
     def _layout(self, record: Record) -> tuple[np.random.Generator, _Layout]:
         """Return where the object goes, and what chance has in store for the rest."""
@@ -99,11 +99,10 @@ class _Scenes:
         box, _ = self.catalog.annotate(record)
         assert box is not None
         x0, y0, x1, y1 = box
-        scale = AREA**0.5 * self.size / max(x1 - x0, y1 - y0, 1.0)
         left, top = (int(value) for value in rng.integers(0, self.size - self.side + 1, 2))
-        centre = left + self.side // 2, top + self.side // 2
-        shift = round(centre[0] - scale * (x0 + x1) / 2.0), round(centre[1] - scale * (y0 + y1) / 2.0)
-        return rng, _Layout(scale, shift, (left, top))
+        side = max(1, round(max(x1 - x0, y1 - y0) * (1.0 + 2.0 * MARGIN)))
+        cut = round((x0 + x1 - side) / 2.0), round((y0 + y1 - side) / 2.0), side
+        return rng, _Layout(cut, (left, top))
 
     def _corners_beside(self, rng: np.random.Generator, corner: tuple[int, int]) -> list[tuple[int, int]]:
         """Return the corners of patches that do not touch the object's; they may lie on one another."""
@@ -129,8 +128,7 @@ class _Scenes:
             side = min(right - left, bottom - top)
             if side >= ROOM * min(photo.shape[:2]):
                 x, y = int(rng.integers(left, right - side + 1)), int(rng.integers(top, bottom - side + 1))
-                patch = photo[y : y + side, x : x + side]
-                return _resized(patch, self.side / side)[: self.side, : self.side]
+                return _resized(photo[y : y + side, x : x + side], self.side)
         return foliage(rng, self.side)
 
 
@@ -147,10 +145,10 @@ def largest_beside(box: Box, shape: Sequence[int]) -> tuple[int, int, int, int]:
     return max(strips, key=lambda strip: min(strip[2] - strip[0], strip[3] - strip[1]))
 
 
-def _resized(photo: np.ndarray, scale: float) -> np.ndarray:
-    """Return a photo enlarged or averaged down, at least a pixel wide."""
-    size = max(1, round(photo.shape[1] * scale)), max(1, round(photo.shape[0] * scale))
-    return cv2.resize(photo, size, interpolation=cv2.INTER_AREA if scale < 1.0 else cv2.INTER_CUBIC)
+def _resized(patch: np.ndarray, side: int) -> np.ndarray:
+    """Return a square enlarged or averaged down."""
+    way = cv2.INTER_AREA if side < len(patch) else cv2.INTER_CUBIC
+    return cv2.resize(patch, (side, side), interpolation=way)
 
 
 def window(photo: np.ndarray, x: int, y: int, side: int) -> np.ndarray:

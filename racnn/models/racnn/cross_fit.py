@@ -82,15 +82,21 @@ class CrossFit(ScalePhase):
 
     def faults_of_state(self, state: Mapping[str, Tensor], model: RACNN) -> list[str]:
         wide = model.classifiers[0].get_parameter("weight").shape
-        shapes = {"weight": (NUM_FOLDS + 1, *wide), "bias": (NUM_FOLDS + 1, wide[0])}
-        shapes |= {"strength": (), "slope": (), "folds": state["folds"].shape[:1] if "folds" in state else ()}
-        fits = state.keys() == shapes.keys() and all(
-            state[name].shape == shape for name, shape in shapes.items()
+        shapes = {
+            "weight": (NUM_FOLDS + 1, *wide),
+            "bias": (NUM_FOLDS + 1, wide[0]),
+            "strength": (),
+            "slope": (),
+        }
+        fits = state.keys() == {*shapes, "folds"} and all(
+            state[name].shape == shape and state[name].isfinite().all() for name, shape in shapes.items()
         )
-        if fits and state["folds"].dtype == torch.int64:
-            low, high = state["folds"].aminmax()
-            if low >= 0 and high <= NUM_FOLDS:
-                return []
+        if fits and state["weight"].dtype == state["bias"].dtype == torch.float32:
+            folds = state["folds"]
+            if folds.dtype == torch.int64 and folds.dim() == 1 and len(folds):
+                low, high = folds.aminmax()
+                if low >= 0 and high <= NUM_FOLDS:
+                    return []
         return [f"progress.state does not hold the heads of phase {self.name}"]
 
     def losses(self, model: RACNN, batch: Batch, class_weights: Tensor | None = None) -> dict[str, Tensor]:
@@ -108,8 +114,8 @@ class CrossFit(ScalePhase):
         if self._state["folds"].device != descriptor.device:  # once an epoch
             self._state = {name: value.to(descriptor.device) for name, value in self._state.items()}
         own = self._state["folds"][batch["index"]]
-        weight, bias = self._state["weight"][own], self._state["bias"][own]
-        logits = torch.einsum("bcd,bd->bc", weight, descriptor) + bias
+        every = torch.einsum("kcd,bd->bkc", self._state["weight"], descriptor) + self._state["bias"]
+        logits = every[torch.arange(len(own), device=own.device), own]
         return losses.classification_losses(
             {scale: logits},
             batch["label"],
