@@ -125,7 +125,9 @@ def test_it_measures_what_training_would_give(racnn, tmp_path):
     assert found["three whole views", (32,) * 3]["multiplications"] == pytest.approx(
         3 * found["whole", (32,)]["multiplications"], rel=0.05
     )
-    assert ("three looks where other photos' went", (32,) * 3) in found
+    assert found["three looks where other photos' went", (32,) * 3]["multiplications"] == pytest.approx(
+        found["three looks", (32,) * 3]["multiplications"], rel=0.1
+    )
     assert all(0.0 < each["seconds"] < 5.0 for each in report["ways"])
     words = [word for key in SMALL for word in ("--set", key)]
     assert racnn("train", "synthetic", "--out", tmp_path / "run", *words).code == 0
@@ -150,9 +152,7 @@ def test_the_command_prints_and_writes(racnn, tmp_path):
 
 
 def test_looks_elsewhere_go_where_those_of_other_photos_went():
-    """At the same cost; the figures that they give on photos stand in docs/results.md."""
-    scenes = ["data.scene_size=256", "data.source_size=256", "data.synthetic.num_train=160"]
-    config = recipe_config("synthetic", "quick", [*SMALL, *scenes])
+    config = recipe_config("synthetic", "quick", SMALL)
     study = _Study(config, build_data(config.data, seed=0), CPU)
     study.looks(32)
     for split, num in (("train", study.num_photos("train")), ("val", study.num_photos("val"))):
@@ -168,12 +168,6 @@ def test_looks_elsewhere_go_where_those_of_other_photos_went():
             torch.testing.assert_close(seen, study.model.extract(1, expected))
             own = study.model.sample(source, went[look - 1][index], (32, 32), antialias=True)
             assert not torch.allclose(seen, study.model.extract(1, own))
-    report = advise(config, device=CPU, say=lambda _: None)
-    found = {each["name"]: each for each in report["ways"] if each["view_sizes"] == [32] * 3}
-    assert found["three looks where other photos' went"]["multiplications"] == pytest.approx(
-        found["three looks"]["multiplications"], rel=0.1
-    )
-    assert "against three looks where other photos' went" in format_advice(report, "racnn train scenes")
 
 
 def test_one_photo_a_class_cannot_be_asked(tmp_path):
