@@ -59,6 +59,7 @@ def save_random(name, path):
     torch.save(build_backbone(name).features.state_dict(), path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["timm/vit_tiny_patch16_224", "torchvision/mobilenet_v3_small"])
 def test_other_networks_with_weights_from_a_file(name, folder, racnn, tmp_path):
     """A transformer at views that it was not made for, and a network of torchvision by name."""

@@ -72,6 +72,7 @@ def in_a_fork(action):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_in_any_line_leaves_a_whole_last_checkpoint(tmp_path):
     codes = []
     while 0 not in codes:

@@ -120,6 +120,7 @@ def test_the_same_run_ends_with_the_same_bits(fitted, tmp_path):
     assert digest(load_checkpoint(again)["model"]) == digest(load_checkpoint(best)["model"])
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_the_looks_it_had_read(fitted, tmp_path):
     """Killed at every file of descriptors, it reads no look twice and ends with the same bits."""
     _folder, best, _report = fitted
