@@ -469,6 +469,7 @@ def _settings_in_time(config: Config, limit: str, device: str, *, resume: bool, 
         before = load_config(stored)
         views = f"model.view_sizes=[{', '.join(map(str, before.model.view_sizes))}]"
         return [views, *(f"{key}.epochs={p.num_epochs()}" for key, p in before.steps_by_key().items())]
+    print("measuring on a few photos ...", flush=True)
     found = settings_in_time(
         config,
         limit,
@@ -487,6 +488,7 @@ def _print_estimate(config: Config, device: str, *, overwrite: bool) -> None:
     from racnn.engine.estimate import estimate, format_estimate
 
     if os.environ.get("WORLD_SIZE", "1") == "1":
+        print("measuring on a few photos ...", flush=True)
         print(format_estimate(estimate(config, device=pick_device(device))), flush=True)
 
 

@@ -20,6 +20,7 @@ SAME = 0.01  # standard deviation over photos, of a region's centre and side in 
 COLLAPSE_SHARE = 0.5  # of the regions at a bound, from which a warning is given
 IMBALANCE = 10  # photos of the largest class for one of the smallest, from which a warning is given
 MOST_NAMED = 20  # groups of copies, or classes
+CHANCE = 4  # photos; two standard deviations of a paired difference in which all of them go one way
 WIDE = 0.85  # mean side of a region, as a share of its view's, from which zooming in hardly enlarges anything
 
 
@@ -44,7 +45,8 @@ def diagnose(report: Mapping[str, Any], config: Config) -> list[str]:
             lines.append(f"{_compare(report, fine, coarse)}: {_advice(number, report['regions'], config)}")
     if "fused" in report["top1"]:
         best = max(scales, key=lambda name: _rank(report, name))
-        if report["top1"]["fused"] < report["top1"][best]:
+        fewer = report["num_images"] * (report["top1"][best] - report["top1"]["fused"])
+        if fewer > CHANCE and report["log_prob"]["fused"] < report["log_prob"][best]:
             lines.append(
                 f"{_compare(report, 'fused', best)}: a look that is much worse than the others drags the fused answer "
                 "down; leave out that scale (one entry less in model.view_sizes)"

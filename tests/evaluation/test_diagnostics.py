@@ -177,9 +177,14 @@ def test_a_wide_third_look_is_told_of_its_pixels_too():
 
 
 def test_a_fused_answer_below_the_best_scale_is_told():
-    (line,) = diagnose(report((0.80, 0.86, 0.90, 0.88), (-0.8, -0.6, -0.5, -0.4)), RECIPE)
+    (line,) = diagnose(report((0.80, 0.86, 0.90, 0.78), (-0.8, -0.6, -0.5, -0.6)), RECIPE)
     assert line.startswith("fused is not better than scale_3")
-    assert "1 photo;" in line
+    assert "photos;" in line
+
+
+@pytest.mark.parametrize(("top1", "log_prob"), [(0.88, -0.6), (0.78, -0.4)])
+def test_that_it_is_not_by_chance_or_surer_of_the_truth_is_not_told(top1, log_prob):
+    assert diagnose(report((0.80, 0.86, 0.90, top1), (-0.8, -0.6, -0.5, log_prob)), RECIPE) == []
 
 
 def test_collapse_is_part_of_the_verdict():

@@ -126,10 +126,10 @@ class Looks(FittedPhase):
         common = held[0] >= ENOUGH * held[1] or held[1] <= 0.0
         part = parts[0 if common else 1]
         set_values(model.apns[0], mean=part.mean.float(), direction=part.direction.float())
+        own, other = held if common else held[::-1]
         context.log(
-            f"{self.name}: region 1 is where {'the photos have something in common' if common else 'their classes show'}: by "
-            f"what is common regions hold {100 * held[0]:.0f} points more of the evidence than of the view, by where classes "
-            f"show {100 * held[1]:.0f}"
+            f"{self.name}: region 1 is where {'the photos have something in common' if common else 'their classes show'} "
+            f"(it holds {100 * own:.0f} points more of the evidence than of the view; sought the other way {100 * other:.0f})"
         )
 
     def _fuse(self, context: PhaseContext, heads: list[Head], labels: Tensor) -> None:
