@@ -8,7 +8,7 @@ from pathlib import Path
 
 from racnn.config import Config, load_config
 from racnn.errors import ConfigError, did_you_mean
-from racnn.models.backbone import suitable_view
+from racnn.models.backbone import stages_to_freeze, suitable_view
 
 RECIPES = ("quick", "full", "paper")
 DRAWN = "synthetic"  # the built-in set of drawn birds
@@ -49,9 +49,11 @@ def recipe_config(
     given += [] if backbone is None else [f"model.backbone={backbone}"]
     given += [] if weights is None else [f"model.weights={weights}"]
     plain = load_config(path, [*given, *settings])
-    if backbone is not None and recipe == "quick":
+    if backbone is not None and recipe in ("quick", "full"):
         sides = [str(suitable_view(backbone, side)) for side in plain.model.view_sizes]
         given.append(f"model.view_sizes=[{', '.join(sides)}]")
+    if backbone is not None and recipe == "full":
+        given.append(f"model.frozen_stages={stages_to_freeze(backbone, plain.model.frozen_stages)}")
     taught = {
         key: phase
         for key, phase in plain.steps_by_key().items()

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from every_step import PHASES, give_heads
+from every_step import PHASES, stored_views
 
 from racnn.config import load_config
 from racnn.engine.checkpoint import load_checkpoint, save_checkpoint
@@ -51,7 +51,7 @@ def test_zoom_and_its_gradients_equal_those_of_the_cpu(regions, antialias):
         torch.testing.assert_close(on_cuda, on_cpu, rtol=2e-3, atol=2e-3)
 
 
-def batch(phase):
+def batch(phase, stored=None):
     generator = torch.Generator().manual_seed(1)
     num = 4
     made = {
@@ -61,6 +61,7 @@ def batch(phase):
         "share": torch.full((num,), 1.0 / num, dtype=torch.float64),
         "pseudo_box": torch.tensor([-0.6, -0.2, 0.3, 0.4]).repeat(num, 1),
         "noise": torch.rand(num, phase.num_noise(), generator=generator),
+        **(stored or {}),
     }
     return {key: value.pin_memory() for key, value in made.items()}
 
@@ -72,13 +73,13 @@ def test_a_step_never_waits_for_the_device(kind, scales, changes, optimizer):
     model = RACNN(num_classes=3, backbone="tiny", view_sizes=(64, 64, 64))
     prepare(model, load_config(None, ["run.precision=bf16", "model.weights=null"]), CUDA)
     train_only(model, phase)
-    give_heads(phase, model, 4)
+    stored = stored_views(phase, model, 4, 64)
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     state = EpochState(CUDA, length=3, class_weights=torch.ones(3, device=CUDA))
     optimizer, step = build_optimizer(model, phase), Step(model, phase, state.class_weights)
     with determinism(False, CUDA):
-        taken = list(train_one_epoch(model, [batch(phase)] * 3, phase, optimizer, state))
-        on_device = {key: value.to(CUDA) for key, value in batch(phase).items()}
+        taken = list(train_one_epoch(model, [batch(phase, stored)] * 3, phase, optimizer, state))
+        on_device = {key: value.to(CUDA) for key, value in batch(phase, stored).items()}
         torch.cuda.set_sync_debug_mode("error")  # only the loop reads the losses, once a step
         try:
             step(on_device)["loss"].backward()

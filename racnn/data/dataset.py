@@ -45,6 +45,7 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
             photo: after a random crop everything is larger than it will be in use, and an APN that is still uncertain of
             the size proposes the mean.
         num_noise: How many random numbers a sample brings along for the training step.
+        stored: Rows [N, ...] by name, which a sample brings along in place of its photo, where there are any.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
         self.cache: PhotoCache | None = None
         self.pseudo_boxes: np.ndarray | None = None
         self.num_noise = 0
+        self.stored: dict[str, torch.Tensor] = {}
         whole = config.augment.model_copy(update={"crop": 1.0})
         shape = config.source_size, config.resize
         self.plain_transform = SourceTransform(*shape)
@@ -79,17 +81,31 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
             ``image`` uint8 [3, S, S]; ``label`` and ``index`` int64 []; ``share`` float64 []; ``box`` float32 [4], xyxy in the
             source's frame, NaN where unknown; ``parts`` float32 [P, 3], (x, y, visible) in the source's frame; with
             ``pseudo_boxes`` also ``pseudo_box`` float32 [4], likewise. A box or part that a crop cuts off lies beyond [-1, 1].
-            With ``num_noise`` also ``noise`` float32 [num_noise], even in [0, 1).
+            With ``num_noise`` also ``noise`` float32 [num_noise], even in [0, 1). Where rows are ``stored``, these
+            and ``label``, ``index``, ``share`` and ``noise`` only.
 
         Raises:
             DataError: The photo cannot be read.
         """
         epoch, index, repeat, share = Key(*key)
-        record = self.records[index]
+        seed = mix_seed(self.seed, epoch, index, *([repeat] if repeat else []))
+        sample = {
+            "label": torch.tensor(self.records[index].label),
+            "index": torch.tensor(index),
+            "share": torch.tensor(share, dtype=torch.float64),
+        }
+        if self.num_noise:
+            noise = np.random.default_rng((seed, 1)).random(self.num_noise, dtype=np.float32)
+            sample["noise"] = torch.from_numpy(noise)
+        if self.stored:
+            return sample | {name: rows[index].clone() for name, rows in self.stored.items()}
+        return sample | self._shown(index, seed)
+
+    def _shown(self, index: int, seed: int) -> dict[str, torch.Tensor]:
+        """Return what a sample shows of its photo."""
         resized, size = self._resized(index) if self.cache is None else self.cache[index]
         transform = self.transform
-        box_xyxy, parts = self.catalog.annotate(record)
-        seed = mix_seed(self.seed, epoch, index, *([repeat] if repeat else []))
+        box_xyxy, parts = self.catalog.annotate(self.records[index])
         points = np.asarray(parts, np.float64).reshape(-1, 3)
         if self.pseudo_boxes is not None:
             in_source = (self.pseudo_boxes[index].astype(np.float64) + 1.0) / 2.0 * self.config.source_size
@@ -99,22 +115,16 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
                 transform = self.whole_transform
                 resized = transform.shrink(resized, size)
         image, box, located = transform.finish(resized, size, box_xyxy, points, seed)
-        sample = {
+        shown = {
             "image": channels_first(image),
-            "label": torch.tensor(record.label),
-            "index": torch.tensor(index),
-            "share": torch.tensor(share, dtype=torch.float64),
             "box": torch.from_numpy(box),
             "parts": torch.from_numpy(located),
         }
         if self.pseudo_boxes is not None:
             corners = located[-2:, :2]  # a flip swaps left and right
-            sample["pseudo_box"] = torch.from_numpy(np.concatenate([corners.min(0), corners.max(0)]))
-            sample["parts"] = torch.from_numpy(located[:-2])
-        if self.num_noise:
-            noise = np.random.default_rng((seed, 1)).random(self.num_noise, dtype=np.float32)
-            sample["noise"] = torch.from_numpy(noise)
-        return sample
+            shown["pseudo_box"] = torch.from_numpy(np.concatenate([corners.min(0), corners.max(0)]))
+            shown["parts"] = torch.from_numpy(located[:-2])
+        return shown
 
     def _resized(self, index: int) -> tuple[np.ndarray, tuple[int, int]]:
         """Return a photo resized to what the square is cut from, and its own (height, width)."""

@@ -90,7 +90,7 @@ def _loader(dataset: PhotoDataset, batches: list[list[Key]], config: DataConfig)
     return DataLoader(
         dataset,
         batch_sampler=batches,
-        num_workers=config.num_workers,
+        num_workers=0 if dataset.stored else config.num_workers,
         pin_memory=torch.cuda.is_initialized(),  # the network is there already
         worker_init_fn=start_worker,
         generator=torch.Generator(),  # or starting the workers would draw from the global generator

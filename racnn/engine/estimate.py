@@ -173,10 +173,16 @@ class _Meter:
             num, scales = self.num[phase.photos], phase.num_scales_run(config.model.num_scales)
             look, epoch = self._with_decoding(self._looking(scales)), 0.0
             if isinstance(phase, GradientPhase):
+                state = phase.between_epochs(context, {})
+                phase.take_up(context, state)
                 before = self.reading
-                phase.take_up(phase.between_epochs(context, {}))
-                again = self.reading - before
-                epoch = again + num * self._with_decoding(self._step(phase)) + self.num["val"] * look
+                if state:
+                    phase.between_epochs(context, state)
+                again, self.reading = self.reading - before, before
+                step = self._step(phase)
+                stored = bool(self.data.splits[phase.photos].stored)
+                epoch = num * (step if stored else self._with_decoding(step))
+                epoch += again + self.num["val"] * look
             elif isinstance(phase, FittedPhase):
                 view = self._looking(scales) / scales
                 self.reading += num * phase.num_readings(config.model.num_scales) * self._with_decoding(view)
@@ -184,6 +190,7 @@ class _Meter:
             found.append(PhaseTime(key, phase.name, times, epochs, self.reading, epoch))
             for photos in self.data.splits.values():
                 photos.pseudo_boxes = None
+                photos.stored = {}
         return found
 
     def _step(self, phase: GradientPhase) -> float:
@@ -239,6 +246,38 @@ class _Meter:
         self.reading += num * self._with_decoding(took / len(photos))
         return found[-1]
 
+    def store(
+        self,
+        name: str,
+        split: str,
+        call: Callable[..., None],
+        *,
+        depends_on: Sequence[Tensor],
+        **settings: Any,
+    ) -> Tensor:
+        """Return the rows of the few photos that a call gives away, and count how long it takes for all."""
+        found: list[Tensor] = []
+        self.read(name, split, _without_gather(call, found), **settings)
+        self.data.splits[split].stored[name] = found[-1]
+        return found[-1]
+
+    def read_stored(
+        self, what: str, split: str, read: Callable[[Tensor], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Return what a call makes of the few photos, and count how long it takes for all."""
+        few, found = len(self.data.splits[split]), list[dict[str, Tensor]]()
+        self.model.eval()
+        with torch.no_grad():
+            took = self._time(lambda: found.append(read(torch.arange(few))))
+        self.reading += self.num[split] * took / few
+        return found[-1]
+
+    def remember(
+        self, name: str, depends_on: Sequence[Tensor | None], make: Callable[[], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Return what ``make`` returns."""
+        return make()
+
     def num_photos(self, split: str) -> int:
         """Return how many photos a split has."""
         return self.num[split]
@@ -249,6 +288,17 @@ class _Meter:
 
     def log(self, text: str) -> None:
         """Print nothing."""
+
+
+def _without_gather(call: Callable[..., None], found: list[Tensor]) -> Callable[..., None]:
+    """Return a call of :meth:`_Meter.store` as one of :meth:`_Meter.read`, that appends all rows together."""
+
+    def whole(model: Any, batches: Any, **settings: Any) -> None:
+        rows: list[Tensor] = []
+        call(model, batches, keep=lambda _, more: rows.append(more), **settings)
+        found.append(torch.cat(rows))
+
+    return whole
 
 
 def _keep(photos: PhotoDataset, num: int) -> None:

@@ -24,9 +24,12 @@ from racnn.data.statistics import refuse_misplaced_boxes
 from racnn.engine.checkpoint import Progress, digest, read_rows, write_rows
 from racnn.engine.distributed import ALONE, ProcessGroup
 from racnn.engine.predictor import Predictor, network_digest
+from racnn.engine.run_dir import remove_files
+from racnn.engine.stored import StoredRows
 from racnn.errors import ConfigError, DataError, TrainingError
 from racnn.evaluation import draw
 from racnn.evaluation.report import Predictions, evaluation_report
+from racnn.models import parts as in_parts
 from racnn.models.parts import Parts
 from racnn.models.phase import Batch, Phase
 from racnn.models.racnn.early_exit import (
@@ -203,12 +206,6 @@ class Context:
     ) -> Any:
         """Return what a call finds in the photos of a split, showing how far it is; leave if told to stop."""
         trainer = self.trainer
-
-        def after_batch() -> None:
-            trainer.logger.tick()
-            if trainer.processes.size == 1:  # several stop together, after the last batch
-                self._stop_if_told()
-
         batches = trainer.eval_batches(split, most=most)
         trainer.logger.start_bar(f"{self.phase.name}: {what}, {split}", len(batches), 0)
         found = call(
@@ -216,12 +213,64 @@ class Context:
             batches,
             device=trainer.device,
             gather=trainer.processes.gather,
-            after_batch=after_batch,
+            after_batch=self._after_batch,
             **settings,
         )
         trainer.logger.close_bar()
         self._stop_if_told()
         return found
+
+    def store(
+        self,
+        name: str,
+        split: str,
+        call: Callable[..., None],
+        *,
+        depends_on: Sequence[Tensor],
+        **settings: Any,
+    ) -> Tensor:
+        """Return rows of all photos that a call gives away, see :class:`PhaseContext`."""
+        trainer = self.trainer
+        assert trainer.processes.size == 1
+        rows = StoredRows(
+            trainer.folder / "views" / f"{name}.bin", self._key(split, depends_on), self.num_photos(split)
+        )
+        stored = rows.read()
+        if stored is None:
+            batches = trainer.eval_batches(split)
+            trainer.logger.start_bar(f"{self.phase.name}: {name}, {split}", len(batches), 0)
+            call(
+                self.model,
+                batches,
+                device=trainer.device,
+                keep=rows.keep,
+                after_batch=self._after_batch,
+                **settings,
+            )
+            trainer.logger.close_bar()
+            stored = rows.finish()
+        trainer.data.splits[split].stored[name] = stored
+        return stored
+
+    def read_stored(
+        self, what: str, split: str, read: Callable[[Tensor], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Return what a call makes of all photos of a split, given their positions, see :class:`PhaseContext`."""
+        trainer = self.trainer
+        size = trainer.config.data.eval_batch_size
+        batches = [{"index": index} for index in torch.arange(self.num_photos(split)).split(size)]
+        trainer.logger.start_bar(f"{self.phase.name}: {what}, {split}", len(batches), 0)
+        self.model.eval()
+        found = in_parts.read_rows(
+            lambda batch: read(batch["index"]), batches, device=trainer.device, after_batch=self._after_batch
+        )
+        trainer.logger.close_bar()
+        return found
+
+    def _after_batch(self) -> None:
+        self.trainer.logger.tick()
+        if self.trainer.processes.size == 1:  # several stop together, after the last batch
+            self._stop_if_told()
 
     def _stop_if_told(self) -> None:
         """Stop with a checkpoint to go on from, if the run was told to."""
@@ -239,9 +288,11 @@ class Context:
         self.trainer.data.splits[split].pseudo_boxes = boxes.numpy()
 
     def detach(self) -> None:
-        """Let no photo bring one along."""
+        """Let no photo bring one along, and give back the room of what the phase stored."""
         for photos in self.trainer.data.splits.values():
             photos.pseudo_boxes = None
+            photos.stored = {}
+        remove_files(self.trainer.folder / "views")
 
     def descriptor_norms(self) -> list[float]:
         """Return the mean length of each scale's descriptors, from some training photos of all classes."""
@@ -276,21 +327,10 @@ class Context:
         self, name: str, depends_on: Sequence[Tensor | None], make: Callable[[], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
         """Return what ``make`` returns, or what an earlier start of the run wrote of it, see :class:`PhaseContext`."""
-        trainer, phase = self.trainer, self.phase
-        data = trainer.data
-        key = digest(
-            {
-                "photos": [(r.name, r.label) for r in data.splits[phase.photos].records],
-                "contents": trainer.photo_digests(),
-                "data": trainer.config.data.model_dump(mode="json", include=READ_BY),
-                "model": trainer.config.model.model_dump(mode="json"),
-                "trunk": trainer.model.backbones.state_dict(),
-                "regions": trainer.model.apns.state_dict(),
-                "where": [trainer.device.type, str(trainer.model.compute_dtype), __version__],
-                "depends_on": list(depends_on),
-            }
-        )
-        file = trainer.folder / "descriptors" / f"{phase.name}_{name}.safetensors"
+        trainer, model = self.trainer, self.model
+        trunk, regions = model.backbones.state_dict(), model.apns.state_dict()
+        key = self._key(self.phase.photos, [*trunk.values(), *regions.values(), *depends_on])
+        file = trainer.folder / "descriptors" / f"{name}.safetensors"
         stored: dict[str, Tensor] | None = trainer.processes.from_main_process(partial(read_rows, file, key))
         if stored is not None:
             return stored
@@ -303,6 +343,20 @@ class Context:
                     f"{file} could not be written ({error.strerror}); the run goes on without it"
                 )
         return made
+
+    def _key(self, split: str, depends_on: Sequence[Tensor | None]) -> str:
+        """Return a digest of the photos of a split, how they are read, by which network, and of tensors."""
+        trainer = self.trainer
+        return digest(
+            {
+                "photos": [(r.name, r.label) for r in trainer.data.splits[split].records],
+                "contents": trainer.photo_digests(),
+                "data": trainer.config.data.model_dump(mode="json", include=READ_BY),
+                "model": trainer.config.model.model_dump(mode="json"),
+                "where": [trainer.device.type, str(trainer.model.compute_dtype), __version__],
+                "depends_on": list(depends_on),
+            }
+        )
 
     def choose_early_exit(
         self, logits: Sequence[Tensor], fused: Tensor, labels: Tensor, *, tolerance: float

@@ -55,7 +55,10 @@ RUN_FILES = (
     "photos.json",
     "tensorboard",
     "descriptors",
+    "views",
 )
+# What the folders among them hold.
+PATTERNS = {"tensorboard": "events.out.tfevents.*", "descriptors": "*.safetensors", "views": "views_*"}
 DUMP = "nonfinite.json"  # of the batch at which a run had to stop; it lasts until the folder's next run
 DUMP_KEYS = {"phase", "step", "values", "photos"}
 MOST_NAMED = 20  # keys in one message
@@ -279,12 +282,16 @@ def clear_folder(folder: Path) -> None:
     sweep(folder / name for name in RUN_FILES)
     for path in (folder / name for name in sorted(RUN_FILES, key="run.json".__eq__)):
         if path.is_dir() and not path.is_symlink():
-            pattern = "*.safetensors" if path.name == "descriptors" else "events.out.tfevents.*"
-            for file in path.glob(pattern):
-                file.unlink()
-            remove_empty([path])
+            remove_files(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def remove_files(folder: Path) -> None:
+    """Delete what a run wrote into one of its folders, and the folder if nothing else is in it."""
+    for file in folder.glob(PATTERNS[folder.name]):
+        file.unlink()
+    remove_empty([folder])
 
 
 def refuse_output_among_classes(config: Config) -> None:

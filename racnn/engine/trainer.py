@@ -43,7 +43,7 @@ from racnn.engine.logger import Logger, Silence
 from racnn.engine.loop import EpochState, NonFiniteError, build_optimizer, train_one_epoch, train_only
 from racnn.engine.run_dir import RunDir, provenance, refuse_output_among_classes, with_start
 from racnn.engine.signals import Interrupt
-from racnn.errors import CheckpointError, TrainingError
+from racnn.errors import CheckpointError, ConfigError, TrainingError
 from racnn.evaluation.diagnostics import collapse_warnings, describe_data
 from racnn.evaluation.report import Predictions
 from racnn.models import build_model
@@ -119,6 +119,8 @@ class Trainer:
             )
             return stored.content if stored else None
 
+        if processes.size > 1:
+            _refuse_for_several(config)
         try:
             self._build(processes.from_main_process(open_folder))
         except BaseException:
@@ -214,7 +216,7 @@ class Trainer:
         if progress.start is None:
             self._begin(phase, context)
         if isinstance(phase, GradientPhase):
-            phase.take_up(progress.state)
+            phase.take_up(context, progress.state)
         optimizer = build_optimizer(self.model, phase) if isinstance(phase, GradientPhase) else None
         if self.optimizer_state is not None:
             assert optimizer is not None
@@ -326,7 +328,7 @@ class Trainer:
         self.stop_if_told()
         if isinstance(phase, GradientPhase):
             progress.state = phase.between_epochs(context, progress.state)
-            phase.take_up(progress.state)
+            phase.take_up(context, progress.state)
         progress.epoch += 1
         progress.total_epoch += 1
         progress.batch = 0
@@ -516,6 +518,17 @@ class Trainer:
                 save_checkpoint(
                     self.folder / "best.pt", self._content() | {"val_report": result, "phase": phase_name}
                 )
+
+
+def _refuse_for_several(config: Config) -> None:
+    """Refuse phases that several processes cannot share.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    for key, phase in config.phases_by_key().items():
+        if phase.needs_one_process:
+            raise ConfigError(f"{key}: a {phase.kind} phase runs in one process; start it without torchrun")
 
 
 def trained_weights(model: nn.Module, phase: Phase) -> dict[str, Tensor]:

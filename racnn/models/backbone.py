@@ -90,6 +90,19 @@ class Backbone(nn.Module):
         assert isinstance(self.features, nn.Sequential)
         return self.features[self.frozen_layers :]
 
+    def frozen_part(self) -> nn.Module:
+        """Return the part of the trunk before that; of none, what returns the view as it is."""
+        if not self.frozen_layers:
+            return nn.Identity()
+        assert isinstance(self.features, nn.Sequential)
+        return self.features[: self.frozen_layers]
+
+    def forward_rest(self, maps: Tensor) -> Tensor:
+        """Return features [B, channels, h, w] of what :meth:`frozen_part` made of views."""
+        rest = self.trainable()
+        features: Tensor = run_in_segments(rest, maps) if self.recompute else rest(maps)
+        return features
+
     def forward(self, view: Tensor) -> Tensor:
         """Return features [B, channels, h, w] of a normalised view [B, 3, H, W]."""
         if self.recompute:
@@ -369,6 +382,21 @@ def suitable_view(name: str, side: int) -> int:
         if not reason_against_view(backbone, wanted):
             return wanted
     return side  # what is wrong with it is told when the network is made
+
+
+def stages_to_freeze(name: str, stages: int) -> int:
+    """Return ``stages`` where a backbone has as many that can be frozen, see :meth:`Backbone.freeze`, else 0.
+
+    Raises:
+        ConfigError: No backbone has this name.
+    """
+    with torch.device("meta"):
+        backbone = build_backbone(name)
+    try:
+        backbone.freeze(stages)
+    except ConfigError:
+        return 0
+    return stages
 
 
 def build_backbone(name: str, *, weights: str | None = None) -> Backbone:

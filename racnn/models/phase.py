@@ -36,6 +36,27 @@ class PhaseContext(Protocol):
         ``gather`` (joins the rows of all processes), ``after_batch`` (to be called after each batch), and ``settings``.
         """
 
+    def store(
+        self,
+        name: str,
+        split: str,
+        call: Callable[..., None],
+        *,
+        depends_on: Sequence[Tensor],
+        **settings: Any,
+    ) -> Tensor:
+        """Return rows [N, ...] of all photos of a split that a call gives away, kept in a file until the phase ends.
+
+        Until then batches bring their rows along under this name, and neither ``image`` nor ``box`` and ``parts``.
+        It is called as by :meth:`read`, with ``keep`` in place of ``gather``, which takes positions of photos [B] and their
+        rows [B, ...]. Where a run that was killed had written the file from the same photos and tensors, it is used again.
+        """
+
+    def read_stored(
+        self, what: str, split: str, read: Callable[[Tensor], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Return what a call makes of all photos of a split, given their positions [B]; no photo is opened."""
+
     def num_photos(self, split: str) -> int:
         """Return how many photos a split has."""
 
@@ -85,6 +106,7 @@ class Phase(Section):
     proposes: ClassVar[bool] = False  # is judged by what the last scale that it runs proposes
     trains_fusion: ClassVar[bool] = False
     answers_out_of_fold: ClassVar[bool] = False  # and so needs a trunk that has not learnt its photos
+    needs_one_process: ClassVar[bool] = False
 
     kind: str
     scales: tuple[Annotated[int, Field(ge=1)], ...] = Field(
@@ -217,6 +239,8 @@ class Phase(Section):
 class GradientPhase(Phase):
     """A phase that minimises a loss by gradient steps."""
 
+    augments: ClassVar[bool] = True  # its photos are changed at random, by ``data.augment``
+
     epochs: int = Field(..., ge=1)
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = Field(..., gt=0.0)
@@ -248,7 +272,7 @@ class GradientPhase(Phase):
         """
         return {}
 
-    def take_up(self, state: Mapping[str, Tensor]) -> None:
+    def take_up(self, context: PhaseContext, state: Mapping[str, Tensor]) -> None:
         """Use what :meth:`between_epochs` returned, now or before the run was stopped."""
 
     def faults_of_state(self, state: Mapping[str, Tensor], model: Any) -> list[str]:

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from every_step import PHASES, give_heads
+from every_step import PHASES, stored_views
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from racnn.engine.loop import train_only
@@ -75,7 +75,7 @@ def test_a_step_runs_forward_and_backward_where_its_tensors_are_and_never_waits(
     phase = make_phase(kind=kind, scales=scales, lr=1e-3, epochs=1, **changes)
     model = RACNN(num_classes=3, backbone="tiny", view_sizes=(32, 32, 32), zoom_from=zoom_from).to(META)
     train_only(model, phase)
-    give_heads(phase, model, 4)
+    stored = stored_views(phase, model, 4, 32)
     batch = {
         "image": torch.zeros(4, 3, 48, 48, dtype=torch.uint8, device=META),
         "label": torch.zeros(4, dtype=torch.int64, device=META),
@@ -83,6 +83,7 @@ def test_a_step_runs_forward_and_backward_where_its_tensors_are_and_never_waits(
         "pseudo_box": torch.zeros(4, 4, device=META),
         "noise": torch.zeros(4, phase.num_noise(), device=META),
     }
+    batch |= {name: rows.to(META) for name, rows in stored.items()}
     if kind == "classification" and zoom_from == "parent":
         del batch["pseudo_box"]  # the views are then cut one from another
     weights = torch.ones(3, device=META)

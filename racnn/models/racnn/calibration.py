@@ -1,4 +1,4 @@
-"""How much each scale's answer should count, fitted on validation photos."""
+"""How much each scale's answer should count, fitted on photos that the scales were not trained on."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from racnn.models.racnn.heads import Head
 
 # Standard deviation of the logarithm of a weight's factor: nearly always within 2.7 times the mean, or its inverse.
 PRIOR = 0.5
@@ -39,3 +41,20 @@ def pool_weights(logits: Sequence[Tensor], labels: Tensor) -> list[float]:
     optimizer.step(negative_log_posterior)
     weights: list[float] = (log_factors.detach().exp() / len(stacked)).tolist()
     return weights
+
+
+def pooled_loss(logits: Sequence[Tensor], labels: Tensor) -> float:
+    """Return the mean negative log-probability of labels [N] by :func:`pool_weights` of the logits [N, C] of these photos."""
+    weights = pool_weights(logits, labels)
+    pooled = torch.stack([weight * each.double() for weight, each in zip(weights, logits, strict=True)]).sum(
+        0
+    )
+    return F.cross_entropy(pooled, labels).item()
+
+
+def weights_out_of_fold(heads: Sequence[Head], labels: Tensor) -> list[float]:
+    """Return :func:`pool_weights` of the answers of heads that have not seen the photos, equal ones where there are none."""
+    known = heads[0].answered
+    if not known.any():
+        return [1.0 / len(heads)] * len(heads)
+    return pool_weights([head.answers[known] for head in heads], labels[known])

@@ -1,4 +1,4 @@
-"""Fine-tune a trunk by heads that have not seen the photo.
+"""Fine-tune the trunk by heads that have not seen the photo.
 
 A head that is fitted on few photos answers these very photos rightly, whatever their features are worth: with twenty a
 class nothing is left for the trunk to learn from, and steps on such losses make it worse (docs/experiments.md). Here each
@@ -8,137 +8,254 @@ machine learning", Econometrics Journal 21, 2018) with the trunk as what is esti
 training are known from learning with few examples (Bertinetto et al., "Meta-learning with differentiable closed-form
 solvers", ICLR 2019), where, other than here, steps also see through the fit.
 
-The trunk itself does learn from every photo, so that after a few epochs even out of fold nearly all are answered right.
+The trunk itself does learn from every photo, so that after a few epochs even out of fold nearly all are answered right, and
+their probabilities say nothing of new photos: a calibrate phase follows.
+
+All scales learn at once, each photo in all its looks; with one trunk for all scales it has so many times as many views to
+learn from. Where a photo's looks go is decided before the first step, by heads that have not seen it. So the views are always
+the same ones, and what the frozen blocks make of them is read once and kept in the run's folder: steps open no photo.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
-from racnn.models.phase import Batch, PhaseContext
+from racnn.models.parts import read_rows
+from racnn.models.phase import Batch, GradientPhase, PhaseContext
 from racnn.models.racnn import losses
-from racnn.models.racnn.heads import NUM_FOLDS, STRENGTHS, fit_head
-from racnn.models.racnn.looks import read_look, set_values
+from racnn.models.racnn.calibration import pooled_loss, weights_out_of_fold
+from racnn.models.racnn.heads import NUM_FOLDS, fit_head
+from racnn.models.racnn.looks import SAMPLE, aim, find_looks, read_sample, set_values
 from racnn.models.racnn.model import RACNN
-from racnn.models.racnn.pseudo_boxes import finer_view, read_regions
-from racnn.models.racnn.scale_phase import ScalePhase
-from racnn.ops.regions import bounding_region, whole
+from racnn.ops.regions import whole
 
 
-class CrossFit(ScalePhase):
-    """Train the backbone of one scale; its classifier is the head in closed form, of all photos."""
+class CrossFit(GradientPhase):
+    """Train the backbones of all scales; their classifiers are heads in closed form, of all photos."""
+
+    trains_fusion: ClassVar[bool] = True
+    needs_one_process: ClassVar[bool] = True
+    augments: ClassVar[bool] = False
 
     kind: Literal["cross_fit"]
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
+    hold_norm: bool = Field(True, description="leave the statistics of batch norm as they were loaded")
+    mirrored: bool = Field(False, description="show every other view mirrored, at random")
     _state: dict[str, Tensor] = PrivateAttr(default_factory=dict)
-    _region: Tensor | None = PrivateAttr(None)
+    _maps: list[Tensor] = PrivateAttr(default_factory=list)  # of each scale, [N, C, h, w]
 
     def trained(self, model: RACNN) -> tuple[list[nn.Module], list[nn.Module]]:
-        return [model.backbone(scale).trainable() for scale in self.scales], []
+        backbones = dict.fromkeys(model.backbone(scale) for scale in self.scales)
+        return [backbone.trainable() for backbone in backbones], []
 
     def fitted(self, model: RACNN) -> list[nn.Module]:
-        return [model.classifiers[scale - 1] for scale in self.scales]
-
-    def prepare(self, context: PhaseContext) -> None:
-        (scale,) = self.scales
-        if scale > 1:
-            boxes = context.read("where to look", self.photos, read_regions, scale=scale)
-            context.attach(self.photos, boxes)
-            self._region = bounding_region(boxes)
+        return [*model.classifiers, *model.apns, model.fusion]
 
     def between_epochs(self, context: PhaseContext, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Fit the heads to what the trunk makes of the photos now.
+        """Fit the heads, and find the object, by what the trunk makes of the photos now.
 
         Returns:
-            ``folds`` [N], the head of each photo; ``weight`` [K + 1, C, D] and ``bias`` [K + 1, C] of the heads, the last of
-            all photos, for those that are alone in their class; ``strength`` of the shrinkage and ``slope``, the inverse
-            temperature, [], both those of before the first epoch: later ones, out of fold but seen by the trunk, would be
-            too confident.
+            ``labels`` [N] and ``folds`` [N], the head of each photo; ``weight`` [S, K + 1, C, D] and ``bias`` [S, K + 1, C] of
+            each scale's heads, the last of all photos, for those that are alone in their class. As they were before the first
+            epoch, for later ones, out of fold but seen by the trunk, would be too sure: ``strength`` [S] of the shrinkage,
+            ``slope`` [S], the inverse temperature, ``pool`` [S], the weights of the fusion, and ``region`` [S, N, 3], where the
+            looks go.
         """
-        (scale,) = self.scales
-        found = context.read(
-            f"heads of scale {scale}", self.photos, read_look, scale=scale, region=self._region
-        )
-        strengths = (float(state["strength"]),) if state else STRENGTHS
-        head = fit_head(found["descriptors"], found["labels"], context.model.num_classes, strengths=strengths)
-        slope = float(state["slope"]) if state else head.slope
-        factor = slope / head.slope
-        set_values(context.model.classifiers[scale - 1], weight=factor * head.weight, bias=factor * head.bias)
-        return {
-            "folds": torch.where(head.answered, head.folds, NUM_FOLDS),
-            "weight": factor * torch.cat([head.fold_weights, head.weight[None]]),
-            "bias": factor * torch.cat([head.fold_biases, head.bias[None]]),
-            "strength": torch.tensor(head.strength, dtype=torch.float64),
-            "slope": torch.tensor(slope, dtype=torch.float64),
-        }
+        model: RACNN = context.model
+        if state:
+            kept = dict(state)
+            rows = [
+                context.read_stored(f"heads of scale {scale}", self.photos, self._describe(model, scale))
+                for scale in self.scales
+            ]
+            descriptors = [row["descriptors"] for row in rows]
+            heads = [
+                fit_head(found, kept["labels"], model.num_classes, strengths=(float(strength),))
+                for found, strength in zip(descriptors, kept["strength"], strict=True)
+            ]
+            if model.num_scales > 1 and model.apns[0].reads == "inner":
+                sample = context.read("what photos have in common", self.photos, read_sample, most=SAMPLE)
+                aim(model, sample)
+        else:
+            looks = list(find_looks(context, self.photos))
+            heads, labels = [look.head for look in looks], looks[0].labels
+            descriptors = [look.descriptors for look in looks]
+            kept = {
+                "labels": labels,
+                "folds": torch.where(heads[0].answered, heads[0].folds, NUM_FOLDS),
+                "strength": torch.tensor([head.strength for head in heads], dtype=torch.float64),
+                "slope": torch.tensor([head.slope for head in heads], dtype=torch.float64),
+                "pool": torch.tensor(weights_out_of_fold(heads, labels), dtype=torch.float64),
+                "region": torch.stack([look.region.expand(len(labels), 3) for look in looks]).contiguous(),
+            }
+        factors = [float(slope) / head.slope for slope, head in zip(kept["slope"], heads, strict=True)]
+        every = list(zip(factors, heads, model.classifiers, strict=True))
+        for factor, head, classifier in every:
+            set_values(classifier, weight=factor * head.weight, bias=factor * head.bias)
+        if model.num_scales > 1:
+            norms = [1.0 if model.root else float(found.norm(dim=1).mean()) for found in descriptors]
+            model.init_fusion(norms, kept["pool"].tolist())
+        weight = [factor * torch.cat([head.fold_weights, head.weight[None]]) for factor, head, _ in every]
+        bias = [factor * torch.cat([head.fold_biases, head.bias[None]]) for factor, head, _ in every]
+        return kept | {"weight": torch.stack(weight), "bias": torch.stack(bias)}
 
-    def take_up(self, state: Mapping[str, Tensor]) -> None:
-        self._state = dict(state)
+    def take_up(self, context: PhaseContext, state: Mapping[str, Tensor]) -> None:
+        model: RACNN = context.model
+        device = next(model.parameters()).device
+        self._state = {name: state[name].to(device) for name in ("folds", "weight", "bias")}
+        if self._maps:
+            return
+        every = []
+        for scale, region in zip(self.scales, state["region"], strict=True):
+            frozen = list(model.backbone(scale).frozen_part().state_dict().values())
+            for mirrored in (True, False) if self.mirrored else (False,):
+                maps = context.store(
+                    _stored(scale, mirrored),
+                    self.photos,
+                    read_maps,
+                    depends_on=[region, *frozen],
+                    scale=scale,
+                    region=region,
+                    mirrored=mirrored,
+                )
+            every.append(maps)
+        self._maps = every  # not added to, for copies of the phase share the list
 
     def faults_of_state(self, state: Mapping[str, Tensor], model: RACNN) -> list[str]:
+        said = f"progress.state does not hold the heads of phase {self.name}"
+        labels = state.get("labels")
+        if labels is None or labels.dim() != 1 or not len(labels):
+            return [said]
+        scales, num = model.num_scales, len(labels)
         wide = model.classifiers[0].get_parameter("weight").shape
-        shapes = {
-            "weight": (NUM_FOLDS + 1, *wide),
-            "bias": (NUM_FOLDS + 1, wide[0]),
-            "strength": (),
-            "slope": (),
+        expected = {
+            "labels": (torch.int64, (num,)),
+            "folds": (torch.int64, (num,)),
+            "strength": (torch.float64, (scales,)),
+            "slope": (torch.float64, (scales,)),
+            "pool": (torch.float64, (scales,)),
+            "region": (torch.float32, (scales, num, 3)),
+            "weight": (torch.float32, (scales, NUM_FOLDS + 1, *wide)),
+            "bias": (torch.float32, (scales, NUM_FOLDS + 1, wide[0])),
         }
-        fits = state.keys() == {*shapes, "folds"} and all(
-            state[name].shape == shape and state[name].isfinite().all() for name, shape in shapes.items()
-        )
-        if fits and state["weight"].dtype == state["bias"].dtype == torch.float32:
-            folds = state["folds"]
-            if folds.dtype == torch.int64 and folds.dim() == 1 and len(folds):
-                low, high = folds.aminmax()
-                if low >= 0 and high <= NUM_FOLDS:
-                    return []
-        return [f"progress.state does not hold the heads of phase {self.name}"]
+        fits = {name: (value.dtype, tuple(value.shape)) for name, value in state.items()} == expected
+        if not fits or not all(value.isfinite().all() for value in state.values()):
+            return [said]
+        highest = {"labels": model.num_classes - 1, "folds": NUM_FOLDS}
+        ranges = {name: state[name].aminmax() for name in highest}
+        if any(low < 0 or high > highest[name] for name, (low, high) in ranges.items()):
+            return [said]
+        return []
 
     def losses(self, model: RACNN, batch: Batch, class_weights: Tensor | None = None) -> dict[str, Tensor]:
-        """Return the classification loss of the scale, each photo's by the head that has not seen it."""
-        (scale,) = self.scales
-        if scale > 1:
-            noise = (
-                self.jitter * (2.0 * batch["noise"] - 1.0) if model.training and self.num_noise() else None
-            )
-            view, _ = finer_view(model, batch, scale, noise)
-        else:
-            source = model.normalise(batch["image"])
-            view = model.crop(1, source, whole(len(source), device=source.device))
-        descriptor = model.describe(model.extract(scale, view))
-        if self._state["folds"].device != descriptor.device:  # once an epoch
-            self._state = {name: value.to(descriptor.device) for name, value in self._state.items()}
+        """Return the classification losses of the scales, each photo's by the head that has not seen it."""
         own = self._state["folds"][batch["index"]]
-        every = torch.einsum("kcd,bd->bkc", self._state["weight"], descriptor) + self._state["bias"]
-        logits = every[torch.arange(len(own), device=own.device), own]
+        photos = torch.arange(len(own), device=own.device)
+        logits = {}
+        for number, scale in enumerate(self.scales):
+            maps = batch[_stored(scale)]
+            if self.mirrored:
+                turned = batch["noise"][:, number] < 0.5
+                maps = torch.where(turned[:, None, None, None], batch[_stored(scale, True)], maps)
+            descriptor = model.describe(model.extract_rest(scale, maps))
+            every = torch.einsum("kcd,bd->bkc", self._state["weight"][number], descriptor)
+            logits[scale] = (every + self._state["bias"][number])[photos, own]
         return losses.classification_losses(
-            {scale: logits},
+            logits,
             batch["label"],
             self.scales,
             label_smoothing=self.label_smoothing,
             class_weights=class_weights,
         )
 
+    def _describe(self, model: RACNN, scale: int) -> Callable[[Tensor], dict[str, Tensor]]:
+        """Return what makes the descriptors of a scale's views [B]."""
+        maps = self._maps[scale - 1]
+        device = next(model.parameters()).device
+
+        def read(index: Tensor) -> dict[str, Tensor]:
+            features = model.extract_rest(scale, maps[index].to(device))
+            return {"descriptors": model.describe(features).cpu()}
+
+        return read
+
     def score_names(self, num_scales: int) -> list[str]:
-        """Return its own scale and all finer ones: what a trunk shows also says where these look."""
-        return [f"scale_{scale}" for scale in range(min(self.scales), num_scales + 1)]
+        return ["loss"]
+
+    def scores(self, report: Mapping[str, Any], loss: float | None = None) -> dict[str, float]:
+        """Return minus the loss of the looks together, at the weights and temperature that suit them best."""
+        assert loss is not None
+        return {"loss": -loss}
+
+    def validation_loss(self, model: RACNN, predictions: Any) -> float | None:
+        return pooled_loss(predictions.logits, predictions.labels)
+
+    def holds_norm(self) -> bool:
+        return self.hold_norm
 
     def num_noise(self) -> int:
-        return 3 if self.jitter > 0 and self.scales != (1,) else 0
+        return len(self.scales) if self.mirrored else 0
+
+    def num_scales_run(self, num_scales: int) -> int:
+        return num_scales
+
+    def last_trained_scale(self) -> int:
+        return max(self.scales)
+
+    @property
+    def name(self) -> str:
+        return f"{self.position + 1:02d}-{self.kind}"
 
     def misfits(self, model: Any) -> list[str]:
         found = super().misfits(model)
-        if len(self.scales) != 1 and model.num_scales > 1:
-            found.append(
-                f"a cross_fit phase trains one scale; name it, such as scales: [1], not {list(self.scales)}"
-            )
-        if model.shared_backbone and model.num_scales > 1:
-            found.append("a cross_fit phase trains one scale's own backbone, not model.shared_backbone")
-        if model.zoom_from != "source" and self.scales != (1,):
+        if self.scales:
+            found.append("'scales' does nothing in a cross_fit phase, which trains all")
+        if model.zoom_from != "source" and model.num_scales > 1:
             found.append(f"a cross_fit phase needs model.zoom_from source, not {model.zoom_from}")
         return found
+
+
+def _stored(scale: int, mirrored: bool = False) -> str:
+    """Return the name under which a batch brings along what the frozen blocks made of its views."""
+    return f"views_{scale}{'_mirrored' * mirrored}"
+
+
+@torch.no_grad()
+def read_maps(
+    model: RACNN,
+    batches: Iterable[dict[str, Tensor]],
+    scale: int,
+    *,
+    region: Tensor,
+    mirrored: bool,
+    device: torch.device,
+    keep: Callable[[Tensor, Tensor], None],
+    after_batch: Callable[[], None] = lambda: None,
+) -> None:
+    """Give away what the frozen blocks of a scale make of its view of each photo.
+
+    Args:
+        model: Put into evaluation mode.
+        batches: Batches of photos without random changes, from :func:`racnn.data.eval_loader`.
+        scale: Counted from 1.
+        region: [N, 3], where it looks.
+        mirrored: Whether the views are mirrored.
+        device: Where the network is.
+        keep: Called with positions of photos [B] and their rows [B, C, h, w].
+        after_batch: Called after each batch; it may raise to stop.
+    """
+
+    def read(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        source = model.normalise(batch["image"].to(device))
+        own = whole(len(source), device=device) if scale == 1 else region[batch["index"]].to(device)
+        view = model.crop(scale, source, own)
+        keep(batch["index"], model.extract_frozen(scale, view.flip(3) if mirrored else view).cpu())
+        return {"done": batch["index"]}
+
+    model.eval()
+    read_rows(read, batches, device=device, after_batch=after_batch)

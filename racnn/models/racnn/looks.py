@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from racnn.durations import format_duration
 from racnn.models.parts import read_rows
 from racnn.models.phase import FittedPhase, PhaseContext
-from racnn.models.racnn.calibration import pool_weights
+from racnn.models.racnn.calibration import weights_out_of_fold
 from racnn.models.racnn.heads import Head, fit_head
 from racnn.models.racnn.losses import evidence_map, response_map
 from racnn.models.racnn.model import RACNN
@@ -81,21 +82,13 @@ class Looks(FittedPhase):
         model: RACNN = context.model
         if model.num_scales > 1:
             self.find_object(context)
-        region: Tensor | None = None
-        heads, labels = list[Head](), torch.zeros(0)
-        for scale in range(1, model.num_scales + 1):
-            found = _read(context, self.photos, scale, region)
-            labels = found["labels"]
-            head = fit_head(found["descriptors"], labels, model.num_classes)
-            set_values(model.classifiers[scale - 1], weight=head.weight, bias=head.bias)
-            heads.append(head)
-            context.log(f"{self.name}: look {scale}, {_shown(head, found['labels'])}")
-            if scale < model.num_scales:
-                if scale > 1:
-                    found = _read(context, self.photos, scale, region, contrast=_contrast_out_of_fold(head))
-                region = found["next_region"]
+        looks = list[Look]()
+        for scale, look in enumerate(find_looks(context, self.photos), start=1):
+            set_values(model.classifiers[scale - 1], weight=look.head.weight, bias=look.head.bias)
+            looks.append(look)
+            context.log(f"{self.name}: look {scale}, {_shown(look.head, look.labels)}")
         if model.num_scales > 1:
-            self._fuse(context, heads, labels)
+            self._fuse(context, [look.head for look in looks], looks[0].labels)
 
     def find_object(self, context: PhaseContext) -> None:
         """Set the direction in which cells tell the object: what the photos have in common, or where their classes show."""
@@ -112,34 +105,14 @@ class Looks(FittedPhase):
             f"{self.name}: {num} photos are read {passes} times{again}: about {format_duration(seconds)} here (measured on "
             f"{len(found['labels'])}); {size:.0f} MB of descriptors are kept in the run's folder"
         )
-        head = fit_head(found["descriptors"], found["labels"], model.num_classes)
-        features, inner, gain = found["features"], found["inner"], model.gain(found["features"])
-        seen = response_map(features, weight=head.weight, labels=found["labels"], gain=gain)
-        contrast = _contrast_out_of_fold(head, found["labels"])
-        evidence = evidence_map(features, contrast if gain is None else contrast * gain)
-        evidence = torch.where(head.answered[:, None, None], evidence, seen)  # of a class with one photo
-        parts = common_part(descriptor_sums(inner, seen)), evident_part(inner, evidence)
-        proposal, held = copy.deepcopy(model.apns[0]).cpu(), list[float]()
-        for part in parts:
-            set_values(proposal, mean=part.mean.float(), direction=part.direction.float())
-            held.append(evidence_held(evidence, proposal(inner)))
-        common = held[0] >= ENOUGH * held[1] or held[1] <= 0.0
-        part = parts[0 if common else 1]
-        set_values(model.apns[0], mean=part.mean.float(), direction=part.direction.float())
-        own, other = held if common else held[::-1]
-        context.log(
-            f"{self.name}: region 1 is where {'the photos have something in common' if common else 'their classes show'} "
-            f"(it holds {100 * own:.0f} points more of the evidence than of the view; sought the other way {100 * other:.0f})"
-        )
+        context.log(f"{self.name}: {aim(model, found)}")
 
     def _fuse(self, context: PhaseContext, heads: list[Head], labels: Tensor) -> None:
         """Weigh the looks, and choose when a photo needs no further one, by answers out of fold."""
         model: RACNN = context.model
-        known = torch.stack([head.answered for head in heads]).all(dim=0)
+        weights = weights_out_of_fold(heads, labels)
+        known = heads[0].answered
         answers = [head.answers[known] for head in heads]
-        weights = [1.0 / len(heads)] * len(heads)
-        if known.any():
-            weights = pool_weights(answers, labels[known])
         norms = [1.0] * len(heads) if model.root else context.descriptor_norms()
         model.init_fusion(norms, weights)
         shown = ", ".join(f"{weight:.2f}" for weight in weights)
@@ -147,6 +120,64 @@ class Looks(FittedPhase):
         if known.any():
             fused = torch.stack([w * x for w, x in zip(weights, answers, strict=True)]).sum(dim=0)
             context.choose_early_exit(answers, fused, labels[known], tolerance=self.tolerance)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a scale makes of each photo, and the head that was fitted to it.
+
+    Attributes:
+        region: [N, 3], where it looked; [1, 3] where that is the whole of each photo.
+        descriptors: [N, D].
+        labels: [N].
+        head: From these descriptors and labels.
+    """
+
+    region: Tensor
+    descriptors: Tensor
+    labels: Tensor
+    head: Head
+
+
+def find_looks(context: PhaseContext, photos: str) -> Iterator[Look]:
+    """Yield the looks at the photos of a split, coarsest first, each where the one before lets it look.
+
+    Where that depends on what a photo is taken for, by heads that have not seen it.
+    """
+    model: RACNN = context.model
+    region: Tensor | None = None
+    for scale in range(1, model.num_scales + 1):
+        found = _read(context, photos, scale, region)
+        head = fit_head(found["descriptors"], found["labels"], model.num_classes)
+        yield Look(whole(1) if region is None else region, found["descriptors"], found["labels"], head)
+        if scale < model.num_scales:
+            if "next_region" not in found:
+                found = _read(context, photos, scale, region, contrast=_contrast_out_of_fold(head))
+            region = found["next_region"]
+
+
+@torch.no_grad()
+def aim(model: RACNN, sample: dict[str, Tensor]) -> str:
+    """Set the direction in which cells tell the object, from a sample of :func:`read_sample`; return which, in words."""
+    labels, features, inner = sample["labels"], sample["features"], sample["inner"]
+    head, gain = fit_head(sample["descriptors"], labels, model.num_classes), model.gain(features)
+    seen = response_map(features, weight=head.weight, labels=labels, gain=gain)
+    contrast = _contrast_out_of_fold(head, labels)
+    evidence = evidence_map(features, contrast if gain is None else contrast * gain)
+    evidence = torch.where(head.answered[:, None, None], evidence, seen)  # of a class with one photo
+    parts = common_part(descriptor_sums(inner, seen)), evident_part(inner, evidence)
+    proposal, held = copy.deepcopy(model.apns[0]).cpu(), list[float]()
+    for part in parts:
+        set_values(proposal, mean=part.mean.float(), direction=part.direction.float())
+        held.append(evidence_held(evidence, proposal(inner)))
+    common = held[0] >= ENOUGH * held[1] or held[1] <= 0.0
+    part = parts[0 if common else 1]
+    set_values(model.apns[0], mean=part.mean.float(), direction=part.direction.float())
+    own, other = held if common else held[::-1]
+    return (
+        f"region 1 is where {'the photos have something in common' if common else 'their classes show'} "
+        f"(it holds {100 * own:.0f} points more of the evidence than of the view; sought the other way {100 * other:.0f})"
+    )
 
 
 @torch.no_grad()
@@ -217,8 +248,8 @@ def read_look(
         if contrast is None:
             found["descriptors"] = model.describe(features).cpu()
         proposed = None
-        if proposal is not None and proposal.reads == "inner":
-            proposed = proposal(inner)
+        if proposal is not None and proposal.reads != "evidence":
+            proposed = proposal(inner if proposal.reads == "inner" else features)
         elif proposal is not None and contrast is not None:
             gain = model.gain(features)
             weights = contrast[batch["index"]].to(device)

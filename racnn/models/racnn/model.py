@@ -311,6 +311,18 @@ class RACNN(nn.Module):
             return self.backbone(scale)(view)
 
     @torch.no_grad()
+    def extract_frozen(self, scale: int, view: Tensor) -> Tensor:
+        """Return what the frozen blocks of a scale's backbone make of a normalised view, in the type that it computes in."""
+        with self._autocast(view):
+            maps: Tensor = self.backbone(scale).frozen_part()(view)
+        return maps if self.compute_dtype is None else maps.to(self.compute_dtype)
+
+    def extract_rest(self, scale: int, maps: Tensor) -> Tensor:
+        """Return the features [B, C, h', w'] of what :meth:`extract_frozen` returned."""
+        with self._autocast(maps):
+            return self.backbone(scale).forward_rest(maps)
+
+    @torch.no_grad()
     def extract_with_inner(self, scale: int, view: Tensor) -> tuple[Tensor, Tensor]:
         """Return the same, and the features that the backbone's last block is given, see :meth:`Backbone.forward_with_inner`."""
         return self._extract_with_inner(scale, view)

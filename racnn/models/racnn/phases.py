@@ -1,11 +1,12 @@
 """The phases of training RA-CNN: a class each, which holds what is special about the kind, see :mod:`racnn.models.phase`.
 
 classification   backbones and classifiers; the APNs are frozen                        (equation 8, first sum)
-cross_fit        a backbone, by heads in closed form that have not seen the photo, see :mod:`racnn.models.racnn.cross_fit`
+cross_fit        the backbones, by heads in closed form that have not seen the photo, see :mod:`racnn.models.racnn.cross_fit`
 apn_init         an APN, towards the pseudo box that its frozen scale's map shows
 ranking          the APNs, so that the finer scale is more certain of the true class   (equation 9)
 fusion           the layer over all descriptors                                        (equation 10)
 looks            all but the trunk, in one go, see :mod:`racnn.models.racnn.looks`
+calibrate        how sure each scale is and how much it counts, in one go
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from racnn.models.phase import Batch, GradientPhase, Phase, PhaseContext
+from racnn.models.phase import Batch, FittedPhase, GradientPhase, Phase, PhaseContext
 from racnn.models.racnn import losses
 from racnn.models.racnn.calibration import pool_weights
 from racnn.models.racnn.cross_fit import CrossFit
-from racnn.models.racnn.looks import Looks
+from racnn.models.racnn.heads import best_slope
+from racnn.models.racnn.looks import Looks, set_values
 from racnn.models.racnn.model import RACNN
 from racnn.models.racnn.pseudo_boxes import (
     find_common_part,
@@ -30,14 +33,17 @@ from racnn.models.racnn.pseudo_boxes import (
     target_region,
 )
 from racnn.models.racnn.ranking_gradients import GRADIENTS
-from racnn.models.racnn.scale_phase import ScalePhase
 from racnn.sections import Fraction
 
 
-class Classification(ScalePhase):
-    """Train backbones and classifiers."""
+class Classification(GradientPhase):
+    """Train backbones and classifiers; the finer ones on views whose regions are jittered, as a region is never perfect."""
 
     kind: Literal["classification"]
+    init_from: int | None = Field(None, ge=1, description="start from this scale's backbone and classifier")
+    label_smoothing: float = Field(0.1, ge=0.0, lt=1.0)
+    jitter: float = Field(1.0, ge=0.0, description="strength of the random shifts of the regions; 0: none")
+    hold_norm: bool = Field(False, description="leave the statistics of batch norm as they were loaded")
     head_lr_factor: float = Field(
         10.0, gt=0.0, description="classifiers learn this much faster than the trunk"
     )
@@ -81,11 +87,37 @@ class Classification(ScalePhase):
                 self.photos, context.read("where to look", self.photos, read_regions, scale=self.scales[0])
             )
 
+    def begin(self, context: PhaseContext) -> None:
+        for scale in self.scales if self.init_from is not None else ():
+            if scale != self.init_from:
+                context.model.copy_scale(self.init_from, scale)
+
+    def score_names(self, num_scales: int) -> list[str]:
+        return [f"scale_{scale}" for scale in self.scales]
+
     def num_noise(self) -> int:
         return 3 * (max(self.scales) - 1) if self.jitter > 0 else 0
 
     def head_factor(self) -> float:
         return self.head_lr_factor
+
+    def holds_norm(self) -> bool:
+        return self.hold_norm
+
+    def last_trained_scale(self) -> int:
+        return max(self.scales)
+
+    def idle_keys(self, num_scales: int) -> dict[str, str]:
+        idle = super().idle_keys(num_scales)
+        scales = self.scales or tuple(range(1, num_scales + 1))
+        if scales == (1,):
+            idle["jitter"] = "the finer scales and does nothing at scale 1, which sees the whole photo"
+        if scales == (self.init_from,):
+            idle["init_from"] = f"other scales: scale {self.init_from} would start from itself"
+        return idle
+
+    def named_scales(self) -> tuple[int, ...]:
+        return (*self.scales, self.init_from or 1)
 
     def misfits(self, model: Any) -> list[str]:
         found = super().misfits(model)
@@ -277,6 +309,63 @@ class Fusion(GradientPhase):
         return ()
 
 
+class Calibrate(FittedPhase):
+    """Choose how sure each scale is, how much it counts, and when no further look is needed, by validation photos.
+
+    After a phase from whose training photos this cannot be told, because its trunk has learnt them. A few numbers are fitted
+    to the photos that the network is then measured on: their probabilities flatter a little, what is taken for what hardly
+    changes.
+    """
+
+    trains_fusion: ClassVar[bool] = True
+
+    kind: Literal["calibrate"]
+    tolerance: float = Field(
+        0.0015, ge=0.0, lt=1.0, description="share of the photos that early exit may lose"
+    )
+
+    def trained(self, model: RACNN) -> tuple[list[nn.Module], list[nn.Module]]:
+        return [], [*model.classifiers, model.fusion]
+
+    def fit(self, context: PhaseContext) -> None:
+        model: RACNN = context.model
+        answers, labels = context.answers()
+        slopes = [best_slope(logits, labels)[0] for logits in answers]
+        for slope, classifier in zip(slopes, model.classifiers, strict=True):
+            weight, bias = classifier.get_parameter("weight"), classifier.get_parameter("bias")
+            set_values(classifier, weight=slope * weight, bias=slope * bias)
+        shown = ", ".join(f"{1.0 / slope:.2f}" for slope in slopes)
+        context.log(f"{self.name}: the looks' temperatures are {shown} times what they were")
+        if model.num_scales == 1:
+            return
+        answers = [slope * logits for slope, logits in zip(slopes, answers, strict=True)]
+        weights = pool_weights(answers, labels)
+        model.init_fusion([1.0] * len(weights) if model.root else context.descriptor_norms(), weights)
+        fused = torch.stack([w * x for w, x in zip(weights, answers, strict=True)]).sum(dim=0)
+        context.choose_early_exit(answers, fused, labels, tolerance=self.tolerance)
+        shown = ", ".join(f"{weight:.2f}" for weight in weights)
+        context.log(f"{self.name}: the looks count {shown}")
+
+    def num_readings(self, num_scales: int) -> int:
+        return 0
+
+    def score_names(self, num_scales: int) -> list[str]:
+        return ["fused"] if num_scales > 1 else ["scale_1"]
+
+    def num_scales_run(self, num_scales: int) -> int:
+        return num_scales
+
+    @property
+    def name(self) -> str:
+        return f"{self.position + 1:02d}-{self.kind}"
+
+    def misfits(self, model: Any) -> list[str]:
+        found = super().misfits(model)
+        if self.scales:
+            found.append("'scales' does nothing in a calibrate phase, which always takes all")
+        return found
+
+
 PHASES: dict[str, type[Phase]] = {
     "classification": Classification,
     "cross_fit": CrossFit,
@@ -284,4 +373,5 @@ PHASES: dict[str, type[Phase]] = {
     "ranking": Ranking,
     "fusion": Fusion,
     "looks": Looks,
+    "calibrate": Calibrate,
 }

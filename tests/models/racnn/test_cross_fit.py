@@ -1,50 +1,82 @@
 """Fine-tuning by heads that have not seen the photo: that they have not, what moves, and that a crash changes no bit."""
 
+import errno
+import os
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import tiny_values
+from safetensors.torch import load_file
 
 from racnn.config import parse_config
 from racnn.engine import trainer
 from racnn.engine.checkpoint import load_checkpoint, save_checkpoint
 from racnn.engine.loop import train_only
+from racnn.engine.stored import StoredRows
 from racnn.engine.trainer import fit
-from racnn.errors import CheckpointError, ConfigError
+from racnn.errors import CheckpointError, ConfigError, TrainingError
 from racnn.models import RACNN
+from racnn.models.backbone import tiny
 from racnn.models.racnn import make_phase
-from racnn.models.racnn.heads import NUM_FOLDS
+from racnn.models.racnn.heads import NUM_FOLDS, fit_head
+from racnn.ops.regions import whole
 
 CPU = torch.device("cpu")
-SCHEDULE = [
-    {"kind": "cross_fit", "scales": [1], "epochs": 2, "lr": 0.05},
-    {"kind": "apn_init", "scales": [1], "epochs": 1, "optimizer": "adamw", "lr": 0.001, "response": "ddt"},
-    {"kind": "cross_fit", "scales": [2], "epochs": 2, "lr": 0.05, "init_from": 1, "keep": "if_better"},
-]
+CROSS_FIT = {"kind": "cross_fit", "epochs": 2, "lr": 0.05, "keep": "if_better", "mirrored": True}
+SCHEDULE = [{"kind": "looks"}, CROSS_FIT, {"kind": "calibrate", "keep": "if_better"}]
 
 
-def config_of(out, schedule=SCHEDULE, **changes):
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Some weights, that blocks can be frozen."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "tiny.pth"
+    torch.save({f"features.{name}": value for name, value in tiny().features.state_dict().items()}, path)
+    return path
+
+
+def config_of(out, weights, schedule=SCHEDULE, **changes):
     found = tiny_values(out, schedule=schedule, **changes)
-    found["model"] |= {"view_sizes": [32, 32], "descriptor": "root"}
+    found["model"] |= {"view_sizes": [32, 32, 32], "descriptor": "root", "apn": "response"}
+    steps = any(entry["kind"] == "cross_fit" for entry in schedule)
+    found["model"] |= {"shared_backbone": True, "frozen_stages": int(steps), "weights": str(weights)}
     return parse_config(found, origin="test")
 
 
-def heads_of(descriptors, labels, num_classes=3):
-    """Return what a phase makes of descriptors before its first epoch, the phase and the network."""
-    model = RACNN(num_classes=num_classes, backbone="tiny", view_sizes=(32, 32), descriptor="root")
+def network(**options):
+    return RACNN(num_classes=3, backbone="tiny", view_sizes=(32,), descriptor="root", **options)
+
+
+class Photos:
+    """A context of one look whose descriptors are given, before the first epoch and after it."""
+
+    def __init__(self, model, descriptors, labels):
+        self.model = model
+        self.rows = {"descriptors": descriptors, "labels": labels}
+
+    def remember(self, *_):
+        return self.rows
+
+    def store(self, *_, **__):
+        return torch.zeros(len(self.rows["labels"]), 3, 32, 32)
+
+    def read_stored(self, *_):
+        return self.rows
+
+
+def heads_of(descriptors, labels):
+    """Return what a phase makes of descriptors before its first epoch, the phase and its context."""
+    context = Photos(network(), descriptors, labels)
     phase = make_phase(kind="cross_fit", scales=(1,), lr=0.1, epochs=1)
-    context = SimpleNamespace(
-        model=model, read=lambda *_, **__: {"descriptors": descriptors, "labels": labels}
-    )
-    return phase.between_epochs(context, {}), phase, model
+    return phase.between_epochs(context, {}), phase, context
 
 
 @pytest.fixture(scope="module")
 def descriptors():
     generator = torch.Generator().manual_seed(0)
-    width = RACNN(num_classes=3, backbone="tiny", view_sizes=(32, 32)).classifiers[0].in_features
+    width = network().classifiers[0].in_features
     labels = torch.arange(30) % 3
     centres = torch.rand(3, width, generator=generator)
     return F.normalize(centres[labels] + 0.2 * torch.rand(30, width, generator=generator), dim=1), labels
@@ -52,24 +84,23 @@ def descriptors():
 
 def test_a_photo_has_no_say_in_the_head_that_judges_it(descriptors):
     found, labels = descriptors
-    state, phase, _ = heads_of(found, labels)
-    # at the same strength and temperature, which all photos choose together
-    fixed = {name: state[name] for name in ("strength", "slope")}
+    first, phase, context = heads_of(found, labels)
+    phase.take_up(context, first)
+    before = phase.between_epochs(
+        context, first
+    )  # at the strength and temperature that all photos chose together
     changed = found.clone()
     changed[7] = changed[7].flip(0)
-    context = SimpleNamespace(
-        model=RACNN(num_classes=3, backbone="tiny", view_sizes=(32, 32)),
-        read=lambda *_, **__: {"descriptors": changed, "labels": labels},
-    )
-    before = phase.between_epochs(
-        SimpleNamespace(model=context.model, read=lambda *_, **__: {"descriptors": found, "labels": labels}),
-        fixed,
-    )
-    after = phase.between_epochs(context, fixed)
-    own = int(state["folds"][7])
-    torch.testing.assert_close(after["weight"][own], before["weight"][own])
+    context.rows = {"descriptors": changed, "labels": labels}
+    after = phase.between_epochs(context, first)
+    own = int(first["folds"][7])
+    slope = [
+        fit_head(each, labels, 3, strengths=(float(first["strength"]),)).slope for each in (found, changed)
+    ]
+    torch.testing.assert_close(after["weight"][0, own], before["weight"][0, own])
+    assert slope[0] != slope[1]
     for other in set(range(NUM_FOLDS + 1)) - {own}:
-        assert (after["weight"][other] - before["weight"][other]).abs().max() > 1e-3
+        assert (after["weight"][0, other] - before["weight"][0, other]).abs().max() > 1e-3
 
 
 def test_a_photo_that_is_alone_in_its_class_is_judged_by_the_head_of_all(descriptors):
@@ -77,26 +108,30 @@ def test_a_photo_that_is_alone_in_its_class_is_judged_by_the_head_of_all(descrip
     labels = labels.clone()
     labels[labels == 2] = 1
     labels[4] = 2
-    state, _, model = heads_of(found, labels)
+    state, _, context = heads_of(found, labels)
     assert state["folds"][4] == NUM_FOLDS
     assert (state["folds"] == NUM_FOLDS).sum() == 1
-    torch.testing.assert_close(state["weight"][NUM_FOLDS], model.classifiers[0].weight.detach())
+    torch.testing.assert_close(state["weight"][0, NUM_FOLDS], context.model.classifiers[0].weight.detach())
 
 
-def test_the_loss_is_that_of_each_photo_s_own_head(descriptors):
-    state, phase, model = heads_of(*descriptors)
-    phase.take_up(state)
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_the_loss_is_that_of_each_photo_s_own_head(descriptors, mirrored):
+    state, _, context = heads_of(*descriptors)
+    model = context.model
+    phase = make_phase(kind="cross_fit", scales=(1,), lr=0.1, epochs=1, mirrored=mirrored)
+    phase.take_up(context, state)
     train_only(model, phase)
-    image = torch.randint(
-        0, 256, (4, 3, 48, 48), generator=torch.Generator().manual_seed(1), dtype=torch.uint8
-    )
-    batch = {"image": image, "label": torch.tensor([0, 1, 2, 0]), "index": torch.tensor([3, 29, 11, 0])}
+    views = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    batch = {"views_1": views, "label": torch.tensor([0, 1, 2, 0]), "index": torch.tensor([3, 29, 11, 0])}
+    if mirrored:
+        batch |= {"views_1_mirrored": views.flip(3), "noise": torch.tensor([[0.1], [0.9], [0.6], [0.4]])}
+        views = torch.stack([view.flip(2) if row in (0, 3) else view for row, view in enumerate(views)])
     loss = phase.losses(model, batch)["loss"]
-    view = model(image, num_scales=1).scales[0]
+    found = model.forward_scale(1, views, whole(4)).descriptor
     terms = []
     for row, (label, index) in enumerate(zip(batch["label"], batch["index"], strict=True)):
         fold = state["folds"][index]
-        logits = state["weight"][fold] @ view.descriptor[row] + state["bias"][fold]
+        logits = state["weight"][0, fold] @ found[row] + state["bias"][0, fold]
         terms.append(-logits.log_softmax(dim=0)[label])
     torch.testing.assert_close(loss, torch.stack(terms).mean())
     loss.backward()
@@ -105,8 +140,17 @@ def test_the_loss_is_that_of_each_photo_s_own_head(descriptors):
     assert all(name.startswith("backbones.0.") for name in moved)
 
 
+def test_what_the_frozen_blocks_make_of_a_view_goes_on_to_the_same_features():
+    model = network(frozen_stages=1).eval()
+    view = torch.rand(2, 3, 32, 32)
+    maps = model.extract_frozen(1, view)
+    assert maps.shape == (2, 16, 16, 16)
+    torch.testing.assert_close(model.extract_rest(1, maps), model.extract(1, view))
+    torch.testing.assert_close(network().extract_frozen(1, view), view)
+
+
 def test_batch_norm_can_be_held():
-    model = RACNN(num_classes=3, backbone="tiny", view_sizes=(32, 32))
+    model = network()
     for held in (False, True):
         train_only(model, make_phase(kind="cross_fit", scales=(1,), lr=0.1, epochs=1, hold_norm=held))
         norms = [m for m in model.backbones[0].modules() if isinstance(m, torch.nn.BatchNorm2d)]
@@ -117,61 +161,95 @@ class Crash(Exception):
     pass
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cross_fit") / "run"
-    fit(config_of(folder), device=CPU)
-    return folder
-
-
-def test_only_the_trunk_and_the_classifier_of_its_scale_change(finished, tmp_path):
-    after = load_checkpoint(finished / "last.pt")["model"]
-    fit(config_of(tmp_path / "first", schedule=SCHEDULE[:2]), device=CPU)
-    before = load_checkpoint(tmp_path / "first" / "last.pt")["model"]
-    changed = {
-        name.rpartition(".features.")[0] or name
-        for name in after
-        if not torch.equal(after[name], before[name])
-    }
-    assert changed == {"backbones.1", "classifiers.1.weight", "classifiers.1.bias"}
-
-
-@pytest.mark.parametrize("step", [1, 3, 4, 7, 9, 12, 15])
-def test_a_run_that_crashed_ends_with_the_same_bits(step, finished, tmp_path, monkeypatch):
-    config = config_of(tmp_path / "run", run__save_every=1)
+def crash_after(monkeypatch, step):
+    """Let a run crash after so many steps, as if it was killed."""
     real, taken = trainer.train_one_epoch, []
 
-    def crash_at(*args):
+    def crash(*args):
         for metrics in real(*args):
             taken.append(metrics)
             yield metrics
             if len(taken) == step:
                 raise Crash
 
-    monkeypatch.setattr(trainer, "train_one_epoch", crash_at)
+    monkeypatch.setattr(trainer, "train_one_epoch", crash)
+    return lambda: monkeypatch.setattr(trainer, "train_one_epoch", real)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, weights):
+    folder = tmp_path_factory.mktemp("cross_fit") / "run"
+    fit(config_of(folder, weights), device=CPU)
+    return folder
+
+
+def test_the_trunk_moves_but_for_its_frozen_blocks(finished, tmp_path, weights):
+    fit(config_of(tmp_path / "first", weights, schedule=SCHEDULE[:1]), device=CPU)
+    fit(
+        config_of(tmp_path / "last", weights, schedule=[SCHEDULE[0], CROSS_FIT | {"keep": "last"}]),
+        device=CPU,
+    )
+    before, after = (load_checkpoint(tmp_path / name / "last.pt")["model"] for name in ("first", "last"))
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    frozen = [
+        name for name in after if name.startswith("backbones.0.features.") and int(name.split(".")[3]) < 7
+    ]
+    assert frozen
+    assert changed.isdisjoint(frozen)
+    assert {name.split(".")[0] for name in changed} == {"backbones", "classifiers", "fusion", "apns"}
+    assert not any("running" in name for name in changed)
+
+
+def test_no_file_of_views_is_left(finished):
+    assert not (finished / "views").exists()
+    assert sorted(path.name for path in (finished / "descriptors").iterdir()) == [
+        "evidence_2.safetensors",
+        "look_1.safetensors",
+        "look_2.safetensors",
+        "look_3.safetensors",
+    ]
+
+
+@pytest.mark.parametrize("step", [1, 4, 5, 8])
+def test_a_run_that_crashed_ends_with_the_same_bits(step, finished, tmp_path, monkeypatch, weights):
+    config = config_of(tmp_path / "run", weights, run__save_every=1)
+    mend = crash_after(monkeypatch, step)
     with pytest.raises(Crash):
         fit(config, device=CPU)
-    monkeypatch.setattr(trainer, "train_one_epoch", real)
-    saved = (tmp_path / "run" / "last.pt").exists()
-    fit(config, device=CPU, resume=saved, overwrite=not saved)
+    mend()
+    assert (tmp_path / "run" / "views").exists()
+    fit(config, device=CPU, resume=True)
     left, right = (load_checkpoint(folder / "last.pt") for folder in (tmp_path / "run", finished))
     assert [
-        name for name in left["model"] if not torch.equal(left["model"][name], right["model"][name])
+        name for name in right["model"] if not torch.equal(left["model"][name], right["model"][name])
     ] == []
+    assert left["progress"]["outcomes"] == right["progress"]["outcomes"]
 
 
-@pytest.mark.parametrize("damage", ["missing", "shape", "fold", "type"])
-def test_heads_that_do_not_fit_are_refused(damage, tmp_path, monkeypatch):
-    config = config_of(tmp_path / "run", schedule=SCHEDULE[:1], run__save_every=1)
-    real = trainer.train_one_epoch
+def test_views_are_read_again_only_where_they_are_missing(tmp_path, monkeypatch, weights):
+    config = config_of(tmp_path / "run", weights, run__save_every=1)
+    mend = crash_after(monkeypatch, 3)
+    with pytest.raises(Crash):
+        fit(config, device=CPU)
+    mend()
+    path = tmp_path / "run" / "views" / "views_2.bin"
+    path.write_bytes(path.read_bytes()[:-1])
+    read = []
+    finish = StoredRows.finish
 
-    def crash(*args):
-        for number, metrics in enumerate(real(*args)):
-            yield metrics
-            if number == 1:
-                raise Crash
+    def finished(self):
+        read.append(self.path.name)
+        return finish(self)
 
-    monkeypatch.setattr(trainer, "train_one_epoch", crash)
+    monkeypatch.setattr(StoredRows, "finish", finished)
+    fit(config, device=CPU, resume=True)
+    assert read == ["views_2.bin"]
+
+
+@pytest.mark.parametrize("damage", ["missing", "shape", "fold", "label", "type"])
+def test_heads_that_do_not_fit_are_refused(damage, tmp_path, monkeypatch, weights):
+    config = config_of(tmp_path / "run", weights, run__save_every=1)
+    crash_after(monkeypatch, 1)
     with pytest.raises(Crash):
         fit(config, device=CPU)
     content = load_checkpoint(tmp_path / "run" / "last.pt")
@@ -182,11 +260,13 @@ def test_heads_that_do_not_fit_are_refused(damage, tmp_path, monkeypatch):
         state["weight"] = state["weight"][:, :1]
     elif damage == "fold":
         state["folds"][0] = NUM_FOLDS + 1
+    elif damage == "label":
+        state["labels"][0] = -1
     else:
         state["folds"] = state["folds"].float()
     save_checkpoint(tmp_path / "run" / "last.pt", content)
     with pytest.raises(
-        CheckpointError, match=r"progress\.state does not hold the heads of phase 01-cross_fit_1"
+        CheckpointError, match=r"progress\.state does not hold the heads of phase 02-cross_fit"
     ):
         fit(config, device=CPU, resume=True)
 
@@ -194,16 +274,60 @@ def test_heads_that_do_not_fit_are_refused(damage, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("model", "phase", "said"),
     [
-        ({}, {}, "a cross_fit phase trains one scale; name it"),
-        ({"shared_backbone": True}, {"scales": [1]}, "trains one scale's own backbone"),
-        ({"zoom_from": "parent"}, {"scales": [2]}, "needs model.zoom_from source"),
-        ({}, {"scales": [1], "jitter": 0.5}, "'jitter' belongs to the finer scales"),
-        ({}, {"scales": [1], "init_from": 1}, "scale 1 would start from itself"),
-        ({}, {"scales": [3]}, "names scale 3"),
+        ({}, {"scales": [1]}, "'scales' does nothing in a cross_fit phase"),
+        ({"zoom_from": "parent"}, {}, "needs model.zoom_from source"),
+        ({}, {"kind": "calibrate", "scales": [1]}, "'scales' does nothing in a calibrate phase"),
     ],
 )
 def test_what_cannot_be_is_refused(model, phase, said):
-    found = tiny_values("unused", schedule=[{"kind": "cross_fit", "epochs": 1, "lr": 0.1, **phase}])
+    steps = {"epochs": 1, "lr": 0.1} if "kind" not in phase else {}
+    found = tiny_values("unused", schedule=[{"kind": "cross_fit", **steps, **phase}])
     found["model"] |= {"view_sizes": [32, 32], **model}
     with pytest.raises(ConfigError, match=said):
         parse_config(found, origin="test")
+
+
+def test_several_processes_are_refused(tmp_path, weights):
+    processes = SimpleNamespace(size=2, from_main_process=lambda call: call(), restarted=lambda: False)
+    with pytest.raises(ConfigError, match=r"^schedule\.1: a cross_fit phase runs in one process"):
+        trainer.Trainer(config_of(tmp_path / "run", weights), device=CPU, processes=processes)
+
+
+class TestStoredRows:
+    def test_rows_are_found_again_when_all_are_there(self, tmp_path):
+        rows = torch.rand(5, 2, 3).bfloat16()
+        stored = StoredRows(tmp_path / "views" / "views_1.bin", "key", 5)
+        assert stored.read() is None
+        stored.keep(torch.tensor([3, 0]), rows[[3, 0]])
+        assert StoredRows(stored.path, "key", 5).read() is None
+        stored.keep(torch.tensor([1, 2, 4]), rows[[1, 2, 4]])
+        assert torch.equal(stored.finish(), rows)
+        assert torch.equal(StoredRows(stored.path, "key", 5).read(), rows)
+        assert StoredRows(stored.path, "other", 5).read() is None
+        assert StoredRows(stored.path, "key", 4).read() is None
+
+    def test_a_full_disk_is_told(self, tmp_path, monkeypatch):
+        def full(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, "posix_fallocate", full)
+        stored = StoredRows(tmp_path / "views" / "views_1.bin", "key", 5)
+        with pytest.raises(TrainingError, match=r"views_1\.bin: no room for 0\.0 GB .*No space left"):
+            stored.keep(torch.tensor([0]), torch.zeros(1, 2))
+        assert not stored.path.exists()
+
+
+def test_regions_of_training_photos_are_those_of_heads_that_had_not_seen_them(tmp_path, weights):
+    """A photo's own head knows its class, and would look where that shows; in use nobody knows."""
+    fit(config_of(tmp_path / "run", weights, schedule=SCHEDULE[:1]), device=CPU)
+    seen = []
+
+    class Seen(trainer.Trainer):
+        def _run_epoch(self, *args):
+            seen.append(self.progress.state["region"])
+            super()._run_epoch(*args)
+
+    Seen(config_of(tmp_path / "two", weights), device=CPU).train()
+    stored = load_file(tmp_path / "run" / "descriptors" / "evidence_2.safetensors")["next_region"]
+    assert torch.equal(seen[0][2], stored)
+    assert seen[0][0].unique(dim=0).tolist() == [[0.0, 0.0, 1.0]]
