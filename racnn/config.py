@@ -241,7 +241,11 @@ def _idle_requests(config: Config) -> list[str]:
     if config.data.held_out_fraction and not any(phase.photos == "held_out" for phase in config.phases()):
         lines.append("data.held_out_fraction: no phase of the schedule has photos held_out to use them")
     steps = config.steps_by_key()
-    if steps and not any(phase.augments for phase in steps.values()) and config.data.augment != DataConfig().augment:
+    if (
+        steps
+        and not any(phase.augments for phase in steps.values())
+        and config.data.augment != DataConfig().augment
+    ):
         lines.append(
             f"data.augment: belongs to phases whose steps open photos; {next(iter(steps))} reads each view once beforehand"
         )

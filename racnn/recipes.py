@@ -53,7 +53,7 @@ def recipe_config(
         sides = [str(suitable_view(backbone, side)) for side in plain.model.view_sizes]
         given.append(f"model.view_sizes=[{', '.join(sides)}]")
     if backbone is not None and recipe == "full":
-        given.append(f"model.frozen_stages={stages_to_freeze(backbone, plain.model.frozen_stages)}")
+        given.append(f"model.frozen_stages={stages_to_freeze(backbone, getattr(plain.model, "frozen_stages", 0))}")
     taught = {
         key: phase
         for key, phase in plain.steps_by_key().items()

@@ -66,36 +66,38 @@ class Backbone(nn.Module):
         self.note = ""  # what should be known of the weights that it started from
 
     def freeze(self, stages: int) -> None:
-        """Keep the first stages, each up to and with a pooling layer, as they were loaded.
+        """Keep the first stages, each up to where the map has half as many cells a side, as they were loaded.
 
         Their features are generic, and a training step saves their backward pass and most of the memory. Fast R-CNN
         (Girshick 2015, section 4.5) trains VGG-16 from conv3_1 up, which is ``stages=2``.
 
         Raises:
-            ConfigError: The trunk has no so many poolings, or is no plain sequence of layers.
+            ConfigError: The trunk has no so many stages, or is no sequence of layers that is known here.
         """
-        layers = list(self.features) if isinstance(self.features, nn.Sequential) else []
-        pools = [i + 1 for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
-        if stages > len(pools):
-            most = f"at most {len(pools)} can be frozen" if pools else "no stages of it can be frozen"
+        layers, ends = self._stages()
+        if stages > len(ends):
+            most = f"at most {len(ends)} can be frozen" if ends else "no stages of it can be frozen"
             raise ConfigError(f"model.frozen_stages: {stages}, but in this backbone {most}")
-        self.frozen_layers = ([0, *pools])[stages]
+        self.frozen_layers = ([0, *ends])[stages]
         for layer in layers[: self.frozen_layers]:
             layer.requires_grad_(False)
+
+    def _stages(self) -> tuple[list[nn.Module], list[int]]:
+        """Return the layers of the trunk, and after how many of them its stages end, but for the last; none if unknown."""
+        if isinstance(self.features, _TimmTrunk):
+            return self.features.stages()
+        layers = list(self.features) if isinstance(self.features, nn.Sequential) else []
+        return layers, [i + 1 for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
 
     def trainable(self) -> nn.Module:
         """Return the part of the trunk that training may change."""
         if not self.frozen_layers:
             return self.features
-        assert isinstance(self.features, nn.Sequential)
-        return self.features[self.frozen_layers :]
+        return nn.Sequential(*self._stages()[0][self.frozen_layers :])
 
     def frozen_part(self) -> nn.Module:
         """Return the part of the trunk before that; of none, what returns the view as it is."""
-        if not self.frozen_layers:
-            return nn.Identity()
-        assert isinstance(self.features, nn.Sequential)
-        return self.features[: self.frozen_layers]
+        return nn.Sequential(*self._stages()[0][: self.frozen_layers])
 
     def forward_rest(self, maps: Tensor) -> Tensor:
         """Return features [B, channels, h, w] of what :meth:`frozen_part` made of views."""
@@ -210,6 +212,15 @@ class _TimmTrunk(nn.Module):
 
     def forward(self, view: Tensor) -> Tensor:
         return self.forward_with_inner(view)[0]
+
+    def stages(self) -> tuple[list[nn.Module], list[int]]:
+        """Return the layers of an EfficientNet or MobileNetV2, and after how many its stages end, but for the last."""
+        network = self.network
+        if type(network).__name__ != "EfficientNet":
+            return [], []
+        layers = [network.conv_stem, network.bn1, *network.blocks, network.conv_head, network.bn2]
+        ends = [int(info["module"].removeprefix("blocks.")) + 3 for info in network.feature_info]
+        return layers, ends[:-1]
 
     def forward_with_inner(self, view: Tensor) -> tuple[Tensor, Tensor]:
         """Return the features and the last map but one that timm yields; it may have more cells than the features."""

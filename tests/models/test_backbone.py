@@ -71,6 +71,24 @@ class TestFreeze:
         with pytest.raises(ConfigError, match=rf"model.frozen_stages: 5.*{most} can be frozen"):
             backbone.freeze(5)
 
+    @pytest.mark.parametrize("name", ["timm/tf_efficientnet_lite0", "timm/mobilenetv2_050", "vgg11", "tiny"])
+    def test_what_is_frozen_and_the_rest_are_the_whole(self, name: str) -> None:
+        torch.manual_seed(0)
+        backbone = build_backbone(name).eval()
+        view = torch.rand(1, 3, 64, 64)
+        with torch.no_grad():
+            features = backbone(view)
+            for stages in range(3):
+                backbone.freeze(stages)
+                maps = backbone.frozen_part()(view)
+                assert maps.shape[2] == 64 // 2**stages
+                assert torch.equal(backbone.forward_rest(maps), features)
+        frozen = {id(parameter) for parameter in backbone.frozen_part().parameters()}
+        rest = {id(parameter) for parameter in backbone.trainable().parameters()}
+        assert frozen
+        assert frozen.isdisjoint(rest)
+        assert frozen | rest == {id(parameter) for parameter in backbone.parameters()}
+
     def test_a_trunk_that_is_no_sequence_is_refused(self) -> None:
         class Trunk(torch.nn.Module):
             pass
