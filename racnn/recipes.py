@@ -53,7 +53,8 @@ def recipe_config(
         sides = [str(suitable_view(backbone, side)) for side in plain.model.view_sizes]
         given.append(f"model.view_sizes=[{', '.join(sides)}]")
     if backbone is not None and recipe == "full":
-        given.append(f"model.frozen_stages={stages_to_freeze(backbone, getattr(plain.model, "frozen_stages", 0))}")
+        stages = stages_to_freeze(backbone, getattr(plain.model, "frozen_stages", 0))
+        given.append(f"model.frozen_stages={stages}")
     taught = {
         key: phase
         for key, phase in plain.steps_by_key().items()

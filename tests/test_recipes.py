@@ -43,6 +43,18 @@ def test_the_data_sets_in_their_official_layouts(kind, racnn, tmp_path):
     assert racnn("visualize", out / "best.pt", photo, "--out", tmp_path / "seen").code == 0
 
 
+def test_full_from_a_folder_to_pictures(folder, racnn, tmp_path):
+    out = tmp_path / "run"
+    steps = ["--set", "model.frozen_stages=0", "--epochs", 1]
+    result = racnn("train", folder, "--recipe", "full", "--out", out, *SMALL, *steps)
+    assert result.code == 0, result.err
+    assert "02-cross_fit: " in result.out
+    assert "one look at the whole photo answers" in result.out
+    assert racnn("evaluate", out / "best.pt", "--split", "val", "--early-exit").code == 0
+    photo = folder / "wren" / "0.png"
+    assert racnn("visualize", out / "best.pt", photo, "--out", tmp_path / "seen").code == 0
+
+
 def test_a_folder_and_a_list(folder, racnn, tmp_path):
     result = racnn("train", folder, "--out", tmp_path / "run", *SMALL)
     assert result.code == 0, result.err
@@ -86,12 +98,13 @@ class TestOptions:
         assert [phase.kind for phase in quick.phases()] == ["looks"]
         assert quick.model.backbone == "timm/tf_efficientnet_lite0"
         full = recipe_config(str(folder), "full", [], epochs=3, lr=0.25, batch_size=7)
-        taught = [phase for phase in full.phases() if phase.kind == "classification"]
-        assert {(phase.epochs, phase.lr) for phase in taught} == {(3, 0.25)}
-        assert {phase.kind for phase in full.phases()} >= {"apn_init", "ranking", "fusion"}
-        assert all(phase.epochs != 3 for phase in full.phases() if phase.kind == "apn_init")
+        looks, taught, calibrate = full.phases()
+        assert (looks.kind, taught.kind, calibrate.kind) == ("looks", "cross_fit", "calibrate")
+        assert (taught.epochs, taught.lr, taught.keep) == (3, 0.25, "if_better")
         assert full.data.batch_size == 7
-        paper = recipe_config(str(folder), "paper", [])
+        paper = recipe_config(str(folder), "paper", [], epochs=3)
+        assert {phase.epochs for phase in paper.phases() if phase.kind == "classification"} == {3}
+        assert all(phase.epochs != 3 for phase in paper.phases() if phase.kind == "apn_init")
         assert (paper.model.backbone, paper.model.apn, paper.model.zoom_from) == ("vgg19", "paper", "parent")
 
     @pytest.mark.parametrize(
@@ -99,8 +112,10 @@ class TestOptions:
         [("vgg16", 320), ("timm/vit_small_patch14_dinov2", 322), ("torchvision/maxvit_t", 224)],
     )
     def test_views_suit_the_network(self, backbone, side, folder):
-        found = recipe_config(str(folder), "quick", [], backbone=backbone)
-        assert found.model.view_sizes == (side,) * 3
+        for recipe in ("quick", "full"):
+            found = recipe_config(str(folder), recipe, [], backbone=backbone)
+            assert found.model.view_sizes == (side,) * 3
+        assert found.model.frozen_stages == (4 if backbone == "vgg16" else 0)
 
     def test_what_is_set_comes_last(self, folder):
         found = recipe_config(str(folder), "quick", ["model.view_sizes=[96, 96]"], backbone="vgg11")

@@ -75,12 +75,12 @@ class TestEstimate:
             56 * 4 * (0.25 / 3 + 0.25) + 8 * 0.5
         )  # four views, each read anew
 
-    def test_heads_are_read_before_and_after_each_epoch(self, tiny, monkeypatch):
+    def test_views_are_read_once_and_steps_open_no_photo(self, tiny, monkeypatch):
         monkeypatch.setattr(module.time, "perf_counter", itertools.count().__next__)
-        phase = {"kind": "cross_fit", "scales": [1], "epochs": 3, "lr": 0.1}
+        phase = {"kind": "cross_fit", "epochs": 3, "lr": 0.1}
         (found,) = estimate(tiny(schedule=[phase]), device=CPU)
-        assert found.reading == 56 * 0.5
-        assert found.epoch == 56 * 0.5 + 56 * 0.5 + 8 * 0.5
+        assert found.reading == 3 * 56 * 0.5 + 3 * 56 * 0.5  # where they look, and the views
+        assert found.epoch == 56 * 0.25 + 3 * 56 * 0.25 + 8 * 0.5
 
     def test_rounds_of_an_alternation(self, tiny):
         schedule = [*TINY_SCHEDULE[:5], {**TINY_SCHEDULE[5], "rounds": 3}]
@@ -182,7 +182,7 @@ class TestCommand:
             "--set",
             "model.view_sizes=[32]",
             "--set",
-            "schedule=paper",
+            "model.frozen_stages=0",
             "--epochs",
             1,
             "--batch-size",
