@@ -98,8 +98,8 @@ class TestOptions:
         assert [phase.kind for phase in quick.phases()] == ["looks"]
         assert quick.model.backbone == "timm/tf_efficientnet_lite0"
         full = recipe_config(str(folder), "full", [], epochs=3, lr=0.25, batch_size=7)
-        looks, taught, calibrate = full.phases()
-        assert (looks.kind, taught.kind, calibrate.kind) == ("looks", "cross_fit", "calibrate")
+        looks, taught = full.phases()
+        assert (looks.kind, taught.kind) == ("looks", "cross_fit")
         assert (taught.epochs, taught.lr, taught.keep) == (3, 0.25, "if_better")
         assert full.data.batch_size == 7
         paper = recipe_config(str(folder), "paper", [], epochs=3)

@@ -233,7 +233,7 @@ class Trainer:
             self._finish_epoch(phase, optimizer, context)
         self.logger.close_bar()
         context.detach()
-        return self._end(phase)
+        return self._end(phase, context)
 
     def _begin(self, phase: Phase, context: Context) -> None:
         """Do what a phase does once, before its first step."""
@@ -340,7 +340,7 @@ class Trainer:
         else:
             progress.stale += 1
 
-    def _end(self, phase: Phase) -> bool:
+    def _end(self, phase: Phase, context: Context) -> bool:
         """Put the weights to keep in place and return whether they differ from those after :meth:`_begin`."""
         progress = self.progress
         if phase.keep != "last":
@@ -349,8 +349,12 @@ class Trainer:
             self._validated = None
         if isinstance(phase, GradientPhase) or phase.keep != "last":
             self.logger.log(f"{phase.name}: {outcome_of(phase, progress)}")
+        kept = phase.keep != "if_better" or progress.best_epoch > 0
+        if kept and isinstance(phase, GradientPhase):
+            phase.finish(context)
+            self._validated = None
         self.save_best(phase.name)
-        return phase.keep != "if_better" or progress.best_epoch > 0
+        return kept
 
     # --- validation
 

@@ -272,6 +272,9 @@ class GradientPhase(Phase):
         """
         return {}
 
+    def finish(self, context: PhaseContext) -> None:
+        """Set what no step learns, once after the last epoch, where the phase is kept."""
+
     def take_up(self, context: PhaseContext, state: Mapping[str, Tensor]) -> None:
         """Use what :meth:`between_epochs` returned, now or before the run was stopped."""
 

@@ -9,7 +9,9 @@ training are known from learning with few examples (Bertinetto et al., "Meta-lea
 solvers", ICLR 2019), where, other than here, steps also see through the fit.
 
 The trunk itself does learn from every photo, so that after a few epochs even out of fold nearly all are answered right, and
-their probabilities say nothing of new photos: a calibrate phase follows.
+their probabilities say nothing of new photos. So how sure each look is, how much it counts and when no further look is needed
+are chosen in the end by validation photos: a few numbers, fitted to the photos that the network is then measured on. Their
+probabilities flatter a little; what is taken for what hardly changes.
 
 All scales learn at once, each photo in all its looks; with one trunk for all scales it has so many times as many views to
 learn from. Where a photo's looks go is decided before the first step, by heads that have not seen it. So the views are always
@@ -28,8 +30,8 @@ from torch import Tensor, nn
 from racnn.models.parts import read_rows
 from racnn.models.phase import Batch, GradientPhase, PhaseContext
 from racnn.models.racnn import losses
-from racnn.models.racnn.calibration import pooled_loss, weights_out_of_fold
-from racnn.models.racnn.heads import NUM_FOLDS, fit_head
+from racnn.models.racnn.calibration import pool_weights, pooled_loss, weights_out_of_fold
+from racnn.models.racnn.heads import NUM_FOLDS, best_slope, fit_head
 from racnn.models.racnn.looks import SAMPLE, aim, find_looks, read_sample, set_values
 from racnn.models.racnn.model import RACNN
 from racnn.ops.regions import whole
@@ -46,6 +48,9 @@ class CrossFit(GradientPhase):
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
     hold_norm: bool = Field(True, description="leave the statistics of batch norm as they were loaded")
     mirrored: bool = Field(False, description="show every other view mirrored, at random")
+    tolerance: float = Field(
+        0.0015, ge=0.0, lt=1.0, description="share of the photos that early exit may lose"
+    )
     _state: dict[str, Tensor] = PrivateAttr(default_factory=dict)
     _maps: list[Tensor] = PrivateAttr(default_factory=list)  # of each scale, [N, C, h, w]
 
@@ -183,6 +188,28 @@ class CrossFit(GradientPhase):
             return {"descriptors": model.describe(features).cpu()}
 
         return read
+
+    def finish(self, context: PhaseContext) -> None:
+        """Choose how sure each scale is, how much it counts, and when no further look is needed, by validation photos."""
+        model: RACNN = context.model
+        answers, labels = context.answers()
+        slopes = [best_slope(logits, labels)[0] for logits in answers]
+        for slope, classifier in zip(slopes, model.classifiers, strict=True):
+            weight, bias = classifier.get_parameter("weight"), classifier.get_parameter("bias")
+            set_values(classifier, weight=slope * weight, bias=slope * bias)
+        shown = ", ".join(f"{1.0 / slope:.2f}" for slope in slopes)
+        context.log(
+            f"{self.name}: by validation photos the looks' temperatures are {shown} times what they were"
+        )
+        if model.num_scales == 1:
+            return
+        answers = [slope * logits for slope, logits in zip(slopes, answers, strict=True)]
+        weights = pool_weights(answers, labels)
+        model.init_fusion([1.0] * len(weights) if model.root else context.descriptor_norms(), weights)
+        fused = torch.stack([w * x for w, x in zip(weights, answers, strict=True)]).sum(dim=0)
+        context.choose_early_exit(answers, fused, labels, tolerance=self.tolerance)
+        shown = ", ".join(f"{weight:.2f}" for weight in weights)
+        context.log(f"{self.name}: the looks count {shown}")
 
     def score_names(self, num_scales: int) -> list[str]:
         return ["loss"]

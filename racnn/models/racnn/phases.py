@@ -6,7 +6,6 @@ apn_init         an APN, towards the pseudo box that its frozen scale's map show
 ranking          the APNs, so that the finer scale is more certain of the true class   (equation 9)
 fusion           the layer over all descriptors                                        (equation 10)
 looks            all but the trunk, in one go, see :mod:`racnn.models.racnn.looks`
-calibrate        how sure each scale is and how much it counts, in one go
 """
 
 from __future__ import annotations
@@ -14,16 +13,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from racnn.models.phase import Batch, FittedPhase, GradientPhase, Phase, PhaseContext
+from racnn.models.phase import Batch, GradientPhase, Phase, PhaseContext
 from racnn.models.racnn import losses
 from racnn.models.racnn.calibration import pool_weights
 from racnn.models.racnn.cross_fit import CrossFit
-from racnn.models.racnn.heads import best_slope
-from racnn.models.racnn.looks import Looks, set_values
+from racnn.models.racnn.looks import Looks
 from racnn.models.racnn.model import RACNN
 from racnn.models.racnn.pseudo_boxes import (
     find_common_part,
@@ -309,63 +306,6 @@ class Fusion(GradientPhase):
         return ()
 
 
-class Calibrate(FittedPhase):
-    """Choose how sure each scale is, how much it counts, and when no further look is needed, by validation photos.
-
-    After a phase from whose training photos this cannot be told, because its trunk has learnt them. A few numbers are fitted
-    to the photos that the network is then measured on: their probabilities flatter a little, what is taken for what hardly
-    changes.
-    """
-
-    trains_fusion: ClassVar[bool] = True
-
-    kind: Literal["calibrate"]
-    tolerance: float = Field(
-        0.0015, ge=0.0, lt=1.0, description="share of the photos that early exit may lose"
-    )
-
-    def trained(self, model: RACNN) -> tuple[list[nn.Module], list[nn.Module]]:
-        return [], [*model.classifiers, model.fusion]
-
-    def fit(self, context: PhaseContext) -> None:
-        model: RACNN = context.model
-        answers, labels = context.answers()
-        slopes = [best_slope(logits, labels)[0] for logits in answers]
-        for slope, classifier in zip(slopes, model.classifiers, strict=True):
-            weight, bias = classifier.get_parameter("weight"), classifier.get_parameter("bias")
-            set_values(classifier, weight=slope * weight, bias=slope * bias)
-        shown = ", ".join(f"{1.0 / slope:.2f}" for slope in slopes)
-        context.log(f"{self.name}: the looks' temperatures are {shown} times what they were")
-        if model.num_scales == 1:
-            return
-        answers = [slope * logits for slope, logits in zip(slopes, answers, strict=True)]
-        weights = pool_weights(answers, labels)
-        model.init_fusion([1.0] * len(weights) if model.root else context.descriptor_norms(), weights)
-        fused = torch.stack([w * x for w, x in zip(weights, answers, strict=True)]).sum(dim=0)
-        context.choose_early_exit(answers, fused, labels, tolerance=self.tolerance)
-        shown = ", ".join(f"{weight:.2f}" for weight in weights)
-        context.log(f"{self.name}: the looks count {shown}")
-
-    def num_readings(self, num_scales: int) -> int:
-        return 0
-
-    def score_names(self, num_scales: int) -> list[str]:
-        return ["fused"] if num_scales > 1 else ["scale_1"]
-
-    def num_scales_run(self, num_scales: int) -> int:
-        return num_scales
-
-    @property
-    def name(self) -> str:
-        return f"{self.position + 1:02d}-{self.kind}"
-
-    def misfits(self, model: Any) -> list[str]:
-        found = super().misfits(model)
-        if self.scales:
-            found.append("'scales' does nothing in a calibrate phase, which always takes all")
-        return found
-
-
 PHASES: dict[str, type[Phase]] = {
     "classification": Classification,
     "cross_fit": CrossFit,
@@ -373,5 +313,4 @@ PHASES: dict[str, type[Phase]] = {
     "ranking": Ranking,
     "fusion": Fusion,
     "looks": Looks,
-    "calibrate": Calibrate,
 }

@@ -1,6 +1,7 @@
 """Fine-tuning by heads that have not seen the photo: that they have not, what moves, and that a crash changes no bit."""
 
 import errno
+import math
 import os
 from types import SimpleNamespace
 
@@ -13,7 +14,9 @@ from safetensors.torch import load_file
 from racnn.config import parse_config
 from racnn.engine import trainer
 from racnn.engine.checkpoint import load_checkpoint, save_checkpoint
+from racnn.engine.evaluator import evaluate_trained
 from racnn.engine.loop import train_only
+from racnn.engine.predictor import load
 from racnn.engine.stored import StoredRows
 from racnn.engine.trainer import fit
 from racnn.errors import CheckpointError, ConfigError, TrainingError
@@ -25,7 +28,7 @@ from racnn.ops.regions import whole
 
 CPU = torch.device("cpu")
 CROSS_FIT = {"kind": "cross_fit", "epochs": 2, "lr": 0.05, "keep": "if_better", "mirrored": True}
-SCHEDULE = [{"kind": "looks"}, CROSS_FIT, {"kind": "calibrate", "keep": "if_better"}]
+SCHEDULE = [{"kind": "looks"}, CROSS_FIT]
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +203,25 @@ def test_the_trunk_moves_but_for_its_frozen_blocks(finished, tmp_path, weights):
     assert not any("running" in name for name in changed)
 
 
+def test_what_is_kept_is_calibrated_and_what_is_refused_stays_as_it_was(finished, tmp_path, weights):
+    fit(config_of(tmp_path / "quick", weights, schedule=SCHEDULE[:1]), device=CPU)
+    kept = config_of(tmp_path / "kept", weights, schedule=[SCHEDULE[0], CROSS_FIT | {"keep": "last"}])
+    fit(kept, device=CPU)
+    quick, refused, new = (
+        load_checkpoint(folder / "last.pt") for folder in (tmp_path / "quick", finished, tmp_path / "kept")
+    )
+    assert refused["progress"]["outcomes"] == [True, False]
+    assert [
+        name for name, value in quick["model"].items() if not torch.equal(value, refused["model"][name])
+    ] == []
+    exits = [content["progress"]["early_exit"] for content in (quick, refused, new)]
+    assert exits[0] == exits[1] != exits[2]
+    trained = load(tmp_path / "kept" / "best.pt", device=CPU)
+    assert trained.early_exit is not None, "it belongs to this network"
+    measured = evaluate_trained(trained, split="val")
+    assert measured["log_prob"]["fused"] > -math.log(8) - 0.2, "no surer than it can be"
+
+
 def test_no_file_of_views_is_left(finished):
     assert not (finished / "views").exists()
     assert sorted(path.name for path in (finished / "descriptors").iterdir()) == [
@@ -276,7 +298,6 @@ def test_heads_that_do_not_fit_are_refused(damage, tmp_path, monkeypatch, weight
     [
         ({}, {"scales": [1]}, "'scales' does nothing in a cross_fit phase"),
         ({"zoom_from": "parent"}, {}, "needs model.zoom_from source"),
-        ({}, {"kind": "calibrate", "scales": [1]}, "'scales' does nothing in a calibrate phase"),
     ],
 )
 def test_what_cannot_be_is_refused(model, phase, said):
