@@ -55,6 +55,30 @@ def test_full_from_a_folder_to_pictures(folder, racnn, tmp_path):
     assert racnn("visualize", out / "best.pt", photo, "--out", tmp_path / "seen").code == 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "backbone"), [("cub", "vgg16"), ("dogs", "vgg19"), ("cars", "vgg16")])
+def test_paper_to_its_end(kind, backbone, racnn, tmp_path):
+    """The paper's schedule, networks and APNs, random weights, small views."""
+    root, out = tmp_path / "photos", tmp_path / "run"
+    LAYOUTS[kind](root)
+    words = ["train", f"{kind}:{root}", "--recipe", "paper", "--backbone", backbone, "--out", out, "--epochs", 1]
+    words += ["--set", "model.weights=null", "--set", "model.view_sizes=[32, 32, 32]", "--batch-size", 4]
+    words += ["--set", "data.source_size=48", "--set", "data.num_workers=0", "--set", "run.num_preview=0"]
+    for key in ("0", "1", "2.alternate.1", "3"):
+        words += ["--set", f"schedule.{key}.epochs=1"]
+    words += ["--set", "schedule.2.rounds=1"]
+    result = racnn(*words)
+    assert result.code == 0, result.err
+    content = load_checkpoint(out / "last.pt")
+    assert content["trained_scales"] == 3
+    assert content["fusion_trained"]
+    kinds = [phase["kind"] for phase in content["config"]["schedule"][2]["alternate"]]
+    assert kinds == ["classification", "ranking"]
+    assert len(content["progress"]["outcomes"]) == 2 + 2 + 1
+    for command in (("evaluate", out / "best.pt"), ("inspect", out / "best.pt")):
+        assert racnn(*command).code == 0
+
+
 def test_a_folder_and_a_list(folder, racnn, tmp_path):
     result = racnn("train", folder, "--out", tmp_path / "run", *SMALL)
     assert result.code == 0, result.err
