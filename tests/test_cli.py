@@ -351,10 +351,12 @@ def test_pictures_of_an_earlier_call_are_counted(best, racnn, photos, tmp_path):
 
 def test_config_prints_what_a_run_would_have_and_trains_nothing(racnn, tmp_path):
     folder = Path(__file__).parent.parent / "configs"
-    result = racnn("config", folder / "full.yaml", "--set", "schedule.2.epochs=7")
+    result = racnn("config", folder / "cub200_vgg16.yaml", "--set", "schedule.2.epochs=7")
     assert result.code == 0
     (tmp_path / "again.yaml").write_text(result.out)
-    assert load_config(tmp_path / "again.yaml") == load_config(folder / "full.yaml", ["schedule.2.epochs=7"])
+    assert load_config(tmp_path / "again.yaml") == load_config(
+        folder / "cub200_vgg16.yaml", ["schedule.2.epochs=7"]
+    )
     assert "# schedule.2: classification of scale 2, 7 epochs" in result.out.splitlines()
     assert "# schedule.5.alternate.0: ranking, 2 epochs" in result.out.splitlines()
 

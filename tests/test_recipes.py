@@ -61,7 +61,18 @@ def test_paper_to_its_end(kind, backbone, racnn, tmp_path):
     """The paper's schedule, networks and APNs, random weights, small views."""
     root, out = tmp_path / "photos", tmp_path / "run"
     LAYOUTS[kind](root)
-    words = ["train", f"{kind}:{root}", "--recipe", "paper", "--backbone", backbone, "--out", out, "--epochs", 1]
+    words = [
+        "train",
+        f"{kind}:{root}",
+        "--recipe",
+        "paper",
+        "--backbone",
+        backbone,
+        "--out",
+        out,
+        "--epochs",
+        1,
+    ]
     words += ["--set", "model.weights=null", "--set", "model.view_sizes=[32, 32, 32]", "--batch-size", 4]
     words += ["--set", "data.source_size=48", "--set", "data.num_workers=0", "--set", "run.num_preview=0"]
     for key in ("0", "1", "2.alternate.1", "3"):
