@@ -53,13 +53,20 @@ class Config(Section):
     @model_validator(mode="after")
     def _answers_out_of_fold_are_out_of_fold(self) -> Config:
         learnt: set[str] = set()
-        for phase in self.phases():
+        entries = [
+            entry.alternate * min(entry.rounds, 2) if isinstance(entry, AlternationConfig) else (entry,)
+            for entry in self.schedule
+        ]
+        for phase in (phase for phases in entries for phase in phases):
             if phase.answers_out_of_fold and phase.photos in learnt:
                 raise ValueError(
                     f"schedule: a {phase.kind} phase judges heads by photos that they have not seen, and the trunk was trained on "
                     "these before; put it first, or give it photos: held_out (and set data.held_out_fraction)"
                 )
-            if phase.resolved(self.model.num_scales).last_trained_scale() and not phase.answers_out_of_fold:
+            if (
+                isinstance(phase, GradientPhase)
+                and phase.resolved(self.model.num_scales).last_trained_scale()
+            ):
                 learnt.add(phase.photos)
         return self
 
@@ -248,6 +255,10 @@ def _idle_requests(config: Config) -> list[str]:
     ):
         lines.append(
             f"data.augment: belongs to phases whose steps open photos; {next(iter(steps))} reads each view once beforehand"
+        )
+    if steps and not any(phase.augments for phase in steps.values()) and config.run.compile:
+        lines.append(
+            "run.compile: belongs to phases whose steps run a whole trunk; here they run its last stages"
         )
     if not steps:
         plain = DataConfig()

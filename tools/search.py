@@ -31,6 +31,7 @@ from racnn.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from racnn.engine.predictor import Predictor
     from racnn.models.racnn.heads import Head
 
 MOVES = {  # of the centre in sides of the region, and the factor of the side; the first is the base
@@ -46,6 +47,7 @@ MOVES = {  # of the centre in sides of the region, and the factor of the side; t
 }
 COMPONENTS = 64  # of the descriptor, that the regression reads
 PENALTIES = (30.0, 300.0, 3000.0)  # of the regression; the best on training photos, by folds
+FEW = 4  # photos, by which the stored descriptors are compared with the network
 LARGEST = 2.0  # gain in log-probability that counts as one of its size
 
 
@@ -72,6 +74,7 @@ def main(
         raise ConfigError(f"--region {region}: {checkpoint} has {trained.scales} trained scale(s)")
     photos = data_of(trained, root=data).splits
     proposed, finer = stored_looks(checkpoint.parent / "descriptors", region, len(photos["train"]))
+    _refuse_other_network(trained, photos["train"], region, proposed, finer)
     head = fit_head(finer["descriptors"], finer["labels"], trained.model.num_classes)
     seen: dict[str, Places] = {}
     for split in ("train", "val"):
@@ -133,6 +136,33 @@ def stored_looks(folder: Path, region: int, num_photos: int) -> tuple[Tensor, di
     if len(proposed) != num_photos:
         raise ConfigError(f"{folder}: is of {len(proposed)} training photos, and there are {num_photos}")
     return proposed, finer
+
+
+def _refuse_other_network(
+    trained: Predictor, photos: Any, region: int, proposed: Tensor, finer: dict[str, Tensor]
+) -> None:
+    """Refuse a network that makes something else of the first photos than the one whose descriptors were stored.
+
+    Raises:
+        ConfigError: It does; it has been trained since.
+    """
+    import torch
+
+    from racnn.data import eval_loader
+
+    model = trained.model
+    device = next(model.parameters()).device
+    batch = next(iter(eval_loader(photos, trained.config.data, most=FEW)))
+    view = model.crop(
+        region + 1, model.normalise(batch["image"].to(device)), proposed[batch["index"]].to(device)
+    )
+    with torch.no_grad():
+        own = model.describe(model.extract(region + 1, view)).cpu()
+    stored = finer["descriptors"][batch["index"]]
+    if not torch.allclose(own, stored, atol=0.05 * float(stored.abs().max())):
+        raise ConfigError(
+            "the descriptors in the run's folder are of another network: this one was trained since"
+        )
 
 
 def move(region: Tensor, by: tuple[float, float, float]) -> Tensor:

@@ -154,6 +154,7 @@ class _Meter:
             _keep(photos, self.few)
         self.decoding = self._time_of_decoding(self.data.splits["train"])
         self.reading = 0.0
+        self.remembers = False  # a phase before has read the looks, and the run has them on its disk
 
     def phases(self) -> list[PhaseTime]:
         """Return the time of every phase."""
@@ -187,6 +188,7 @@ class _Meter:
                 view = self._looking(scales) / scales
                 self.reading += num * phase.num_readings(config.model.num_scales) * self._with_decoding(view)
                 self.reading += self.num["val"] * look
+                self.remembers = True
             found.append(PhaseTime(key, phase.name, times, epochs, self.reading, epoch))
             for photos in self.data.splits.values():
                 photos.pseudo_boxes = None
@@ -275,8 +277,10 @@ class _Meter:
     def remember(
         self, name: str, depends_on: Sequence[Tensor | None], make: Callable[[], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """Return what ``make`` returns."""
-        return make()
+        """Return what ``make`` returns, and count it once."""
+        before, made = self.reading, make()
+        self.reading = before if self.remembers else self.reading
+        return made
 
     def num_photos(self, split: str) -> int:
         """Return how many photos a split has."""

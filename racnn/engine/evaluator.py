@@ -24,7 +24,6 @@ from racnn.data.statistics import refuse_misplaced_boxes
 from racnn.engine.checkpoint import Progress, digest, read_rows, write_rows
 from racnn.engine.distributed import ALONE, ProcessGroup
 from racnn.engine.predictor import Predictor, network_digest
-from racnn.engine.run_dir import remove_files
 from racnn.engine.stored import StoredRows
 from racnn.errors import ConfigError, DataError, TrainingError
 from racnn.evaluation import draw
@@ -288,11 +287,10 @@ class Context:
         self.trainer.data.splits[split].pseudo_boxes = boxes.numpy()
 
     def detach(self) -> None:
-        """Let no photo bring one along, and give back the room of what the phase stored."""
+        """Let photos bring neither a box nor rows along."""
         for photos in self.trainer.data.splits.values():
             photos.pseudo_boxes = None
             photos.stored = {}
-        remove_files(self.trainer.folder / "views")
 
     def descriptor_norms(self) -> list[float]:
         """Return the mean length of each scale's descriptors, from some training photos of all classes."""
@@ -359,14 +357,20 @@ class Context:
         )
 
     def choose_early_exit(
-        self, logits: Sequence[Tensor], fused: Tensor, labels: Tensor, *, tolerance: float
+        self,
+        logits: Sequence[Tensor],
+        fused: Tensor,
+        labels: Tensor,
+        *,
+        tolerance: float,
+        on_validation: bool = False,
     ) -> None:
         """Choose when a photo needs no further look, see :class:`PhaseContext`."""
         trainer, model = self.trainer, self.model
         costs = scale_costs(model, source_size=trainer.config.data.source_size, scales=len(logits))
         network = digest(model.state_dict())
         early = calibrate_by_belief(logits, fused, labels, costs, network=network, tolerance=tolerance)
-        trainer.progress.early_exit = asdict(early)
+        trainer.progress.early_exit = asdict(replace(early, on_validation=on_validation))
 
     def log(self, text: str) -> None:
         """Print a line."""

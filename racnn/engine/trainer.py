@@ -41,7 +41,7 @@ from racnn.engine.evaluator import (
 )
 from racnn.engine.logger import Logger, Silence
 from racnn.engine.loop import EpochState, NonFiniteError, build_optimizer, train_one_epoch, train_only
-from racnn.engine.run_dir import RunDir, provenance, refuse_output_among_classes, with_start
+from racnn.engine.run_dir import RunDir, provenance, refuse_output_among_classes, remove_files, with_start
 from racnn.engine.signals import Interrupt
 from racnn.errors import CheckpointError, ConfigError, TrainingError
 from racnn.evaluation.diagnostics import collapse_warnings, describe_data
@@ -205,6 +205,7 @@ class Trainer:
             progress.start = progress.best = progress.best_weights = None
             progress.state = {}
             self.save_last(None)
+            self.processes.from_main_process(lambda: remove_files(self.folder / "views"))
             self.stop_if_told()
 
     def _run_phase(self, phase: Phase) -> bool:
@@ -239,16 +240,16 @@ class Trainer:
         """Do what a phase does once, before its first step."""
         progress = self.progress
         phase.begin(context)
-        if isinstance(phase, GradientPhase):
-            progress.state = phase.between_epochs(context, {})
         self._validated = None
         progress.fusion_trained |= phase.trains_fusion and self.model.num_scales > 1
         progress.trained_scales = max(progress.trained_scales, phase.last_trained_scale())
-        progress.start = {}
+        start: dict[str, float] = {}
         if phase.keep == "if_better":
-            progress.start = self._validate(phase)
-            progress.best = progress.start
-            progress.best_weights = trained_weights(self.model, phase)
+            start = self._validate(phase)
+            progress.best, progress.best_weights = start, trained_weights(self.model, phase)
+        if isinstance(phase, GradientPhase):  # which may stop: the phase has begun only when it has returned
+            progress.state = phase.between_epochs(context, {})
+        progress.start = start
 
     def _run_epoch(self, phase: GradientPhase, optimizer: torch.optim.Optimizer, batches: int) -> None:
         """Take the steps of an epoch, or of what is left of it; save on the way, and stop there if told to."""
@@ -353,7 +354,7 @@ class Trainer:
         if kept and isinstance(phase, GradientPhase):
             phase.finish(context)
             self._validated = None
-        self.save_best(phase.name)
+        self.save_best(phase.name, better=kept and isinstance(phase, GradientPhase) and phase.replaces_best)
         return kept
 
     # --- validation
@@ -508,15 +509,20 @@ class Trainer:
         }
         save_checkpoint(self.folder / "last.pt", content, previous=self.folder / "previous.pt")
 
-    def save_best(self, phase_name: str) -> None:
-        """Write ``best.pt`` if this network is more complete than the best one so far, or as complete and better."""
+    def save_best(self, phase_name: str, *, better: bool = False) -> None:
+        """Write ``best.pt`` if this network is more complete than the best one so far, or as complete and better.
+
+        Args:
+            phase_name: Of the phase that has ended.
+            better: Whether the phase itself has found it better than the one before, by a finer measure.
+        """
         progress = self.progress
         scales = max(progress.trained_scales, 1)
         predictions = self.predict(scales, fused=progress.fusion_trained)
         result = self.measure(predictions) | self._early_exit(predictions)
         name = "fused" if "fused" in result["top1"] else "mean"
         key = [float(scales + progress.fusion_trained), result["top1"][name], result["log_prob"][name]]
-        if not progress.best_key or key >= progress.best_key:
+        if not progress.best_key or key >= progress.best_key or (better and key[0] == progress.best_key[0]):
             progress.best_key = key
             if self.processes.is_main_process:
                 save_checkpoint(

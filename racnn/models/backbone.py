@@ -82,6 +82,10 @@ class Backbone(nn.Module):
         for layer in layers[: self.frozen_layers]:
             layer.requires_grad_(False)
 
+    def num_stages(self) -> int:
+        """Return how many stages can be frozen; 0 where none are known."""
+        return len(self._stages()[1])
+
     def _stages(self) -> tuple[list[nn.Module], list[int]]:
         """Return the layers of the trunk, and after how many of them its stages end, but for the last; none if unknown."""
         if isinstance(self.features, _TimmTrunk):
@@ -219,7 +223,8 @@ class _TimmTrunk(nn.Module):
         if type(network).__name__ != "EfficientNet":
             return [], []
         layers = [network.conv_stem, network.bn1, *network.blocks, network.conv_head, network.bn2]
-        ends = [int(info["module"].removeprefix("blocks.")) + 3 for info in network.feature_info]
+        names = [info["module"] for info in network.feature_info]
+        ends = [2 if name == "bn1" else int(name.removeprefix("blocks.")) + 3 for name in names]
         return layers, ends[:-1]
 
     def forward_with_inner(self, view: Tensor) -> tuple[Tensor, Tensor]:
@@ -396,18 +401,14 @@ def suitable_view(name: str, side: int) -> int:
 
 
 def stages_to_freeze(name: str, stages: int) -> int:
-    """Return ``stages`` where a backbone has as many that can be frozen, see :meth:`Backbone.freeze`, else 0.
+    """Return how many stages of a backbone can be frozen, ``stages`` at most, see :meth:`Backbone.freeze`.
 
     Raises:
         ConfigError: No backbone has this name.
     """
     with torch.device("meta"):
         backbone = build_backbone(name)
-    try:
-        backbone.freeze(stages)
-    except ConfigError:
-        return 0
-    return stages
+    return min(stages, backbone.num_stages())
 
 
 def build_backbone(name: str, *, weights: str | None = None) -> Backbone:

@@ -82,7 +82,13 @@ class PhaseContext(Protocol):
         """
 
     def choose_early_exit(
-        self, logits: Sequence[Tensor], fused: Tensor, labels: Tensor, *, tolerance: float
+        self,
+        logits: Sequence[Tensor],
+        fused: Tensor,
+        labels: Tensor,
+        *,
+        tolerance: float,
+        on_validation: bool = False,
     ) -> None:
         """Choose when a photo needs no further look, from answers that are as good as those on photos never seen.
 
@@ -240,6 +246,7 @@ class GradientPhase(Phase):
     """A phase that minimises a loss by gradient steps."""
 
     augments: ClassVar[bool] = True  # its photos are changed at random, by ``data.augment``
+    replaces_best: ClassVar[bool] = False  # where it is kept, ``best.pt`` is its network, whatever top-1 says
 
     epochs: int = Field(..., ge=1)
     optimizer: Literal["sgd", "adamw"] = "sgd"

@@ -82,6 +82,14 @@ class TestEstimate:
         assert found.reading == 3 * 56 * 0.5 + 3 * 56 * 0.5  # where they look, and the views
         assert found.epoch == 56 * 0.25 + 3 * 56 * 0.25 + 8 * 0.5
 
+    def test_looks_that_were_read_are_not_read_again(self, tiny, monkeypatch):
+        monkeypatch.setattr(module.time, "perf_counter", itertools.count().__next__)
+        phases = [{"kind": "looks"}, {"kind": "cross_fit", "epochs": 1, "lr": 0.1}]
+        changes = {"model__apn": "response", "model__weights": None, "model__shared_backbone": True}
+        _looks, found = estimate(tiny(schedule=phases, **changes), device=CPU)
+        common = 56 * 0.5  # of the photos' sample, all 56 here
+        assert found.reading == common + 3 * 56 * 0.5
+
     def test_rounds_of_an_alternation(self, tiny):
         schedule = [*TINY_SCHEDULE[:5], {**TINY_SCHEDULE[5], "rounds": 3}]
         found = estimate(tiny(schedule=schedule), device=CPU)

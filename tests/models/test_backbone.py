@@ -71,7 +71,16 @@ class TestFreeze:
         with pytest.raises(ConfigError, match=rf"model.frozen_stages: 5.*{most} can be frozen"):
             backbone.freeze(5)
 
-    @pytest.mark.parametrize("name", ["timm/tf_efficientnet_lite0", "timm/mobilenetv2_050", "vgg11", "tiny"])
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "timm/tf_efficientnet_lite0",
+            "timm/mobilenetv2_050",
+            "timm/efficientnet_h_b5",  # whose first stage is the stem
+            "vgg11",
+            "tiny",
+        ],
+    )
     def test_what_is_frozen_and_the_rest_are_the_whole(self, name: str) -> None:
         torch.manual_seed(0)
         backbone = build_backbone(name).eval()

@@ -43,6 +43,8 @@ class CrossFit(GradientPhase):
     trains_fusion: ClassVar[bool] = True
     needs_one_process: ClassVar[bool] = True
     augments: ClassVar[bool] = False
+    answers_out_of_fold: ClassVar[bool] = True
+    replaces_best: ClassVar[bool] = True
 
     kind: Literal["cross_fit"]
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
@@ -83,10 +85,14 @@ class CrossFit(GradientPhase):
                 fit_head(found, kept["labels"], model.num_classes, strengths=(float(strength),))
                 for found, strength in zip(descriptors, kept["strength"], strict=True)
             ]
-            if model.num_scales > 1 and model.apns[0].reads == "inner":
-                sample = context.read("what photos have in common", self.photos, read_sample, most=SAMPLE)
-                aim(model, sample)
+            self._find_object(context)
         else:
+            if (
+                model.num_scales > 1
+                and model.apns[0].reads == "inner"
+                and not model.apns[0].get_buffer("direction").any()
+            ):
+                self._find_object(context)  # no looks phase has
             looks = list(find_looks(context, self.photos))
             heads, labels = [look.head for look in looks], looks[0].labels
             descriptors = [look.descriptors for look in looks]
@@ -109,6 +115,11 @@ class CrossFit(GradientPhase):
         bias = [factor * torch.cat([head.fold_biases, head.bias[None]]) for factor, head, _ in every]
         return kept | {"weight": torch.stack(weight), "bias": torch.stack(bias)}
 
+    def _find_object(self, context: PhaseContext) -> None:
+        model: RACNN = context.model
+        if model.num_scales > 1 and model.apns[0].reads == "inner":
+            aim(model, context.read("what photos have in common", self.photos, read_sample, most=SAMPLE))
+
     def take_up(self, context: PhaseContext, state: Mapping[str, Tensor]) -> None:
         model: RACNN = context.model
         device = next(model.parameters()).device
@@ -118,7 +129,8 @@ class CrossFit(GradientPhase):
         every = []
         for scale, region in zip(self.scales, state["region"], strict=True):
             frozen = list(model.backbone(scale).frozen_part().state_dict().values())
-            for mirrored in (True, False) if self.mirrored else (False,):
+            # a view that nothing is frozen for is mirrored in the step
+            for mirrored in (True, False) if self.mirrored and frozen else (False,):
                 maps = context.store(
                     _stored(scale, mirrored),
                     self.photos,
@@ -165,8 +177,8 @@ class CrossFit(GradientPhase):
         for number, scale in enumerate(self.scales):
             maps = batch[_stored(scale)]
             if self.mirrored:
-                turned = batch["noise"][:, number] < 0.5
-                maps = torch.where(turned[:, None, None, None], batch[_stored(scale, True)], maps)
+                turned = (batch["noise"][:, number] < 0.5)[:, None, None, None]
+                maps = torch.where(turned, batch.get(_stored(scale, True), maps.flip(3)), maps)
             descriptor = model.describe(model.extract_rest(scale, maps))
             every = torch.einsum("kcd,bd->bkc", self._state["weight"][number], descriptor)
             logits[scale] = (every + self._state["bias"][number])[photos, own]
@@ -207,7 +219,7 @@ class CrossFit(GradientPhase):
         weights = pool_weights(answers, labels)
         model.init_fusion([1.0] * len(weights) if model.root else context.descriptor_norms(), weights)
         fused = torch.stack([w * x for w, x in zip(weights, answers, strict=True)]).sum(dim=0)
-        context.choose_early_exit(answers, fused, labels, tolerance=self.tolerance)
+        context.choose_early_exit(answers, fused, labels, tolerance=self.tolerance, on_validation=True)
         shown = ", ".join(f"{weight:.2f}" for weight in weights)
         context.log(f"{self.name}: the looks count {shown}")
 
@@ -238,10 +250,12 @@ class CrossFit(GradientPhase):
     def name(self) -> str:
         return f"{self.position + 1:02d}-{self.kind}"
 
+    def idle_keys(self, num_scales: int) -> dict[str, str]:
+        others = {"scales": "other kinds and does nothing in a cross_fit phase, which trains all"}
+        return super().idle_keys(num_scales) | (others if self.scales else {})
+
     def misfits(self, model: Any) -> list[str]:
         found = super().misfits(model)
-        if self.scales:
-            found.append("'scales' does nothing in a cross_fit phase, which trains all")
         if model.zoom_from != "source" and model.num_scales > 1:
             found.append(f"a cross_fit phase needs model.zoom_from source, not {model.zoom_from}")
         return found

@@ -42,6 +42,7 @@ class EarlyExit:
         pools: Per depth before the last, the weights of the logits of its scales.
         costs: Per scale; they sum to 1.
         later: Least probability to stop at from depth 2 on; None: the same.
+        on_validation: Whether training chose it by validation photos, because its network had learnt the others.
     """
 
     network: str
@@ -49,6 +50,7 @@ class EarlyExit:
     pools: tuple[tuple[float, ...], ...]
     costs: tuple[float, ...]
     later: float | None = None
+    on_validation: bool = False
 
     def at(self, depth: int) -> float:
         """Return the least probability to stop at, at a depth counted from 1."""
@@ -337,9 +339,8 @@ def format_early_exit(report: Mapping[str, Any]) -> str:
     full = report["top1"]["fused" if "fused" in report["top1"] else "mean"]
     chosen = f"on {report['split']} photos (all looks at every photo: {100 * full:.2f}):"
     if not result["val_curve"]:
-        return "\n".join(
-            [f"early exit, chosen in training by answers out of fold, {chosen}", head, _line(result)]
-        )
+        by = "validation photos" if result["choice"].get("on_validation") else "answers out of fold"
+        return "\n".join([f"early exit, chosen in training by {by}, {chosen}", head, _line(result)])
     lines = ["early exit, validation photos:", head, *(_line(each) for each in result["val_curve"])]
     return "\n".join([*lines, f"chosen there, {chosen}", _line(result)])
 
