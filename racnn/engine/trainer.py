@@ -395,9 +395,8 @@ class Trainer:
         logger.scalars("val", figures(result) | judged, step=progress.step, phase=phase.name)
         when = f" epoch {progress.epoch}" if isinstance(phase, GradientPhase) else ""
         logger.log(f"{phase.name}{when}: {summary(result)}")
-        for warning in collapse_warnings(
-            result["regions"], self.model.bounds, steps=isinstance(phase, GradientPhase)
-        ):
+        steps = isinstance(phase, GradientPhase) and phase.augments
+        for warning in collapse_warnings(result["regions"], self.model.bounds, steps=steps):
             logger.log(f"warning: {warning}")
         if self.config.run.num_preview and predictions.proposals and self.processes.is_main_process:
             picture = preview(predictions, self.data.splits["val"], self.config)

@@ -35,11 +35,11 @@ def diagnose(report: Mapping[str, Any], config: Config) -> list[str]:
         config: Configuration of the run.
     """
     bounds = config.model.region_bounds()
-    steps = bool(config.steps_by_key())
+    steps = any(phase.augments for phase in config.steps_by_key().values())
     lines = collapse_warnings(report["regions"], bounds, steps=steps)
     lines += _sameness_warning(report["regions"], config) if steps else []
     scales = [f"scale_{s}" for s in range(1, len(bounds) + 2) if f"scale_{s}" in report["top1"]]
-    # where all is fitted in one go, the fusion weighs what each look is worth
+    # where all looks are fitted or trained together, the fusion weighs what each is worth
     for number, (coarse, fine) in enumerate(pairwise(scales), start=1) if steps else ():
         if report["top1"][coarse] < 1.0 and _rank(report, fine) <= _rank(report, coarse):
             lines.append(f"{_compare(report, fine, coarse)}: {_advice(number, report['regions'], config)}")

@@ -4,6 +4,7 @@ import pytest
 
 from racnn.config import load_config, parse_config
 from racnn.evaluation.diagnostics import collapse_warnings, diagnose, imbalance_warning
+from racnn.recipes import packaged
 
 BOUNDS = [(0.2, 0.95), (0.3, 0.8)]
 RECIPE = load_config(None)
@@ -13,6 +14,12 @@ def with_peak():
     first = {"kind": "classification", "epochs": 1, "lr": 0.1}
     taught = {"kind": "apn_init", "scales": [1], "epochs": 1, "lr": 0.1, "target": "peak"}
     return parse_config({"schedule": [first, taught]}, origin="test")
+
+
+@pytest.mark.parametrize("recipe", ["quick.yaml", "full.yaml"])
+def test_looks_that_are_weighed_by_the_fusion_are_not_compared(recipe):
+    config = load_config(packaged(recipe))
+    assert diagnose(report((0.9, 0.8, 0.7, 0.95), (-0.5, -0.6, -0.7, -0.4)), config) == []
 
 
 def statistics(at_bound, tl_mean):
