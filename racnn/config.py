@@ -248,15 +248,12 @@ def _idle_requests(config: Config) -> list[str]:
     if config.data.held_out_fraction and not any(phase.photos == "held_out" for phase in config.phases()):
         lines.append("data.held_out_fraction: no phase of the schedule has photos held_out to use them")
     steps = config.steps_by_key()
-    if (
-        steps
-        and not any(phase.augments for phase in steps.values())
-        and config.data.augment != DataConfig().augment
-    ):
+    once = bool(steps) and not any(phase.augments for phase in steps.values())
+    if once and config.data.augment != DataConfig().augment:
         lines.append(
             f"data.augment: belongs to phases whose steps open photos; {next(iter(steps))} reads each view once beforehand"
         )
-    if steps and not any(phase.augments for phase in steps.values()) and config.run.compile:
+    if once and config.run.compile:
         lines.append(
             "run.compile: belongs to phases whose steps run a whole trunk; here they run its last stages"
         )

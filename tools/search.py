@@ -181,12 +181,12 @@ def look_around(model: Any, batches: Any, number: int, proposed: Tensor | None, 
     """Return what scale ``number + 1`` says of photos in each place.
 
     Args:
-        model: In evaluation mode.
+        model: The network, in evaluation mode.
         batches: Photos of a split, from :func:`racnn.data.eval_loader`.
-        number: Of the region.
+        number: Number of the region, from 1.
         proposed: [N, 3] for all photos of the split, which are answered by heads that have not seen them; None: as the network
             proposes, answered by the look's own head.
-        head: Of the finer look, fitted to all training photos.
+        head: Head of the finer look, fitted to all training photos.
     """
     import torch
 

@@ -512,7 +512,7 @@ class Trainer:
         """Write ``best.pt`` if this network is more complete than the best one so far, or as complete and better.
 
         Args:
-            phase_name: Of the phase that has ended.
+            phase_name: Name of the phase that has ended.
             better: Whether the phase itself has found it better than the one before, by a finer measure.
         """
         progress = self.progress

@@ -178,7 +178,8 @@ class CrossFit(GradientPhase):
             maps = batch[_stored(scale)]
             if self.mirrored:
                 turned = (batch["noise"][:, number] < 0.5)[:, None, None, None]
-                maps = torch.where(turned, batch.get(_stored(scale, True), maps.flip(3)), maps)
+                stored = batch.get(_stored(scale, True))
+                maps = torch.where(turned, maps.flip(3) if stored is None else stored, maps)
             descriptor = model.describe(model.extract_rest(scale, maps))
             every = torch.einsum("kcd,bd->bkc", self._state["weight"][number], descriptor)
             logits[scale] = (every + self._state["bias"][number])[photos, own]
