@@ -74,7 +74,7 @@ def main(
         raise ConfigError(f"--region {region}: {checkpoint} has {trained.scales} trained scale(s)")
     photos = data_of(trained, root=data).splits
     proposed, finer = stored_looks(checkpoint.parent / "descriptors", region, len(photos["train"]))
-    _refuse_other_network(trained, photos["train"], region, proposed, finer)
+    refuse_other_network(trained, photos["train"], region, proposed, finer)
     head = fit_head(finer["descriptors"], finer["labels"], trained.model.num_classes)
     seen: dict[str, Places] = {}
     for split in ("train", "val"):
@@ -138,7 +138,7 @@ def stored_looks(folder: Path, region: int, num_photos: int) -> tuple[Tensor, di
     return proposed, finer
 
 
-def _refuse_other_network(
+def refuse_other_network(
     trained: Predictor, photos: Any, region: int, proposed: Tensor, finer: dict[str, Tensor]
 ) -> None:
     """Refuse a network that makes something else of the first photos than the one whose descriptors were stored.
