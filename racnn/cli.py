@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import codecs
 import io
-import json
 import os
 import shlex
 import sys
@@ -17,10 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from racnn import __version__, cli_checkpoint, cli_data
+from racnn import __version__, cli_checkpoint, cli_data, cli_evaluate
 from racnn.cli_checkpoint import Checkpoint, Device, restore
 from racnn.errors import ConfigError, DataError, TrainingError, UserError
-from racnn.written import refuse_foreign, write_file, write_text
+from racnn.written import refuse_foreign, write_file, write_json, write_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -261,7 +260,7 @@ def advise(
     same += [] if weights is None else ["--weights", weights]
     same += [word for setting in settings or [] for word in ("--set", setting)]
     print(f"\n{format_advice(report, shlex.join(['racnn', 'train', photos, *same]))}")
-    _write_json(files[0], report, flag="--out")
+    write_json(files[0], report, flag="--out")
     write_text(files[1], picture(report), flag="--out")
     print(f"\npicture: {files[1]}")
 
@@ -284,83 +283,8 @@ def show_config(
         print(f"# {key}: {phase.kind}{scales}, {phase.num_epochs()} epoch{'s' * (phase.num_epochs() > 1)}")
 
 
-@app.command()
-def evaluate(
-    checkpoint: Checkpoint,
-    split: Annotated[
-        str | None,
-        typer.Option(help="test, val, train or all; default: test, of other photos than the run's all."),
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            help="Where the run's dataset lies now, or other photos with its classes: a folder or a list."
-        ),
-    ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the report to this file too.")
-    ] = None,
-    skip_damaged: Annotated[
-        bool, typer.Option("--skip-damaged", help="Leave out photos that cannot be read, and count them.")
-    ] = False,
-    early_exit: Annotated[
-        bool,
-        typer.Option(
-            "--early-exit",
-            help="Also measure the choice of when a photo needs no further look, for `racnn predict`; where training has "
-            "made none, the validation photos do.",
-        ),
-    ] = False,
-    device: Device = "auto",
-) -> None:
-    """Measure a checkpoint on a split of its dataset, or on other photos with labels."""
-    if split not in (None, "test", "val", "train", "all"):
-        raise ConfigError(f"--split: expected test, val or train, or all, got '{split}'")
-    from racnn.engine.evaluator import evaluate_trained
-    from racnn.evaluation.report import format_report
-    from racnn.models.racnn.early_exit import early_exit_file, format_early_exit
-
-    choice = early_exit_file(checkpoint)
-    if json_file is not None:
-        refuse_foreign([json_file], flag="--json")
-    if early_exit:
-        refuse_foreign([choice], flag="--early-exit")
-        if json_file is not None and json_file.resolve() == choice.resolve():
-            raise ConfigError(f"--json {json_file}: is where --early-exit writes; choose another file")
-    trained = restore(checkpoint, device)
-    report = evaluate_trained(
-        trained, split=split, root=data, skip_damaged=skip_damaged, early_exit=early_exit
-    )
-
-    print(format_report(report))
-    if early_exit:
-        _write_json(choice, report["early_exit"]["choice"], flag="--early-exit")
-        print(f"\n{format_early_exit(report)}\n\nfor `racnn predict --early-exit`: {choice}")
-    _print_notes(report, on_other_photos=data is not None)
-    if json_file is not None:
-        _write_json(json_file, report, flag="--json")
-        print(f"\nwritten to {json_file}")
-
-
-def _print_notes(report: dict[str, Any], *, on_other_photos: bool) -> None:
-    """Print what must be known of the measured photos: left out, trained on, copies, and what lies beside them."""
-    from racnn.data.listing import describe_passed
-
-    if report["num_skipped"]:
-        print(f"\n{report['num_skipped']} damaged photos of the data set were left out")
-    number = report.get("num_trained_on")
-    seen = f"{number} of the {report['num_images']} photos are photos that the network was trained on"
-    if number:
-        print(f"\n{seen}: on these the figures are too good")
-    elif number == 0 and on_other_photos:
-        print(f"\n{seen}")
-    elif on_other_photos:
-        told = "whether the network was trained on some of these photos is not known"
-        print(f"\n{told}: the checkpoint does not say what it saw")
-    for warning in report.get("warnings", ()):
-        print(f"warning: {warning}")
-    if report.get("passed_over"):
-        print(describe_passed(Counter(report["passed_over"])))
+app.command()(cli_evaluate.evaluate)
+app.command()(cli_evaluate.compare)
 
 
 @app.command()
@@ -438,7 +362,7 @@ def demo(
 
     trained = restore(best, device)
     report = evaluate_trained(trained, split="test")
-    _write_json(out / "evaluation.json", report, flag="--out")
+    write_json(out / "evaluation.json", report, flag="--out")
     load = test.splits["test"].catalog.load
     drawings = (
         (photo, name, load(record)) for photo, name, record in zip(photos, names, records, strict=True)
@@ -554,9 +478,5 @@ def _draw(
         write_file(out / name, partial(found.show().save, format="PNG"), flag="--out", checked=True)
         rows.append({"photo": str(path), "picture": name, **found.to_dict()})
     if rows:
-        _write_json(out / REGIONS, rows, flag="--out")
+        write_json(out / REGIONS, rows, flag="--out")
     return rows
-
-
-def _write_json(path: Path, content: Any, *, flag: str) -> None:
-    write_text(path, json.dumps(content, indent=2) + "\n", flag=flag)

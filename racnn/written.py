@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from racnn.errors import ConfigError
 
@@ -86,6 +86,11 @@ def write_bytes(
 def write_text(path: Path, text: str, *, flag: str) -> None:
     """Write a text for the user, see :func:`write_file`; names of files that are no UTF-8 keep their bytes."""
     write_bytes(path, text.encode("utf-8", errors="surrogateescape"), flag=flag)
+
+
+def write_json(path: Path, content: Any, *, flag: str) -> None:
+    """Write plain types for the user as JSON, see :func:`write_file`."""
+    write_text(path, json.dumps(content, indent=2) + "\n", flag=flag)
 
 
 def write_file(

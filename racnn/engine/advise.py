@@ -11,7 +11,6 @@ several views are weighed in the same way.
 from __future__ import annotations
 
 import functools
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from racnn.data import Data, build_data, eval_loader
 from racnn.engine.device import prepare
 from racnn.engine.evaluator import predict
 from racnn.errors import ConfigError, DataError
+from racnn.evaluation.chart import Dot, cost_chart
 from racnn.evaluation.metrics import fraction, paired_difference, wilson_interval
 from racnn.evaluation.report import table
 from racnn.models import build_model
@@ -449,47 +449,18 @@ def _words(report: Mapping[str, Any], command: str) -> str:
 
 def picture(report: Mapping[str, Any]) -> str:
     """Return the costs and accuracies of a report as an SVG."""
-    ways = report["ways"]
-    costs = [math.log2(way["multiplications"]) for way in ways]
-    ends = [100 * end for way in ways for end in way["top1_interval"]]
-    left, right = min(costs) - 0.3, max(costs) + 0.3
-    bottom, top = max(0, math.floor(min(ends))), min(100, math.ceil(max(ends)))
-
-    def x(way: Mapping[str, Any]) -> float:
-        return 60 + 620 * (math.log2(way["multiplications"]) - left) / (right - left)
-
-    def y(percent: float) -> float:
-        return 340 - 300 * (percent - bottom) / (top - bottom)
-
-    parts = [
-        '<svg xmlns="http://www.w3.org/2000/svg" width="720" height="420" font-family="sans-serif" font-size="12">',
-        '<rect width="720" height="420" fill="white"/>',
-    ]
-    step = max(1, round((top - bottom) / 6))
-    for percent in range(bottom, top + 1, step):
-        parts.append(f'<line x1="60" x2="680" y1="{y(percent):.1f}" y2="{y(percent):.1f}" stroke="#ddd"/>')
-        parts.append(f'<text x="52" y="{y(percent) + 4:.1f}" text-anchor="end">{percent} %</text>')
-    for name, color in COLORS.items():
-        own = sorted((way for way in ways if way["kind"] == name), key=lambda way: way["multiplications"])
-        if name == "whole":
-            points = " ".join(f"{x(way):.1f},{y(100 * way['top1']):.1f}" for way in own)
-            parts.append(f'<polyline points="{points}" fill="none" stroke="{color}"/>')
-        for way in own:
-            low, high = (y(100 * end) for end in way["top1_interval"])
-            place = f"{x(way):.1f}"
-            parts.append(
-                f'<line x1="{place}" x2="{place}" y1="{low:.1f}" y2="{high:.1f}" stroke="{color}" opacity="0.3"/>'
-            )
-            title = f"{way['name']}, {' '.join(map(str, way['view_sizes']))} px: {100 * way['top1']:.1f} %"
-            dot = f'<circle cx="{place}" cy="{y(100 * way["top1"]):.1f}" r="5" fill="{color}"><title>{title}</title></circle>'
-            label = f'<text x="{place}" y="{y(100 * way["top1"]) - 9:.1f}" text-anchor="middle">{way["view_sizes"][0]}</text>'
-            parts += [dot, label]
-    for number, (name, color) in enumerate(COLORS.items()):
-        at = 70 + 190 * number
-        parts.append(
-            f'<circle cx="{at}" cy="395" r="5" fill="{color}"/><text x="{at + 10}" y="399">{LEGEND[name]}</text>'
+    dots = [
+        Dot(
+            cost=way["multiplications"],
+            share=way["top1"],
+            interval=tuple(way["top1_interval"]),
+            label=str(way["view_sizes"][0]),
+            title=f"{way['name']}, {' '.join(map(str, way['view_sizes']))} px: {100 * way['top1']:.1f} %",
+            color=COLORS[way["kind"]],
+            joined=way["kind"] == "whole",
         )
-    parts.append(
-        '<text x="370" y="372" text-anchor="middle">multiplications per photo (logarithmic); numbers: px of a view</text>'
-    )
-    return "\n".join([*parts, "</svg>", ""])
+        for way in report["ways"]
+    ]
+    legend = {LEGEND[kind]: color for kind, color in COLORS.items()}
+    caption = "multiplications per photo (logarithmic); numbers: px of a view"
+    return cost_chart(dots, legend=legend, caption=caption)

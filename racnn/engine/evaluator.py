@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -398,15 +398,38 @@ def data_of(trained: Predictor, *, root: Path | None = None, skip_damaged: bool 
     )
 
 
-def evaluate_trained(
+@dataclass(frozen=True)
+class Measured:
+    """What a network made of photos with labels.
+
+    Attributes:
+        report: From :func:`racnn.evaluation.report.evaluation_report`, with more keys, see :func:`measure_trained`.
+        predictions: What it was made from.
+        photos: In the same order.
+        early_exit: When a photo needs no further look, where that was asked for.
+    """
+
+    report: dict[str, Any]
+    predictions: Predictions
+    photos: PhotoDataset
+    early_exit: EarlyExit | None
+
+
+def evaluate_trained(trained: Predictor, **options: Any) -> dict[str, Any]:
+    """Return the report of :func:`measure_trained`, whose options and errors it has."""
+    return measure_trained(trained, **options).report
+
+
+def measure_trained(
     trained: Predictor,
     *,
     split: str | None = None,
     root: Path | None = None,
     skip_damaged: bool = False,
     early_exit: bool = False,
-) -> dict[str, Any]:
-    """Return the report on photos with labels: a split of what the network was trained on, or others.
+    descriptors: bool = False,
+) -> Measured:
+    """Answer photos with labels, a split of what the network was trained on, or others, and measure the answers.
 
     Args:
         trained: The network.
@@ -417,9 +440,10 @@ def evaluate_trained(
         skip_damaged: Leave out photos that cannot be read; their number is ``num_skipped`` of the report.
         early_exit: Also choose on the validation photos when a photo needs no further look, unless training has chosen it,
             and report as ``early_exit`` the choice, its curve on the validation photos, and what it makes of the split.
+        descriptors: Keep what the classifiers read, too.
 
     Returns:
-        The report of :func:`racnn.evaluation.report.evaluation_report`. Of files that can be compared ``num_trained_on`` says how many
+        With the report of :func:`racnn.evaluation.report.evaluation_report`. Of files that can be compared ``num_trained_on`` says how many
         of the photos were trained on, by their contents; of other photos ``passed_over`` counts the files beside them that
         are none, by kind, and ``warnings`` are lines about copies among them.
 
@@ -447,7 +471,7 @@ def evaluate_trained(
         stored = trained.early_exit
         calibrated = calibrate_early_exit(trained, data) if stored is None else (stored, [])
     measured_on = _split_of(data, split)
-    predictions = _predict(trained, measured_on)
+    predictions = _predict(trained, measured_on, descriptors=descriptors)
     measured = report(predictions, data=data, split=split, bounds=trained.model.bounds)
     if trained.train_digests:
         measured["num_trained_on"] = _num_known(measured_on, set(trained.train_digests))
@@ -457,7 +481,7 @@ def evaluate_trained(
         measured["passed_over"] = dict(data.passed_over)
     if calibrated is not None:
         measured["early_exit"] = _early_exit_report(*calibrated, predictions)
-    return measured
+    return Measured(measured, predictions, measured_on, calibrated[0] if calibrated else None)
 
 
 def _other_data(trained: Predictor, root: Path, *, skip_damaged: bool) -> Data:
@@ -558,8 +582,8 @@ def calibrate_early_exit(trained: Predictor, data: Data) -> tuple[EarlyExit, lis
     return calibrate(found.logits, found.fused, found.labels, costs, network=network_digest(trained))
 
 
-def _predict(trained: Predictor, photos: PhotoDataset) -> Predictions:
+def _predict(trained: Predictor, photos: PhotoDataset, *, descriptors: bool = False) -> Predictions:
     device = next(trained.model.parameters()).device
     batches = eval_loader(photos, trained.config.data)
-    found = predict(trained.model, batches, device=device, num_scales=trained.scales)
+    found = predict(trained.model, batches, device=device, num_scales=trained.scales, descriptors=descriptors)
     return found if trained.fused else replace(found, fused=None)

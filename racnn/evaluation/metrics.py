@@ -14,12 +14,14 @@ Convention
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+MOST_PAIRS = 20  # of classes that are taken for one another
 AT_BOUND = 0.02  # a side is at a bound within this share of the range: a sigmoid never touches it
 
 
@@ -128,6 +130,47 @@ def per_class(
         {"name": name, "n": number, "correct": dict(zip(correct, right, strict=True))}
         for name, number, *right in zip(class_names, n, *hits, strict=True)
     ]
+
+
+def confusion(answers: Tensor, labels: Tensor, num_classes: int) -> list[list[int]]:
+    """Return the confusion matrix without its zeros: ``[label, answer, photos]``, sorted.
+
+    Args:
+        answers: [N] classes that photos were taken for.
+        labels: [N] their classes.
+        num_classes: C.
+    """
+    cells, counts = (labels.cpu().long() * num_classes + answers.cpu().long()).unique(return_counts=True)
+    pairs = zip(cells.tolist(), counts.tolist(), strict=True)
+    return [[cell // num_classes, cell % num_classes, count] for cell, count in pairs]
+
+
+def most_confused(counts: Sequence[Sequence[int]], class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the pairs of classes that are taken for one another, the most photos first.
+
+    Args:
+        counts: From :func:`confusion`.
+        class_names: C names.
+
+    Returns:
+        A row a pair: ``classes``, two names; ``photos`` of the first that were taken for the second, and the other way round;
+        both classes have ``of`` so many photos.
+    """
+    total: dict[int, int] = defaultdict(int)
+    pairs: dict[tuple[int, int], list[int]] = defaultdict(lambda: [0, 0])
+    for label, answer, count in counts:
+        total[label] += count
+        if label != answer:
+            pairs[min(label, answer), max(label, answer)][label > answer] += count
+    rows = [
+        {
+            "classes": [class_names[first], class_names[second]],
+            "photos": both,
+            "of": [total[first], total[second]],
+        }
+        for (first, second), both in sorted(pairs.items(), key=lambda item: (-sum(item[1]), item[0]))
+    ]
+    return rows[:MOST_PAIRS]
 
 
 def focus_points(parts: Tensor, focus_parts: Sequence[int]) -> Tensor:

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from racnn.evaluation.metrics import (
     check_scores,
+    confusion,
     expected_calibration_error,
     focus_points,
     fraction,
     localisation,
+    most_confused,
     per_class,
     rank_of_truth,
     region_statistics,
@@ -61,7 +63,9 @@ def evaluation_report(
         ``dataset, split, num_images, num_classes``; ``top1`` and ``top1_interval`` with ``scale_s``, ``scale_1+2``
         (mean of two probabilities, from two scales on), ``mean`` (of all scales' probabilities) and ``fused``;
         ``top5, ece`` and ``log_prob`` (mean log-probability of the true class) with the same keys but ``scale_1+2``;
-        ``per_class``; ``localisation`` and ``regions`` with ``region_1``, ... Fractions, not percents.
+        ``per_class``; ``confusion``, the ``counts`` of the ``answer`` of all looks together as ``[label, answer, photos]``
+        without zeros, numbers being positions in ``per_class``; ``most_confused``, see
+        :func:`racnn.evaluation.metrics.most_confused`; ``localisation`` and ``regions`` with ``region_1``, ... Fractions, not percents.
 
     Raises:
         ValueError: There are no photos, the shapes do not fit, or logits are not finite.
@@ -73,6 +77,8 @@ def evaluation_report(
     points = focus_points(predictions.parts, focus_parts)
     nested = zip(predictions.regions[1:], predictions.regions, strict=False)  # each region and its parent
     n = len(labels)
+    combined = "fused" if "fused" in log_probs else "mean"
+    counts = confusion(log_probs[combined].argmax(dim=1), labels, len(class_names))
     return {
         "dataset": dataset,
         "split": split,
@@ -84,6 +90,8 @@ def evaluation_report(
         "ece": {key: expected_calibration_error(log_probs[key].exp(), labels) for key in single},
         "log_prob": {key: float(log_probs[key].gather(1, labels[:, None]).mean()) for key in single},
         "per_class": per_class({key: ranks[key] == 0 for key in single}, labels, class_names),
+        "confusion": {"answer": combined, "counts": counts},
+        "most_confused": most_confused(counts, class_names),
         "localisation": {
             f"region_{s}": localisation(region, predictions.boxes, points, parent)
             for s, (region, parent) in enumerate(nested, start=1)
@@ -155,6 +163,19 @@ def format_gain(report: Mapping[str, Any]) -> str:
             f"at {100 * early['cost']:.0f} % of the multiplications"
         )
     return "\n".join(lines)
+
+
+def format_confused(report: Mapping[str, Any], most: int = 5) -> str:
+    """Return the pairs of classes that are confused most, one a line; nothing where none is."""
+    lines = [
+        "{:3d}  {}, {}  ({} of {} and {} of {})".format(
+            sum(row["photos"]),
+            *row["classes"],
+            *(number for pair in zip(row["photos"], row["of"], strict=True) for number in pair),
+        )
+        for row in report["most_confused"][:most]
+    ]
+    return "\n".join(["photos of a class that were taken for the other:", *lines]) if lines else ""
 
 
 def _answers(predictions: Predictions, labels: Tensor, classes: int) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import sure_of
 
-from racnn.evaluation.report import Predictions, evaluation_report, format_report
+from racnn.evaluation.report import Predictions, evaluation_report, format_confused, format_report
 from racnn.ops.regions import whole
 
 NAN = math.nan
@@ -48,7 +48,7 @@ class TestReport:
         report = _report()
         assert list(report) == [
             "dataset", "split", "num_images", "num_classes", "top1", "top1_interval", "top5", "ece", "log_prob",
-            "per_class", "localisation", "regions",
+            "per_class", "confusion", "most_confused", "localisation", "regions",
         ]  # fmt: skip
         single = ["scale_1", "scale_2", "scale_3", "mean", "fused"]
         assert list(report["top1"]) == ["scale_1", "scale_2", "scale_3", "scale_1+2", "mean", "fused"]
@@ -79,6 +79,30 @@ class TestReport:
         for key in ("scale_1", "scale_3", "mean", "fused"):
             total = sum(row["correct"][key] for row in report["per_class"])
             assert total / report["num_images"] == report["top1"][key]
+
+    def test_confusion_holds_every_photo_once(self) -> None:
+        report = _report()
+        counts = report["confusion"]["counts"]
+        assert report["confusion"]["answer"] == "fused"
+        assert sum(count for *_, count in counts) == report["num_images"]
+        for label, row in enumerate(report["per_class"]):
+            assert sum(count for own, _, count in counts if own == label) == row["n"]
+            right = sum(count for own, answer, count in counts if own == answer == label)
+            assert right == row["correct"]["fused"]
+
+    def test_the_most_confused_pairs_come_first(self) -> None:
+        labels = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2])
+        answers = torch.tensor([1, 1, 0, 0, 1, 0, 2, 2])
+        report = _report(
+            logits={"scale_1": sure_of(answers, 3)}, fused=None, labels=labels, class_names=["a", "b", "c"], proposals=[],
+            regions=[], bounds=[], boxes=torch.full((8, 4), NAN), parts=torch.zeros(8, 0, 3), focus_parts=[],
+        )  # fmt: skip
+        assert report["most_confused"] == [
+            {"classes": ["a", "b"], "photos": [2, 1], "of": [3, 2]},
+            {"classes": ["a", "c"], "photos": [0, 1], "of": [3, 3]},
+        ]
+        assert format_confused(report).splitlines()[1] == "  3  a, b  (2 of 3 and 1 of 2)"
+        assert format_confused(report | {"most_confused": []}) == ""
 
     def test_mean_is_of_probabilities_not_of_logits(self) -> None:
         # probabilities of class 0: 0.98 and 0.6, then 0.01 and 0.01; the mean of three favours class 0, of logits 1

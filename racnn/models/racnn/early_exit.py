@@ -195,6 +195,15 @@ def outcome(
     return _outcome(*_judged(answers, labels), threshold, costs, later)
 
 
+def stops(answers: Sequence[Tensor], early: EarlyExit) -> Tensor:
+    """Return after how many looks [N] each photo stops, from the answers of all depths [N, C], see :func:`answers_by_depth`."""
+    depths = torch.full((len(answers[0]),), len(answers))
+    for depth in range(len(answers) - 1, 0, -1):
+        confident = answers[depth - 1].exp().amax(dim=1) >= early.at(depth)
+        depths = torch.where(confident, depth, depths)
+    return depths
+
+
 def _judged(answers: Sequence[Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return how confident the answers are, and whether they are right, [depths, N]."""
     confidences = torch.stack([answer.exp().amax(dim=1) for answer in answers])

@@ -1,0 +1,206 @@
+"""The commands that measure: answers to photos whose classes are known, and what to make of them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from racnn.cli_checkpoint import Checkpoint, Device, restore
+from racnn.errors import ConfigError
+from racnn.written import STREAMS, refuse_foreign, write_bytes, write_json, write_text
+
+if TYPE_CHECKING:
+    from racnn.engine.evaluator import Measured
+
+
+def evaluate(
+    checkpoint: Checkpoint,
+    split: Annotated[
+        str | None,
+        typer.Option(help="test, val, train or all; default: test, of other photos than the run's all."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where the run's dataset lies now, or other photos with its classes: a folder or a list."
+        ),
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the report to this file too.")
+    ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write what each look says of each photo to this file too, a line of JSON a photo."
+        ),
+    ] = None,
+    descriptors: Annotated[
+        Path | None,
+        typer.Option(help="Write what the classifiers read of each photo to this .safetensors file too."),
+    ] = None,
+    skip_damaged: Annotated[
+        bool, typer.Option("--skip-damaged", help="Leave out photos that cannot be read, and count them.")
+    ] = False,
+    early_exit: Annotated[
+        bool,
+        typer.Option(
+            "--early-exit",
+            help="Also measure the choice of when a photo needs no further look, for `racnn predict`; where training has "
+            "made none, the validation photos do.",
+        ),
+    ] = False,
+    device: Device = "auto",
+) -> None:
+    """Measure a checkpoint on a split of its dataset, or on other photos with labels."""
+    if split not in (None, "test", "val", "train", "all"):
+        raise ConfigError(f"--split: expected test, val or train, or all, got '{split}'")
+    from racnn.engine.evaluator import measure_trained
+    from racnn.engine.photo_rows import photo_rows
+    from racnn.evaluation.photo_rows import format_photo_rows
+    from racnn.evaluation.report import format_confused, format_report
+    from racnn.models.racnn.early_exit import early_exit_file, format_early_exit
+
+    choice = early_exit_file(checkpoint)
+    asked = {"--json": json_file, "--predictions": predictions, "--descriptors": descriptors}
+    files = {flag: path for flag, path in asked.items() if path is not None}
+    if early_exit:
+        files["--early-exit"] = choice
+    _refuse_same_file(files)
+    for flag, path in files.items():
+        refuse_foreign([path], flag=flag)
+    trained = restore(checkpoint, device)
+    measured = measure_trained(
+        trained,
+        split=split,
+        root=data,
+        skip_damaged=skip_damaged,
+        early_exit=early_exit,
+        descriptors=descriptors is not None,
+    )
+    report = measured.report
+
+    print(format_report(report))
+    if confused := format_confused(report):
+        print(f"\n{confused}")
+    if early_exit:
+        write_json(choice, report["early_exit"]["choice"], flag="--early-exit")
+        print(f"\n{format_early_exit(report)}\n\nfor `racnn predict --early-exit`: {choice}")
+    _print_notes(report, on_other_photos=data is not None)
+    if json_file is not None:
+        write_json(json_file, report, flag="--json")
+    if predictions is not None:
+        write_text(predictions, format_photo_rows(photo_rows(trained, measured)), flag="--predictions")
+    if descriptors is not None:
+        write_bytes(descriptors, _descriptors_file(trained.class_names, measured), flag="--descriptors")
+    written = ", ".join(str(path) for path in (json_file, predictions, descriptors) if path is not None)
+    if written:
+        print(f"\nwritten to {written}")
+
+
+def compare(
+    networks: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NETWORK...",
+            help="Runs, checkpoints, or files of `racnn evaluate --predictions`; the first is what the others are compared with.",
+        ),
+    ],
+    split: Annotated[
+        str, typer.Option(help="val or test: photos that are answered by runs and checkpoints.")
+    ] = "val",
+    data: Annotated[Path | None, typer.Option(help="Where the runs' dataset lies now.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for compare.json and compare.svg.")] = Path("compare"),
+    device: Device = "auto",
+) -> None:
+    """Compare networks on the same photos: accuracy, photos won and lost, where they look, what they cost."""
+    if split not in ("val", "test"):
+        raise ConfigError(f"--split: expected val or test, got '{split}'")
+    if len(networks) < 2:
+        raise ConfigError("expected two networks or more")
+    places = [Path(name) for name in networks]
+    files = out / "compare.json", out / "compare.svg"
+    refuse_foreign(files, flag="--out")
+    from racnn.engine.evaluator import measure_trained
+    from racnn.engine.photo_rows import photo_rows
+    from racnn.evaluation.compare import compare as beside
+    from racnn.evaluation.compare import format_comparison, picture
+    from racnn.evaluation.photo_rows import PhotoRow, read_photo_rows
+
+    every: dict[str, list[PhotoRow]] = {}
+    for place, name in zip(places, _short_names(places), strict=True):
+        if place.suffix == ".jsonl":
+            every[name] = read_photo_rows(place)
+        else:
+            trained = restore(place / "best.pt" if place.is_dir() else place, device)
+            every[name] = list(photo_rows(trained, measure_trained(trained, split=split, root=data)))
+    found = beside(every)
+    print(format_comparison(found))
+    write_json(files[0], found, flag="--out")
+    write_text(files[1], picture(found), flag="--out")
+    print(f"\npicture: {files[1]}")
+
+
+def _short_names(places: list[Path]) -> list[str]:
+    """Return names that tell files apart: what of their paths is not the same for all.
+
+    Raises:
+        ConfigError: Two are the same file.
+    """
+    parts = [place.resolve().parts for place in places]
+    if len(set(parts)) < len(parts):
+        raise ConfigError("a network is named twice: expected different ones")
+    start = 0
+    while len({each[: start + 1] for each in parts}) == 1:
+        start += 1
+    short = ["/".join(each[start:]) for each in parts]
+    return [name.removesuffix("/best.pt").removesuffix(".jsonl") or name for name in short]
+
+
+def _refuse_same_file(files: Mapping[str, Path]) -> None:
+    """Refuse two flags that would write the same file.
+
+    Raises:
+        ConfigError: There are such.
+    """
+    taken: dict[Path, str] = {}
+    for flag, path in files.items():
+        other = taken.setdefault(path.resolve(), flag)
+        if other != flag and str(path) not in STREAMS:
+            raise ConfigError(f"{other} {path}: is where {flag} writes; choose another file")
+
+
+def _descriptors_file(class_names: list[str], measured: Measured) -> bytes:
+    """Return a .safetensors file of the descriptors ``scale_s`` [N, D], ``label`` [N], and the names of photos and classes."""
+    import safetensors.torch
+
+    found = measured.predictions
+    rows = {f"scale_{number}": each for number, each in enumerate(found.descriptors, start=1)}
+    names = [record.name for record in measured.photos.records]
+    about = {"photos": json.dumps(names), "class_names": json.dumps(class_names)}
+    return safetensors.torch.save(rows | {"label": found.labels}, about)
+
+
+def _print_notes(report: dict[str, Any], *, on_other_photos: bool) -> None:
+    """Print what must be known of the measured photos: left out, trained on, copies, and what lies beside them."""
+    from racnn.data.listing import describe_passed
+
+    if report["num_skipped"]:
+        print(f"\n{report['num_skipped']} damaged photos of the data set were left out")
+    number = report.get("num_trained_on")
+    seen = f"{number} of the {report['num_images']} photos are photos that the network was trained on"
+    if number:
+        print(f"\n{seen}: on these the figures are too good")
+    elif number == 0 and on_other_photos:
+        print(f"\n{seen}")
+    elif on_other_photos:
+        told = "whether the network was trained on some of these photos is not known"
+        print(f"\n{told}: the checkpoint does not say what it saw")
+    for warning in report.get("warnings", ()):
+        print(f"warning: {warning}")
+    if report.get("passed_over"):
+        print(describe_passed(Counter(report["passed_over"])))
