@@ -295,6 +295,12 @@ def visualize(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Draw so many photos, taken evenly from all of them.")
     ] = None,
+    why: Annotated[
+        bool,
+        typer.Option(
+            "--why", help="Also show what on each view speaks for the answer and against the next best class."
+        ),
+    ] = False,
     device: Device = "auto",
 ) -> None:
     """Show where a network looked: one picture a photo, and regions.json with the boxes in the photo's pixels."""
@@ -320,7 +326,10 @@ def visualize(
             except DataError as error:
                 damaged.append(str(error))
 
-    rows = _draw(restore(checkpoint, device), readable(), out)
+    trained = restore(checkpoint, device)
+    if why:
+        trained.refuse_why()
+    rows = _draw(trained, readable(), out, why=why)
     if rows:
         print(f"{len(rows)} pictures and regions.json in {out}")
     if passed:
@@ -469,12 +478,12 @@ def _refuse_pictures(out: Path, names: Iterable[str], photo_folders: Iterable[Pa
 
 
 def _draw(
-    predictor: Predictor, photos: Iterable[tuple[Path, str, np.ndarray]], out: Path
+    predictor: Predictor, photos: Iterable[tuple[Path, str, np.ndarray]], out: Path, *, why: bool = False
 ) -> list[dict[str, Any]]:
     """Write one picture a photo, under the name given, and regions.json."""
     rows = []
     for path, name, photo in photos:
-        found = predictor.predict(photo)
+        found = predictor.predict(photo, why=why)
         write_file(out / name, partial(found.show().save, format="PNG"), flag="--out", checked=True)
         rows.append({"photo": str(path), "picture": name, **found.to_dict()})
     if rows:

@@ -21,12 +21,13 @@ from racnn.data.listing import find_photos
 from racnn.data.transforms import SourceTransform
 from racnn.engine.checkpoint import digest, is_published, open_checkpoint, write_published
 from racnn.engine.device import prepare
-from racnn.errors import DataError
+from racnn.errors import ConfigError, DataError
 from racnn.evaluation import draw
 from racnn.models import build_model
 from racnn.models.family import combined_log_probs
 from racnn.models.parts import Parts
 from racnn.models.racnn.early_exit import EarlyExit, look_until_confident, stored_early_exit
+from racnn.models.racnn.model import RACNN
 from racnn.ops.regions import to_boxes_xyxy
 from racnn.written import refuse_foreign
 
@@ -45,6 +46,8 @@ class Prediction:
         boxes_xyxy: Where each finer look looked, in the photo's pixels.
         views: What each look saw, [3, side, side] in [0, 1].
         looks: The answer of each look by itself: ``scale_1``, ..., and ``fused`` where there is one.
+        why: Where each look sees the answer rather than the second most probable class, [h, w], at least 0, in logits; where
+            that was asked for.
     """
 
     photo: np.ndarray
@@ -53,6 +56,7 @@ class Prediction:
     boxes_xyxy: list[list[float]]
     views: list[Tensor] = field(repr=False)
     looks: dict[str, Answer] = field(repr=False)
+    why: list[Tensor] | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
@@ -65,9 +69,14 @@ class Prediction:
         return self.top[0][1]
 
     def show(self) -> Image.Image:
-        """Return a picture: the photo with its boxes, the views, and what each look made of them."""
+        """Return a picture: the photo with its boxes, the views, and what each look made of them; and why, if it was asked."""
         scales = [answer for name, answer in self.looks.items() if name != "fused"]
-        return draw.panel(self.photo, self.boxes_xyxy, self.views, scales, self.looks.get("fused"))
+        views: Sequence[Any] = self.views
+        title = None
+        if self.why is not None:
+            views = [np.asarray(draw.heat(view, cells)) for view, cells in zip(views, self.why, strict=True)]
+            title = f"why {self.top[0][0]} and not {self.top[1][0]}"
+        return draw.panel(self.photo, self.boxes_xyxy, views, scales, self.looks.get("fused"), title)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the answer in plain types, as ``racnn predict --json`` and ``regions.json`` have it."""
@@ -108,7 +117,7 @@ class Predictor:
     fused: bool
     early_exit: EarlyExit | None = None
 
-    def predict(self, photos: Any, *, top: int = 3, batch_size: int = 16) -> Any:
+    def predict(self, photos: Any, *, top: int = 3, batch_size: int = 16, why: bool = False) -> Any:
         """Say what is on photos.
 
         Args:
@@ -116,24 +125,45 @@ class Predictor:
                 and folders.
             top: How many answers.
             batch_size: Photos at a time.
+            why: Say also where each look sees the answer rather than the second most probable class.
 
         Returns:
             A :class:`Prediction`; of a folder or list one for each photo, in order.
 
         Raises:
             DataError: A photo cannot be read or is no such array, or a folder holds none.
+            ConfigError: ``why`` of a network of another family than RA-CNN, or of one class.
         """
+        if why:
+            self.refuse_why()
         if isinstance(photos, list | tuple):
             loaded = [pair for photo in photos for pair in _load(photo)]
         elif isinstance(photos, str | Path) and Path(photos).is_dir():
             loaded = _load(photos)
         else:
-            return self._look(_load(photos), top)[0]
+            return self._look(_load(photos), top, why)[0]
         starts = range(0, len(loaded), batch_size)
-        return [found for start in starts for found in self._look(loaded[start : start + batch_size], top)]
+        return [
+            found for start in starts for found in self._look(loaded[start : start + batch_size], top, why)
+        ]
+
+    def refuse_why(self) -> None:
+        """Refuse a network that cannot be asked why.
+
+        Raises:
+            ConfigError: It is of another family than RA-CNN, or knows one class.
+        """
+        if not isinstance(self.model, RACNN):
+            raise ConfigError(
+                f"why: is of RA-CNN, and this network of model.family {self.config.model.family}"
+            )
+        if len(self.class_names) < 2:
+            raise ConfigError("why: the network knows one class, and there is no other to tell it from")
 
     @torch.no_grad()
-    def _look(self, photos: Sequence[tuple[Path | None, np.ndarray]], top: int) -> list[Prediction]:
+    def _look(
+        self, photos: Sequence[tuple[Path | None, np.ndarray]], top: int, why: bool
+    ) -> list[Prediction]:
         """Run the recursion on some photos."""
         config, model = self.config.data, self.model
         transform = SourceTransform(config.source_size, config.resize)
@@ -142,6 +172,7 @@ class Predictor:
         output = model(torch.stack(sources).to(next(model.parameters()).device), num_scales=self.scales)
         fused = output.fused if self.fused else None
         answers = combined_log_probs(output.logits, fused)
+        cells = why_cells(self.model, output, answers) if why else None
         looks = {f"scale_{number}": logits for number, logits in enumerate(output.logits, start=1)}
         looks |= {} if fused is None else {"fused": fused}
         side = config.source_size
@@ -151,10 +182,11 @@ class Predictor:
             Prediction(
                 photo=photo,
                 path=path,
-                top=_best(answers[i], self.class_names, top),
+                top=_best(answers[i], self.class_names, max(top, 2) if why else top),
                 boxes_xyxy=[transform.to_photo(box[i].tolist(), sizes[i]) for box in boxes],
                 views=[view[i] for view in views],
                 looks={name: _best(logits[i], self.class_names) for name, logits in looks.items()},
+                why=None if cells is None else [each[i].cpu() for each in cells],
             )
             for i, (path, photo) in enumerate(photos)
         ]
@@ -221,6 +253,15 @@ class Predictor:
             (part["position"][index.cpu()].tolist(), log_probs.cpu(), [region.cpu() for region in regions])
             for index, log_probs, regions in stopped
         ]
+
+
+def why_cells(model: RACNN, output: Any, answers: Tensor) -> list[Tensor]:
+    """Return where each look sees the most probable class of answers [B, C] rather than the second, [B, h, w] each."""
+    first, second = answers.topk(2, dim=1).indices.unbind(dim=1)
+    return [
+        model.difference(number, scale.features, first, second)
+        for number, scale in enumerate(output.scales, start=1)
+    ]
 
 
 def load(path: Path | str, device: torch.device | str = "cpu") -> Predictor:

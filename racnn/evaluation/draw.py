@@ -13,7 +13,9 @@ import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 
+import cv2
 import numpy as np
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -76,6 +78,28 @@ def draw_boxes(
         for index, edge in edges.items():
             _draw_tag(image, edge, labels[index], colors[index], taken)
     return image
+
+
+def heat(picture: Picture, cells: Tensor, strength: float = 0.65) -> Image.Image:
+    """Lay a map over a picture: dark where it is 0, up to bright yellow at its highest cell.
+
+    Args:
+        picture: Of any size.
+        cells: [h, w], at least 0; where all are 0 the picture stays as it is.
+        strength: How much of the picture is covered at the highest cell.
+    """
+    image = _to_image(picture)
+    peak = float(cells.max())
+    if peak <= 0.0:
+        return image
+    level = (cells.float() / peak).clamp(0.0, 1.0)[None, None]
+    shape = (image.height, image.width)
+    level = F.interpolate(level, size=shape, mode="bilinear", align_corners=False)[0, 0]
+    grey = (255.0 * level).round().byte().cpu().numpy()
+    color = cv2.cvtColor(cv2.applyColorMap(grey, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+    cover = (0.25 + (strength - 0.25) * level).cpu().numpy()[..., None]
+    mixed = (1.0 - cover) * np.asarray(image, np.float32) + cover * color
+    return Image.fromarray(mixed.round().astype(np.uint8))
 
 
 def line_width(size: tuple[int, int]) -> int:

@@ -71,6 +71,22 @@ def test_the_commands_give_the_same_answer_in_the_same_words(predictor, path, fi
         assert np.array_equal(np.asarray(picture), np.asarray(predictor.predict(path).show()))
 
 
+def test_why_is_of_the_answer_and_the_next_best(predictor, path, finished, racnn, tmp_path):
+    plain, found = predictor.predict(path), predictor.predict(path, top=1, why=True)
+    assert plain.why is None
+    assert [name for name, _ in found.top] == [name for name, _ in plain.top[:2]]
+    assert len(found.why) == 3
+    for cells in found.why:
+        assert cells.ndim == 2
+        assert cells.min() >= 0.0
+        assert cells.max() > 0.0
+    assert racnn("visualize", finished.folder / "best.pt", path, "--out", tmp_path / "out", "--why").code == 0
+    with Image.open(tmp_path / "out" / "a.png") as picture:
+        drawn = np.asarray(picture)
+    assert np.array_equal(drawn, np.asarray(found.show()))
+    assert drawn.shape[0] > np.asarray(plain.show()).shape[0], "the classes are named above"
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

@@ -219,3 +219,16 @@ class TestPreview:
         shown = viz.preview(torch.full((2, 3, 32, 48), 0.5, dtype=torch.bfloat16), [], [], tile=64)
         assert shown.shape == (4 + 2 * 68, 72, 3)
         assert (shown[36, 36] == 128).all()
+
+
+def test_heat_is_brightest_where_the_map_is_highest() -> None:
+    picture = np.full((60, 90, 3), 128, np.uint8)
+    cells = torch.zeros(4, 6)
+    cells[1, 4] = 2.0
+    found = np.asarray(viz.heat(picture, cells)).astype(float)
+    assert found.shape == (60, 90, 3)
+    light = found.sum(axis=2)
+    row, column = np.unravel_index(light.argmax(), light.shape)
+    assert (row * 4 // 60, column * 6 // 90) == (1, 4)
+    assert light[-1, 0] < light.max() / 2
+    assert np.array_equal(np.asarray(viz.heat(picture, torch.zeros(4, 6))), picture)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from racnn.errors import ConfigError
 from racnn.models.backbone import Backbone, build_backbone, reason_against_view
 from racnn.models.racnn.apn import build_apn
-from racnn.models.racnn.losses import response_map
+from racnn.models.racnn.losses import evidence_map, response_map
 from racnn.ops.crop import CROPS
 from racnn.ops.mask import frame_steepness
 from racnn.ops.regions import compose, jitter, whole
@@ -256,6 +256,18 @@ class RACNN(nn.Module):
         """
         weight = self.classifiers[scale - 1].get_parameter("weight")
         return response_map(features, weight=weight, labels=classes, gain=self.gain(features))
+
+    @torch.no_grad()
+    def difference(self, scale: int, features: Tensor, classes: Tensor, others: Tensor) -> Tensor:
+        """Return what each cell [B, h, w] adds to the logits of classes [B] over those of others [B], where that is positive.
+
+        The class activation of a difference: not what makes a class probable, which the similar one shares, but what tells the
+        two apart (Zhang et al., "Finer-CAM: Spotting the Difference Reveals Finer Details for Visual Explanation", CVPR 2025).
+        Summed with what speaks for the others the cells give the difference of the logits, but for the biases.
+        """
+        weight = self.classifiers[scale - 1].get_parameter("weight")
+        contrast, gain = weight[classes] - weight[others], self.gain(features)
+        return evidence_map(features, contrast if gain is None else contrast * gain)
 
     def classify_proposal(self, scale: int, source: Tensor, parent: ScaleOutput, proposal: Tensor) -> Tensor:
         """Return the logits [B, num_classes] of a scale if the scale before had proposed another region.

@@ -489,3 +489,23 @@ class TestCheckedViews:
         assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
         assert model.training
         assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("descriptor", ["mean", "root"])
+def test_what_tells_two_classes_apart_adds_up_to_the_difference_of_their_logits(descriptor: str) -> None:
+    model = _model(descriptor=descriptor)
+    output = model(_images(3))
+    first, second = torch.tensor([0, 1, 2]), torch.tensor([3, 4, 0])
+    for number, scale in enumerate(output.scales, start=1):
+        for_first = model.difference(number, scale.features, first, second)
+        for_second = model.difference(number, scale.features, second, first)
+        assert for_first.shape == for_second.shape == scale.features[:, 0].shape
+        assert not (for_first * for_second).any(), "a cell speaks for one of them"
+        bias = model.classifiers[number - 1].get_parameter("bias")
+        logits = scale.logits - bias
+        gap = (logits.gather(1, first[:, None]) - logits.gather(1, second[:, None]))[:, 0]
+        net = (for_first - for_second).mean(dim=(1, 2))
+        if model.root:  # up to the length of the descriptor, one number a photo
+            mean = scale.features.mean(dim=(2, 3))
+            net = net / (mean * model.gain(scale.features)).norm(dim=1)
+        torch.testing.assert_close(net, gap, rtol=1e-3, atol=1e-5)
