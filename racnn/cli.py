@@ -285,6 +285,7 @@ def show_config(
 
 app.command()(cli_evaluate.evaluate)
 app.command()(cli_evaluate.compare)
+app.command()(cli_evaluate.report)
 
 
 @app.command()

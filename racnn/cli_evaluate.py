@@ -145,6 +145,56 @@ def compare(
     print(f"\npicture: {files[1]}")
 
 
+def report(
+    run: Annotated[Path, typer.Argument(help="A run's folder, or a checkpoint.")],
+    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+    split: Annotated[str, typer.Option(help="val, test, train or all.")] = "val",
+    data: Annotated[
+        Path | None, typer.Option(help="Where the run's dataset lies now, or other photos with its classes.")
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="Of the page.")] = None,
+    skip_damaged: Annotated[
+        bool, typer.Option("--skip-damaged", help="Leave out photos that cannot be read, and count them.")
+    ] = False,
+    device: Device = "auto",
+) -> None:
+    """Write one HTML file about a network: what it confuses, where it looked, how sure it is; to look at, to send, to print."""
+    if split not in ("test", "val", "train", "all"):
+        raise ConfigError(f"--split: expected val, test, train or all, got '{split}'")
+    refuse_foreign([out], flag="--out")
+    from tqdm import tqdm
+
+    from racnn.engine.evaluator import measure_trained
+    from racnn.report.page import read_advice, read_log, report_page
+
+    checkpoint = run / "best.pt" if run.is_dir() else run
+    advice = read_advice(checkpoint.parent)
+    trained = restore(checkpoint, device)
+    measured = measure_trained(
+        trained,
+        split=split if data is None else None,
+        root=data,
+        skip_damaged=skip_damaged,
+        early_exit=trained.early_exit is not None,
+    )
+    with tqdm(desc="pictures", leave=False, disable=None) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total or None
+            bar.update(done - bar.n)
+
+        page = report_page(
+            trained,
+            measured,
+            title=title or f"{measured.report['dataset']}: {checkpoint.resolve().parent.name}",
+            log=read_log(checkpoint.parent),
+            advice=advice,
+            progress=progress,
+        )
+    write_text(out, page, flag="--out")
+    print(f"written to {out}: {len(page.encode()) / 1e6:.1f} MB")
+
+
 def _short_names(places: list[Path]) -> list[str]:
     """Return names that tell files apart: what of their paths is not the same for all.
 

@@ -27,7 +27,8 @@ LAYERS = [
     {"recipes"},
     {"evaluation"},
     {"engine"},
-    {"cli_checkpoint", "cli_data"},
+    {"report"},
+    {"cli_checkpoint", "cli_data", "cli_evaluate"},
     {"cli"},
     {"__main__"},
 ]
@@ -38,6 +39,7 @@ WITHOUT_TORCH = [
     "cli.py",
     "cli_checkpoint.py",
     "cli_data.py",
+    "cli_evaluate.py",
     "sections.py",
     "errors.py",
     "compat.py",

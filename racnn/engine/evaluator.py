@@ -406,12 +406,14 @@ class Measured:
         report: From :func:`racnn.evaluation.report.evaluation_report`, with more keys, see :func:`measure_trained`.
         predictions: What it was made from.
         photos: In the same order.
+        data: The data set that they are of.
         early_exit: When a photo needs no further look, where that was asked for.
     """
 
     report: dict[str, Any]
     predictions: Predictions
     photos: PhotoDataset
+    data: Data
     early_exit: EarlyExit | None
 
 
@@ -481,7 +483,7 @@ def measure_trained(
         measured["passed_over"] = dict(data.passed_over)
     if calibrated is not None:
         measured["early_exit"] = _early_exit_report(*calibrated, predictions)
-    return Measured(measured, predictions, measured_on, calibrated[0] if calibrated else None)
+    return Measured(measured, predictions, measured_on, data, calibrated[0] if calibrated else None)
 
 
 def _other_data(trained: Predictor, root: Path, *, skip_damaged: bool) -> Data:

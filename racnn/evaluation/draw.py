@@ -57,7 +57,7 @@ def draw_boxes(
     Returns:
         An RGB image of the photo's size.
     """
-    image = _to_image(photo)
+    image = to_image(photo)
     painter = ImageDraw.Draw(image)
     width = line_width(image.size)
     halo = max(1, width // 3)
@@ -88,7 +88,7 @@ def heat(picture: Picture, cells: Tensor, strength: float = 0.65) -> Image.Image
         cells: [h, w], at least 0; where all are 0 the picture stays as it is.
         strength: How much of the picture is covered at the highest cell.
     """
-    image = _to_image(picture)
+    image = to_image(picture)
     peak = float(cells.max())
     if peak <= 0.0:
         return image
@@ -138,7 +138,7 @@ def panel(
             f"expected one prediction per view and at most one box, got {len(views)} views, "
             f"{len(predictions)} predictions and {len(boxes_xyxy)} boxes"
         )
-    shown = _photo_with_boxes(_to_image(photo), boxes_xyxy, len(views))
+    shown = _photo_with_boxes(to_image(photo), boxes_xyxy, len(views))
     cell = max(shown.width, _MIN_CELL)
     top = _MARGIN + (40 if title else 0)
     bottom = top + _CAPTION + _PHOTO_HEIGHT
@@ -179,7 +179,7 @@ def preview(
     size = (gap + (1 + len(views)) * (tile + gap), gap + len(photos) * (tile + gap))
     canvas = Image.new("RGB", size, _PAPER)
     for row, photo in enumerate(photos):
-        image, sides = _fit_inside(_to_image(photo), tile, tile)
+        image, sides = _fit_inside(to_image(photo), tile, tile)
         boxes = [_scaled(boxes[row], sides) for boxes in boxes_xyxy]
         y = gap + row * (tile + gap)
         _place(canvas, draw_boxes(np.asarray(image), boxes), (gap, y, tile, tile))
@@ -189,8 +189,10 @@ def preview(
     return np.array(canvas)
 
 
-def _to_image(picture: Picture) -> Image.Image:
-    """Return an RGB image of its own from an array [h, w(, c)] or a tensor [(c, )h, w]."""
+def to_image(picture: Picture | Image.Image) -> Image.Image:
+    """Return an RGB image of its own from an array [h, w(, c)], a tensor [(c, )h, w] or an image."""
+    if isinstance(picture, Image.Image):
+        return picture.convert("RGB").copy()
     if isinstance(picture, Tensor):
         tensor = picture.detach().cpu()
         array = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
@@ -304,7 +306,7 @@ def _draw_bar(
 def _framed(view: Picture, side: int, border: int, color: Color) -> Image.Image:
     frame = Image.new("RGB", (side, side), color)
     inner = side - 2 * border
-    image, _ = _fit_inside(_to_image(view), inner, inner)
+    image, _ = _fit_inside(to_image(view), inner, inner)
     _place(frame, image, (border, border, inner, inner))
     return frame
 
