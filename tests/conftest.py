@@ -131,7 +131,7 @@ def racnn(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
     def call(*given: Any) -> SimpleNamespace:
         words = [str(word) for word in given]
         if (
-            words[0] in ("train", "evaluate", "visualize", "predict", "demo", "advise", "compare")
+            words[0] in ("train", "evaluate", "visualize", "predict", "demo", "advise", "compare", "report")
             and "--device" not in words
         ):
             words += ["--device", "cpu"]

@@ -28,7 +28,8 @@ LAYERS = [
     {"evaluation"},
     {"engine"},
     {"report"},
-    {"cli_checkpoint", "cli_data", "cli_evaluate"},
+    {"cli_checkpoint", "cli_data"},
+    {"cli_evaluate"},
     {"cli"},
     {"__main__"},
 ]
