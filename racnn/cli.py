@@ -227,6 +227,8 @@ def train(
         return
     print(f"\nvalidation photos, {best}:\n{format_report(report)}")
     _print_diagnosis(report, loaded)
+    if loaded.data.levels is not None:
+        print(f"\n{_choose_caution(best, device)}")
     if photos is not None:
         print(f"\n{format_gain(report)}")
         try:
@@ -441,6 +443,22 @@ def _print_diagnosis(report: dict[str, Any], config: Config) -> None:
 
     for line in diagnose(report, config):
         print(f"\nnote: {line}")
+
+
+def _choose_caution(best: Path, device: str) -> str:
+    """Choose how careful answers are to be at the levels of a run's classes, for `racnn predict --levels`; return it in words."""
+    from racnn.engine.evaluator import data_of, predict_split
+    from racnn.engine.levels import choose_caution
+    from racnn.evaluation.levels import caution_file, caution_json, format_levels, levels_report
+    from racnn.models.family import combined_log_probs
+
+    trained = restore(best, device)
+    data = data_of(trained)
+    caution = choose_caution(trained, best, None, data)
+    found = predict_split(trained, data.splits["val"])
+    measured = levels_report(caution, combined_log_probs(found.logits, found.fused), found.labels)
+    write_json(caution_file(best), caution_json(caution), flag="--out")
+    return f"{format_levels(measured)}\n\nfor `racnn predict --levels`: {caution_file(best)}"
 
 
 def _draw_validation(best: Path, device: str) -> Path:

@@ -24,12 +24,12 @@ Checkpoint = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 
-def restore(checkpoint: Path, device: str) -> Predictor:
+def restore(checkpoint: Path, device: str, *, levels: bool = False) -> Predictor:
     """Return the network of a checkpoint on a device by its name."""
     from racnn.engine.device import pick_device
     from racnn.engine.predictor import load
 
-    return load(checkpoint, pick_device(device))
+    return load(checkpoint, pick_device(device), levels=levels)
 
 
 def inspect(
@@ -75,6 +75,13 @@ def predict(
             help="Look closer only at photos that need it; `racnn evaluate CHECKPOINT --early-exit` comes first.",
         ),
     ] = False,
+    levels: Annotated[
+        bool,
+        typer.Option(
+            "--levels",
+            help="Name the group that is sure, such as a genus; `racnn evaluate CHECKPOINT --levels TAXONOMY` comes first.",
+        ),
+    ] = False,
     top: Annotated[int, typer.Option(min=1, help="Answers a photo, in JSON.")] = 3,
     batch_size: Annotated[int, typer.Option(min=1, help="Photos at a time.")] = 32,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read photos ahead.")] = 2,
@@ -88,7 +95,7 @@ def predict(
     from racnn.engine.predictor import network_digest
     from racnn.models.racnn.early_exit import load_early_exit
 
-    trained = restore(checkpoint, device)
+    trained = restore(checkpoint, device, levels=levels)
     if early_exit:
         refuse_early_exit(trained)
     early = trained.early_exit if early_exit else None
@@ -98,7 +105,8 @@ def predict(
     regions = [f"region_{number}" for number in range(1, trained.scales)]
     table = csv.writer(sys.stdout, lineterminator="\n")
     if as_csv:
-        table.writerow(["photo", "name", "probability", "scales", *regions, "error"])
+        sure = ["level", "sure", "sure_probability"] if levels else []
+        table.writerow(["photo", "name", "probability", "scales", *regions, *sure, "error"])
     damaged = total = 0
     for row in rows:
         total += 1
@@ -108,10 +116,11 @@ def predict(
         if as_json:
             print(json.dumps(row))
         elif as_csv:
-            table.writerow(_csv_fields(row, len(regions)))
+            table.writerow(_csv_fields(row, len(regions), levels=levels))
         elif "error" not in row:
             best, looks = row["top"][0], f"{row['scales']} look{'' if row['scales'] == 1 else 's'}"
-            print(f"{row['photo']}  {best['name']}  {100 * best['probability']:.1f} %  {looks}")
+            said = f"{best['name']}  {100 * best['probability']:.1f} %"
+            print(f"{row['photo']}  {_sure_in_words(row['sure'], said) if levels else said}  {looks}")
     passed: Counter[str] = Counter()
     with suppress(DataError, OSError):  # the answers are there, whatever has become of the folder
         for _ in iter_photos([place for place in photos if place.is_dir()], passed):
@@ -122,11 +131,20 @@ def predict(
         raise DataError(f"{damaged} of {total} photos could not be read")
 
 
-def _csv_fields(row: dict[str, Any], num_regions: int) -> list[Any]:
+def _sure_in_words(sure: dict[str, Any], said: str) -> str:
+    """Return what is sure of a photo, and, where that is not the class that it is most probably of, that class."""
+    if sure["level"] == "unsure":
+        return f"not sure; perhaps {said}"
+    known = f"{sure['name']}  {100 * sure['probability']:.1f} %"
+    return known if said.startswith(f"{sure['name']}  ") else f"{known} ({sure['level']}); perhaps {said}"
+
+
+def _csv_fields(row: dict[str, Any], num_regions: int, *, levels: bool) -> list[Any]:
     """Return the fields of a photo in a table; a box is four numbers in one field."""
     if "error" in row:
-        return [row["photo"], "", "", "", *[""] * num_regions, row["error"]]
+        return [row["photo"], "", "", "", *[""] * (num_regions + 3 * levels), row["error"]]
     boxes = [" ".join(f"{value:g}" for value in box) for box in row["boxes_xyxy"]]
     boxes += [""] * (num_regions - len(boxes))
     best = row["top"][0]
-    return [row["photo"], best["name"], best["probability"], row["scales"], *boxes, ""]
+    sure = [row["sure"][key] for key in ("level", "name", "probability")] if levels else []
+    return [row["photo"], best["name"], best["probability"], row["scales"], *boxes, *sure, ""]

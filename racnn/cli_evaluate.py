@@ -16,6 +16,8 @@ from racnn.written import STREAMS, refuse_foreign, write_bytes, write_json, writ
 
 if TYPE_CHECKING:
     from racnn.engine.evaluator import Measured
+    from racnn.engine.predictor import Predictor
+    from racnn.evaluation.levels import Caution
 
 
 def evaluate(
@@ -54,13 +56,23 @@ def evaluate(
             "made none, the validation photos do.",
         ),
     ] = False,
+    levels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TAXONOMY",
+            help="Also measure answers at the level that is sure, for `racnn predict --levels`: a CSV file of classes and their "
+            "groups, or cub200.",
+        ),
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Measure a checkpoint on a split of its dataset, or on other photos with labels."""
     if split not in (None, "test", "val", "train", "all"):
         raise ConfigError(f"--split: expected test, val or train, or all, got '{split}'")
     from racnn.engine.evaluator import measure_trained
+    from racnn.engine.levels import combined
     from racnn.engine.photo_rows import photo_rows
+    from racnn.evaluation.levels import caution_file, caution_json, format_levels, levels_report
     from racnn.evaluation.photo_rows import format_photo_rows
     from racnn.evaluation.report import format_confused, format_report
     from racnn.models.racnn.early_exit import early_exit_file, format_early_exit
@@ -70,6 +82,8 @@ def evaluate(
     files = {flag: path for flag, path in asked.items() if path is not None}
     if early_exit:
         files["--early-exit"] = choice
+    if levels is not None:
+        files["--levels"] = caution_file(checkpoint)
     _refuse_same_file(files)
     for flag, path in files.items():
         refuse_foreign([path], flag=flag)
@@ -83,6 +97,10 @@ def evaluate(
         descriptors=descriptors is not None,
     )
     report = measured.report
+    caution = None
+    if levels is not None:
+        caution = _caution(trained, checkpoint, levels, measured, data)
+        report["levels"] = levels_report(caution, *combined(measured))
 
     print(format_report(report))
     if confused := format_confused(report):
@@ -90,6 +108,11 @@ def evaluate(
     if early_exit:
         write_json(choice, report["early_exit"]["choice"], flag="--early-exit")
         print(f"\n{format_early_exit(report)}\n\nfor `racnn predict --early-exit`: {choice}")
+    if caution is not None:
+        write_json(caution_file(checkpoint), caution_json(caution), flag="--levels")
+        print(
+            f"\n{format_levels(report['levels'])}\n\nfor `racnn predict --levels`: {caution_file(checkpoint)}"
+        )
     _print_notes(report, on_other_photos=data is not None)
     if json_file is not None:
         write_json(json_file, report, flag="--json")
@@ -153,6 +176,13 @@ def report(
         Path | None, typer.Option(help="Where the run's dataset lies now, or other photos with its classes.")
     ] = None,
     title: Annotated[str | None, typer.Option(help="Of the page.")] = None,
+    levels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TAXONOMY",
+            help="Show answers at the level that is sure: a CSV file of classes and their groups, or cub200; default: data.levels.",
+        ),
+    ] = None,
     skip_damaged: Annotated[
         bool, typer.Option("--skip-damaged", help="Leave out photos that cannot be read, and count them.")
     ] = False,
@@ -165,6 +195,8 @@ def report(
     from tqdm import tqdm
 
     from racnn.engine.evaluator import measure_trained
+    from racnn.engine.levels import combined
+    from racnn.evaluation.levels import levels_report
     from racnn.report.page import read_advice, read_log, report_page
 
     checkpoint = run / "best.pt" if run.is_dir() else run
@@ -177,6 +209,9 @@ def report(
         skip_damaged=skip_damaged,
         early_exit=trained.early_exit is not None,
     )
+    if levels is not None or trained.config.data.levels is not None:
+        trained.caution = _caution(trained, checkpoint, levels, measured, data)
+        measured.report["levels"] = levels_report(trained.caution, *combined(measured))
     with tqdm(desc="pictures", leave=False, disable=None) as bar:
 
         def progress(done: int, total: int) -> None:
@@ -209,6 +244,18 @@ def _short_names(places: list[Path]) -> list[str]:
         start += 1
     short = ["/".join(each[start:]) for each in parts]
     return [name.removesuffix("/best.pt").removesuffix(".jsonl") or name for name in short]
+
+
+def _caution(
+    trained: Predictor, checkpoint: Path, levels: str | None, measured: Measured, data: Path | None
+) -> Caution:
+    """Return how careful to be, by the photos of the run, wherever they are."""
+    from racnn.engine.evaluator import data_of, is_data_of_run
+    from racnn.engine.levels import choose_caution
+
+    moved = data if data is not None and is_data_of_run(trained, data) else None
+    own = measured.data if data is None or moved is not None else data_of(trained)
+    return choose_caution(trained, checkpoint, levels, own, moved)
 
 
 def _refuse_same_file(files: Mapping[str, Path]) -> None:

@@ -124,6 +124,10 @@ class DataConfig(Section):
     held_out_fraction: float = Field(
         0.0, ge=0.0, le=0.5, description="share of the training photos kept for phases with photos: held_out"
     )
+    levels: str | None = Field(
+        None,
+        description="groups of the classes: a CSV file, cub200, or folders that class folders lie in; for answers at the level that is sure",
+    )
     balance: Literal["none", "weights", "sampling"] = Field(
         "none", description="rare classes: weigh their losses more, or draw their photos more often"
     )

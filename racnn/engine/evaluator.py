@@ -473,7 +473,7 @@ def measure_trained(
         stored = trained.early_exit
         calibrated = calibrate_early_exit(trained, data) if stored is None else (stored, [])
     measured_on = _split_of(data, split)
-    predictions = _predict(trained, measured_on, descriptors=descriptors)
+    predictions = predict_split(trained, measured_on, descriptors=descriptors)
     measured = report(predictions, data=data, split=split, bounds=trained.model.bounds)
     if trained.train_digests:
         measured["num_trained_on"] = _num_known(measured_on, set(trained.train_digests))
@@ -580,11 +580,12 @@ def calibrate_early_exit(trained: Predictor, data: Data) -> tuple[EarlyExit, lis
         raise ConfigError("--early-exit: the network has one trained scale, after which it always stops")
     size = trained.config.data.source_size
     costs = scale_costs(trained.model, source_size=size, scales=trained.scales)
-    found = _predict(trained, data.splits["val"])
+    found = predict_split(trained, data.splits["val"])
     return calibrate(found.logits, found.fused, found.labels, costs, network=network_digest(trained))
 
 
-def _predict(trained: Predictor, photos: PhotoDataset, *, descriptors: bool = False) -> Predictions:
+def predict_split(trained: Predictor, photos: PhotoDataset, *, descriptors: bool = False) -> Predictions:
+    """Return what a network makes of photos without random changes, as far as it was trained."""
     device = next(trained.model.parameters()).device
     batches = eval_loader(photos, trained.config.data)
     found = predict(trained.model, batches, device=device, num_scales=trained.scales, descriptors=descriptors)

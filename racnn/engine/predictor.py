@@ -23,6 +23,7 @@ from racnn.engine.checkpoint import digest, is_published, open_checkpoint, write
 from racnn.engine.device import prepare
 from racnn.errors import ConfigError, DataError
 from racnn.evaluation import draw
+from racnn.evaluation.levels import Caution, SureAnswer, load_caution, sure_answers
 from racnn.models import build_model
 from racnn.models.family import combined_log_probs
 from racnn.models.parts import Parts
@@ -46,6 +47,7 @@ class Prediction:
         boxes_xyxy: Where each finer look looked, in the photo's pixels.
         views: What each look saw, [3, side, side] in [0, 1].
         looks: The answer of each look by itself: ``scale_1``, ..., and ``fused`` where there is one.
+        sure: What is sure of the photo, a class or a group of some level, where levels were loaded.
         why: Where each look sees the answer rather than the second most probable class, [h, w], at least 0, in logits; where
             that was asked for.
     """
@@ -57,6 +59,7 @@ class Prediction:
     views: list[Tensor] = field(repr=False)
     looks: dict[str, Answer] = field(repr=False)
     why: list[Tensor] | None = field(default=None, repr=False)
+    sure: SureAnswer | None = None
 
     @property
     def name(self) -> str:
@@ -86,6 +89,7 @@ class Prediction:
             **answer_dict(self.top, self.boxes_xyxy),
             "top3": {name: _plain(answer) for name, answer in self.looks.items() if name != "fused"},
             "fused": None if fused is None else _plain(fused),
+            **sure_dict(self.sure),
         }
 
 
@@ -104,6 +108,7 @@ class Predictor:
         scales: How many scales were trained when the checkpoint was written.
         fused: Whether the fusion layer was.
         early_exit: When a photo needs no further look, where training has chosen that.
+        caution: The levels of the classes and how careful to be, where they were asked for.
     """
 
     model: Any
@@ -116,6 +121,7 @@ class Predictor:
     scales: int
     fused: bool
     early_exit: EarlyExit | None = None
+    caution: Caution | None = None
 
     def predict(self, photos: Any, *, top: int = 3, batch_size: int = 16, why: bool = False) -> Any:
         """Say what is on photos.
@@ -175,6 +181,7 @@ class Predictor:
         cells = why_cells(self.model, output, answers) if why else None
         looks = {f"scale_{number}": logits for number, logits in enumerate(output.logits, start=1)}
         looks |= {} if fused is None else {"fused": fused}
+        sure = None if self.caution is None else sure_answers(self.caution, answers)
         side = config.source_size
         boxes = [to_boxes_xyxy(region, (side, side)) for region in output.regions[1:]]
         views = [model.to_pixels(view).cpu() for view in output.views]
@@ -186,6 +193,7 @@ class Predictor:
                 boxes_xyxy=[transform.to_photo(box[i].tolist(), sizes[i]) for box in boxes],
                 views=[view[i] for view in views],
                 looks={name: _best(logits[i], self.class_names) for name, logits in looks.items()},
+                sure=None if sure is None else sure[i],
                 why=None if cells is None else [each[i].cpu() for each in cells],
             )
             for i, (path, photo) in enumerate(photos)
@@ -211,7 +219,8 @@ class Predictor:
 
         Yields:
             A row a photo, in order: ``photo``; ``top``, answers of ``name`` and ``probability``; ``scales``, how many
-            looked; ``boxes_xyxy``, where the finer ones did, in the photo's pixels. Of a photo that cannot be read
+            looked; ``boxes_xyxy``, where the finer ones did, in the photo's pixels; where levels were loaded ``sure`` of ``level``,
+            ``name`` and ``probability``. Of a photo that cannot be read
             ``photo`` and ``error``.
 
         Raises:
@@ -228,6 +237,7 @@ class Predictor:
             found = parts.run(partial(self._answer, early), given) if readable else []
             for positions, log_probs, regions in itertools.chain(*found):
                 boxes = [to_boxes_xyxy(region, (side, side)) for region in regions[1:]]
+                sure = None if self.caution is None else sure_answers(self.caution, log_probs)
                 for i, position in enumerate(positions):
                     size = batch.sizes[position]
                     assert size is not None
@@ -235,6 +245,7 @@ class Predictor:
                         _best(log_probs[i], self.class_names, top),
                         [transform.to_photo(box[i].tolist(), size) for box in boxes],
                     )
+                    rows[position] |= sure_dict(None if sure is None else sure[i])
             yield from rows
 
     @torch.no_grad()
@@ -264,15 +275,17 @@ def why_cells(model: RACNN, output: Any, answers: Tensor) -> list[Tensor]:
     ]
 
 
-def load(path: Path | str, device: torch.device | str = "cpu") -> Predictor:
+def load(path: Path | str, device: torch.device | str = "cpu", *, levels: bool = False) -> Predictor:
     """Build the network that a checkpoint describes and fill it.
 
     Args:
         path: ``best.pt`` or ``last.pt`` of a run, or a .safetensors file that was exported from one.
         device: Where to put the network.
+        levels: Answer also at the level that is sure, as ``racnn evaluate --levels`` has chosen it.
 
     Raises:
         CheckpointError: The file is missing or damaged, or its parts do not fit each other.
+        DataError: There is no such choice, or it is damaged or of other weights.
     """
     device = torch.device(device)
     stored = open_checkpoint(Path(path))
@@ -280,6 +293,7 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> Predictor:
     model = build_model(config.model, num_classes=len(content.class_names), weights=False)
     model.load_state_dict(content.model)
     prepare(model, config, device, training=False)
+    weights = digest(model.state_dict())
     return Predictor(
         model=model.eval(),
         config=config,
@@ -290,7 +304,8 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> Predictor:
         val_digests=content.val_digests,
         scales=max(1, content.trained_scales),
         fused=content.fusion_trained,
-        early_exit=stored_early_exit(content.early_exit, digest(model.state_dict()), path=Path(path)),
+        early_exit=stored_early_exit(content.early_exit, weights, path=Path(path)),
+        caution=load_caution(Path(path), weights, content.class_names) if levels else None,
     )
 
 
@@ -321,6 +336,13 @@ def answer_dict(top: Answer, boxes_xyxy: list[list[float]]) -> dict[str, Any]:
     """Return an answer in plain types: ``top``, ``scales`` (how many looked) and ``boxes_xyxy``."""
     boxes = [[round(value, 2) for value in box] for box in boxes_xyxy]
     return {"top": _plain(top), "scales": len(boxes) + 1, "boxes_xyxy": boxes}
+
+
+def sure_dict(sure: SureAnswer | None) -> dict[str, Any]:
+    """Return what is sure in plain types: ``sure`` of ``level``, ``name`` and ``probability``; nothing where it is not known."""
+    if sure is None:
+        return {}
+    return {"sure": {"level": sure.level, "name": sure.name, "probability": round(sure.probability, 6)}}
 
 
 def _load(photo: Photo) -> list[tuple[Path | None, np.ndarray]]:

@@ -69,6 +69,7 @@ FREE_KEYS = (
     "run.log_every",
     "run.num_preview",
     "data.root",
+    "data.levels",
     "data.num_workers",
     "data.cache",
     "model.weights",

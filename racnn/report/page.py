@@ -218,6 +218,7 @@ def _card(rows: Sequence[PhotoRow], index: int, seen: Prediction) -> dict[str, A
         "right": row.right,
         "probability": row.answer.probability,
         "of_label": row.answer.of_label,
+        "sure": seen.sure,
         "against": seen.top[1][0] if len(seen.top) > 1 else None,
         "photo": embedded(with_boxes(seen.photo, seen.boxes_xyxy, PHOTO), PHOTO),
         "views": [embedded(view, VIEW) for view in seen.views],

@@ -14,6 +14,7 @@ from racnn.written import RECORD
 
 TEST_FRACTION = 0.2  # of a folder that has no test photos of its own
 OUTSIDE = "in no class folder"
+NESTED = "folders"  # of data.levels: class folders lie in folders of their groups
 
 
 def folder(config: DataConfig) -> Catalog:
@@ -79,7 +80,8 @@ def _read(config: DataConfig, *, measure: bool = False) -> tuple[dict[str, dict[
     places = _split_folders(walk, measure=measure)
     if measure and places == {"train": walk.top}:
         places = {"test": walk.top}
-    return {split: _class_folders(place, walk) for split, place in places.items()}, walk
+    nested = config.levels == NESTED
+    return {split: _class_folders(place, walk, nested=nested) for split, place in places.items()}, walk
 
 
 def _folders(place: Path, walk: FolderWalk) -> list[Path]:
@@ -153,10 +155,41 @@ def _refuse_what_looks_like_splits(root: Path, folders: Sequence[Path], with_cla
             )
 
 
-def _class_folders(place: Path, walk: FolderWalk) -> dict[str, Path]:
-    """Return the class folders of a split by the names of their classes."""
+def nested_levels(config: DataConfig) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+    """Return the names of the levels of nested class folders, and for each class the folders that it is in, the nearest first.
+
+    Raises:
+        DataError: As :func:`folder`; or some classes are in more folders than others, or none is in any.
+    """
+    classes, walk = _read(config)
+    place = _split_folders(walk)["train"]
+    groups = {name: path.relative_to(place).parts[-2::-1] for name, path in classes["train"].items()}
+    depths = {len(each): name for name, each in groups.items()}
+    if len(depths) > 1:
+        (few, one), *_, (many, other) = sorted(depths.items())
+        raise DataError(
+            f"data.levels: {NESTED}: class '{one}' is in {few} folder(s) below {place}, '{other}' in {many}; expected as many"
+        )
+    (depth,) = depths
+    if not depth:
+        raise DataError(
+            f"data.levels: {NESTED}: expected the class folders in folders of their groups, such as {place}/Laridae/Herring_Gull"
+        )
+    levels = ["group"] if depth == 1 else [f"group {number}" for number in range(1, depth + 1)]
+    return ("class", *levels), groups
+
+
+def _leaves(path: Path, walk: FolderWalk) -> list[Path]:
+    """Return the folders below one, or itself, that hold no folders."""
+    inner = [each for each in sorted(visible(path)) if each.is_dir() and not walk.leads_inside(each)]
+    return [leaf for each in inner for leaf in _leaves(each, walk)] if inner else [path]
+
+
+def _class_folders(place: Path, walk: FolderWalk, *, nested: bool = False) -> dict[str, Path]:
+    """Return the class folders of a split by the names of their classes; ``nested``: those that hold no further folders."""
     folders: dict[str, Path] = {}
-    for path in _folders(place, walk):
+    found = _folders(place, walk)
+    for path in [leaf for each in found for leaf in _leaves(each, walk)] if nested else found:
         name = class_name(path.name)
         if not name:
             raise DataError(
