@@ -18,7 +18,7 @@ import typer
 
 from racnn import __version__, cli_checkpoint, cli_data, cli_evaluate
 from racnn.cli_checkpoint import Checkpoint, Device, restore
-from racnn.errors import ConfigError, DataError, TrainingError, UserError
+from racnn.errors import ConfigError, DataError, LeftOutError, TrainingError, UserError
 from racnn.written import refuse_foreign, write_file, write_json, write_text
 
 if TYPE_CHECKING:
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="RA-CNN: fine-grained recognition that looks at the whole photo, zooms to where it matters, and looks again.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help, and mistakes in one style: see run_with_messages
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
 app.add_typer(cli_data.app, name="data")
@@ -59,7 +60,8 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="racnn.names")
     try:
-        run_with_messages(app)
+        run_with_messages(partial(app, standalone_mode=False))
+        raise SystemExit(0)
     except SystemExit as end:
         if os.environ.get("WORLD_SIZE", "1") != "1":
             _end_at_once(end)
@@ -92,10 +94,12 @@ def run_with_messages(command: Callable[[], Any]) -> None:
     """Run a command; a user's mistake ends with one message and exit code 2, a failed training with 1."""
     prefix = "error"
     try:
-        command()
+        code = command()
+        if isinstance(code, int):  # of a command that has said all there is to say, such as --help
+            raise SystemExit(code)
         return
     except UserError as error:
-        message, code = str(error), 2
+        message, code = str(error), 1 if isinstance(error, LeftOutError) else 2
         # torch wraps what a loader's worker raised in that worker's traceback
         if message.startswith("Caught "):
             message = message.strip().rpartition("racnn.errors.")[2].partition(": ")[2]
@@ -117,8 +121,22 @@ def run_with_messages(command: Callable[[], Any]) -> None:
             raise
     except OSError as error:  # a full disk, a folder that cannot be written
         message, code = str(error), 1
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # a mistake in the words of a command, of typer's click
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":  # the message is the help
+            print(error.format_message())
+            raise SystemExit(2) from None
+        message, code = _usage_mistake(error), 2
     print(f"{prefix}: {message}", file=sys.stderr)
     raise SystemExit(code)
+
+
+def _usage_mistake(error: Any) -> str:
+    """Return what is wrong with the words of a command, and where help is."""
+    context = getattr(error, "ctx", None)
+    command = "racnn" if context is None else context.command_path
+    return f"{error.format_message().rstrip('.')}; see {command} --help"
 
 
 def _show_version(value: bool) -> None:
@@ -137,7 +155,7 @@ def _root(
     pass
 
 
-@app.command()
+@app.command(short_help="Train a network to tell classes apart.")
 def train(
     photos: Annotated[
         str | None,
@@ -238,7 +256,7 @@ def train(
     print(f"\nnext: racnn evaluate {best}")
 
 
-@app.command()
+@app.command(short_help="Say whether looking closer pays.")
 def advise(
     photos: Annotated[str, typer.Argument(metavar="PHOTOS", help=PHOTOS)],
     backbone: BackboneName = None,
@@ -267,9 +285,12 @@ def advise(
     print(f"\npicture: {files[1]}")
 
 
-@app.command("config")
+@app.command("config", short_help="Print a configuration in full.")
 def show_config(
-    config: Annotated[Path, typer.Argument(help="A YAML file of overrides, or the name of one in configs/.")],
+    config: Annotated[
+        Path,
+        typer.Argument(metavar="CONFIG", help="A YAML file of overrides, or the name of one in configs/."),
+    ],
     settings: Settings = None,
 ) -> None:
     """Print a configuration in full, as YAML, with every phase of its schedule by the key that --set takes."""
@@ -285,15 +306,15 @@ def show_config(
         print(f"# {key}: {phase.kind}{scales}, {phase.num_epochs()} epoch{'s' * (phase.num_epochs() > 1)}")
 
 
-app.command()(cli_evaluate.evaluate)
-app.command()(cli_evaluate.compare)
-app.command()(cli_evaluate.report)
+app.command(short_help="Measure a checkpoint on photos.")(cli_evaluate.evaluate)
+app.command(short_help="Compare networks on the same photos.")(cli_evaluate.compare)
+app.command(short_help="Write one HTML file about a network.")(cli_evaluate.report)
 
 
-@app.command()
+@app.command(short_help="Draw where a network looked, and why.")
 def visualize(
     checkpoint: Checkpoint,
-    photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.")],
+    photos: Annotated[list[Path], typer.Argument(metavar="PHOTOS...", help="Photos, or folders of photos.")],
     out: Annotated[Path, typer.Option(help="Folder for the pictures and regions.json.")] = Path("visualize"),
     limit: Annotated[
         int | None, typer.Option(min=1, help="Draw so many photos, taken evenly from all of them.")
@@ -340,15 +361,16 @@ def visualize(
     if older := {path.name for path in out.glob("*.png")} - {row["picture"] for row in rows}:
         print(f"{len(older)} other pictures were there before, and are not in regions.json")
     if damaged:
-        raise DataError(f"{len(damaged)} of {len(paths)} photos were left out:\n" + "\n".join(damaged))
+        failed = LeftOutError if rows else DataError
+        raise failed(f"{len(damaged)} of {len(paths)} photos were left out:\n" + "\n".join(damaged))
 
 
-app.command()(cli_checkpoint.predict)
-app.command()(cli_checkpoint.inspect)
-app.command()(cli_checkpoint.export_weights)
+app.command(short_help="Name what is on photos.")(cli_checkpoint.predict)
+app.command(short_help="Say what a checkpoint is.")(cli_checkpoint.inspect)
+app.command(short_help="Write weights as .safetensors.")(cli_checkpoint.export_weights)
 
 
-@app.command()
+@app.command(short_help="See all of it on drawn birds, in minutes.")
 def demo(
     out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/demo"),
     settings: Settings = None,
@@ -480,10 +502,10 @@ def _draw_validation(best: Path, device: str) -> Path:
 
 
 def _picture_names(photos: Iterable[Path], *, name_folders: bool = False) -> list[str]:
-    """Return a name for the picture of each photo, no two the same; ``name_folders``: with its photo's folder before it."""
+    """Return a name without spaces for the picture of each photo, no two the same; ``name_folders``: with its photo's folder before it."""
     taken: dict[str, None] = {}
     for path in photos:
-        stem = f"{path.parent.name}_{path.stem}" if name_folders else path.stem
+        stem = "_".join((f"{path.parent.name}_{path.stem}" if name_folders else path.stem).split())
         name, number = stem, 2
         while name in taken:
             name, number = f"{stem}_{number}", number + 1

@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from racnn.errors import ConfigError, DataError
+from racnn.errors import ConfigError, DataError, LeftOutError
 
 if TYPE_CHECKING:
     from racnn.engine.predictor import Predictor
 
 Checkpoint = Annotated[
-    Path, typer.Argument(help="best.pt or last.pt of a run, or an exported .safetensors file.")
+    Path,
+    typer.Argument(
+        metavar="CHECKPOINT", help="best.pt or last.pt of a run, or an exported .safetensors file."
+    ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
@@ -65,7 +68,7 @@ def export_weights(
 
 def predict(
     checkpoint: Checkpoint,
-    photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.")],
+    photos: Annotated[list[Path], typer.Argument(metavar="PHOTOS...", help="Photos, or folders of photos.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     early_exit: Annotated[
@@ -82,7 +85,9 @@ def predict(
             help="Name the group that is sure, such as a genus; `racnn evaluate CHECKPOINT --levels TAXONOMY` comes first.",
         ),
     ] = False,
-    top: Annotated[int, typer.Option(min=1, help="Answers a photo, in JSON.")] = 3,
+    top: Annotated[
+        int | None, typer.Option(min=1, help="Answers a photo; default: 3 in JSON, 1 in words.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Photos at a time.")] = 32,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read photos ahead.")] = 2,
     device: Device = "auto",
@@ -90,6 +95,8 @@ def predict(
     """Name what is on photos, in order and at constant memory. Photos that cannot be read are named on stderr."""
     if as_json and as_csv:
         raise ConfigError("--json and --csv exclude each other")
+    from tqdm import tqdm
+
     from racnn.data.listing import describe_passed, iter_photos
     from racnn.engine.evaluator import refuse_early_exit
     from racnn.engine.predictor import network_digest
@@ -101,26 +108,34 @@ def predict(
     early = trained.early_exit if early_exit else None
     if early_exit and early is None:
         early = load_early_exit(checkpoint, network_digest(trained))
-    rows = trained.stream(photos, batch_size=batch_size, workers=workers, early=early, top=top)
+    answers = top or (3 if as_json else 1)
+    rows = trained.stream(photos, batch_size=batch_size, workers=workers, early=early, top=answers)
+    for place in photos:
+        if not place.exists():  # before the head of a table
+            raise DataError(f"{place}: no such photo or folder")
     regions = [f"region_{number}" for number in range(1, trained.scales)]
     table = csv.writer(sys.stdout, lineterminator="\n")
     if as_csv:
         sure = ["level", "sure", "sure_probability"] if levels else []
         table.writerow(["photo", "name", "probability", "scales", *regions, *sure, "error"])
     damaged = total = 0
-    for row in rows:
+    bar = tqdm(rows, desc="photos", unit="photo", leave=False, disable=None)
+    for row in bar:
         total += 1
         if "error" in row:
             damaged += 1
-            print(f"left out {row['error']}", file=sys.stderr)
+            bar.write(f"left out {row['error']}", file=sys.stderr)
         if as_json:
-            print(json.dumps(row))
+            bar.write(json.dumps(row), file=sys.stdout)
         elif as_csv:
             table.writerow(_csv_fields(row, len(regions), levels=levels))
         elif "error" not in row:
-            best, looks = row["top"][0], f"{row['scales']} look{'' if row['scales'] == 1 else 's'}"
-            said = f"{best['name']}  {100 * best['probability']:.1f} %"
-            print(f"{row['photo']}  {_sure_in_words(row['sure'], said) if levels else said}  {looks}")
+            looks = f"{row['scales']} look{'' if row['scales'] == 1 else 's'}"
+            said = ", ".join(f"{each['name']}  {100 * each['probability']:.1f} %" for each in row["top"])
+            bar.write(
+                f"{row['photo']}  {_sure_in_words(row['sure'], said) if levels else said}  {looks}",
+                file=sys.stdout,
+            )
     passed: Counter[str] = Counter()
     with suppress(DataError, OSError):  # the answers are there, whatever has become of the folder
         for _ in iter_photos([place for place in photos if place.is_dir()], passed):
@@ -128,7 +143,8 @@ def predict(
     if passed:
         print(describe_passed(passed), file=sys.stderr)
     if damaged:
-        raise DataError(f"{damaged} of {total} photos could not be read")
+        failed = LeftOutError if damaged < total else DataError
+        raise failed(f"{damaged} of {total} photos could not be read")
 
 
 def _sure_in_words(sure: dict[str, Any], said: str) -> str:

@@ -25,7 +25,7 @@ Classes = Annotated[str | None, typer.Option(help="Only these class ids, such as
 
 @app.command()
 def prepare(
-    name: Annotated[str, typer.Argument(help="cub, dogs or cars.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="cub, dogs or cars.")],
     root: Annotated[Path, typer.Option(help="The folder to fill.")],
     given: Annotated[
         list[Path] | None, typer.Option("--from", help="An archive that was fetched by hand; repeatable.")

@@ -169,7 +169,7 @@ def compare(
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="A run's folder, or a checkpoint.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or a checkpoint.")],
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
     split: Annotated[str, typer.Option(help="val, test, train or all.")] = "val",
     data: Annotated[
@@ -196,8 +196,9 @@ def report(
 
     from racnn.engine.evaluator import measure_trained
     from racnn.engine.levels import combined
+    from racnn.evaluation.charts import read_log
     from racnn.evaluation.levels import levels_report
-    from racnn.report.page import read_advice, read_log, report_page
+    from racnn.report.page import read_advice, report_page
 
     checkpoint = run / "best.pt" if run.is_dir() else run
     advice = read_advice(checkpoint.parent)

@@ -1,4 +1,4 @@
-"""What a user can do wrong: one exception family that the command line turns into a message and exit code 2."""
+"""What a user can do wrong: one exception family that the command line turns into a message and exit code 2, or 1."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ class ConfigError(UserError):
 
 class DataError(UserError):
     """A dataset folder, annotation file or photo that is missing or damaged."""
+
+
+class LeftOutError(DataError):
+    """Some photos could not be read; what was asked for the others is done. Exit code 1."""
 
 
 class WeightsError(UserError):

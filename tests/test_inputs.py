@@ -1011,7 +1011,7 @@ def test_whatever_lies_among_the_photos_stays_as_it_was(seed, net, tmp_path):
         assert {path: after.get(path) for path in before if not path.endswith(".racnn-written")} == {
             path: content for path, content in before.items() if not path.endswith(".racnn-written")
         }, result.said
-        assert result.code in (0, 2)
+        assert result.code in (0, 1, 2)
 
 
 def test_photos_of_the_test_split_measure_as_they_did_in_it(net, tmp_path):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from racnn import __version__
 from racnn.config import Config
@@ -156,11 +157,19 @@ def figures(result: dict[str, Any]) -> dict[str, float]:
     return figures
 
 
-def summary(result: dict[str, Any]) -> str:
-    """Return a report in a line."""
-    shown = "  ".join(f"{name} {100 * value:.1f}" for name, value in result["top1"].items())
-    sides = "  ".join(f"side_{n[-1]} {s['tl_mean']:.2f}" for n, s in result["regions"].items())
-    return f"val top-1 % {shown}  {sides}".rstrip()
+def summary(result: dict[str, Any], before: dict[str, Any] | None = None) -> str:
+    """Return a report in a line; of what is as it was in the report before only that it is."""
+    old = _shown_values(before) if before else {}
+    values = {name: value for name, value in _shown_values(result).items() if old.get(name) != value}
+    if not values:
+        return "val as before"
+    words = "  ".join(f"{name} {value}" for name, value in values.items())
+    return f"val top-1 % {words}" if not next(iter(values)).startswith("side_") else f"val {words}"
+
+
+def _shown_values(result: dict[str, Any]) -> dict[str, str]:
+    values = {name: f"{100 * value:.1f}" for name, value in result["top1"].items()}
+    return values | {f"side_{name[-1]}": f"{each['tl_mean']:.2f}" for name, each in result["regions"].items()}
 
 
 def outcome_of(phase: Phase, progress: Progress) -> str:
@@ -587,6 +596,6 @@ def calibrate_early_exit(trained: Predictor, data: Data) -> tuple[EarlyExit, lis
 def predict_split(trained: Predictor, photos: PhotoDataset, *, descriptors: bool = False) -> Predictions:
     """Return what a network makes of photos without random changes, as far as it was trained."""
     device = next(trained.model.parameters()).device
-    batches = eval_loader(photos, trained.config.data)
+    batches = tqdm(eval_loader(photos, trained.config.data), desc="photos", leave=False, disable=None)
     found = predict(trained.model, batches, device=device, num_scales=trained.scales, descriptors=descriptors)
     return found if trained.fused else replace(found, fused=None)

@@ -83,12 +83,10 @@ class Prediction:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the answer in plain types, as ``racnn predict --json`` and ``regions.json`` have it."""
-        fused = self.looks.get("fused")
         return {
             **({} if self.path is None else {"photo": str(self.path)}),
             **answer_dict(self.top, self.boxes_xyxy),
-            "top3": {name: _plain(answer) for name, answer in self.looks.items() if name != "fused"},
-            "fused": None if fused is None else _plain(fused),
+            "looks": {name: _plain(answer) for name, answer in self.looks.items()},
             **sure_dict(self.sure),
         }
 

@@ -52,6 +52,8 @@ RUN_FILES = (
     "config.yaml",
     "run.json",
     "metrics.jsonl",
+    "results.csv",
+    "curves.svg",
     "photos.json",
     "tensorboard",
     "descriptors",

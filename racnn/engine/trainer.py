@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import signal
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from racnn.config import Config, dump_config
 from racnn.data import build_data, eval_loader, mix_seed, train_loader
 from racnn.data.statistics import refuse_misplaced_boxes
+from racnn.durations import format_duration
 from racnn.engine.checkpoint import (
     Content,
     Progress,
@@ -27,6 +29,7 @@ from racnn.engine.checkpoint import (
     open_checkpoint,
     restore_optimizer,
     save_checkpoint,
+    write_text,
 )
 from racnn.engine.device import determinism, prepare
 from racnn.engine.distributed import ALONE, ProcessGroup, join, leave, own_device
@@ -44,6 +47,7 @@ from racnn.engine.loop import EpochState, NonFiniteError, build_optimizer, train
 from racnn.engine.run_dir import RunDir, provenance, refuse_output_among_classes, remove_files, with_start
 from racnn.engine.signals import Interrupt
 from racnn.errors import CheckpointError, ConfigError, TrainingError
+from racnn.evaluation.charts import as_file, curves, read_log, results_table
 from racnn.evaluation.diagnostics import collapse_warnings, describe_data
 from racnn.evaluation.report import Predictions
 from racnn.models import build_model
@@ -109,6 +113,11 @@ class Trainer:
         self.logger = cast(Logger, Silence())
         self._run_dir = RunDir(self.folder)
         self._validated: tuple[int, Predictions] | None = None  # by the network as it is, with so many scales
+        self._told: dict[str, Any] | None = None  # the last report that was shown
+        self._losses: list[
+            float
+        ] = []  # of the steps of this epoch, as far as they were taken by this process
+        self._epoch_began = 0.0
         self._micro_batch = 0  # smaller than the configuration's where the GPU turns out to be
         processes.from_main_process(lambda: refuse_output_among_classes(config))
         restarted = processes.restarted()
@@ -271,7 +280,9 @@ class Trainer:
         loader = self.train_batches(phase, start=progress.batch)
         every = self.config.run.save_every
         try:
+            self._losses, self._epoch_began = [], time.monotonic()
             for step in train_one_epoch(self.model, loader, phase, optimizer, state):
+                self._losses.append(step.losses["loss"])
                 progress.batch += 1
                 progress.step += 1
                 self._say(state)
@@ -393,8 +404,13 @@ class Trainer:
         scores = phase.scores(result, phase.validation_loss(self.model, predictions))
         judged = {f"judged_{name}": value for name, value in scores.items()}
         logger.scalars("val", figures(result) | judged, step=progress.step, phase=phase.name)
-        when = f" epoch {progress.epoch}" if isinstance(phase, GradientPhase) else ""
-        logger.log(f"{phase.name}{when}: {summary(result)}")
+        logger.log(f"{phase.name}{self._epoch_in_words(phase)}: {summary(result, self._told)}")
+        self._told = result
+        if self.processes.is_main_process:
+            rows = read_log(self.folder)
+            write_text(self.folder / "results.csv", results_table(rows))
+            if drawn := curves(rows):
+                write_text(self.folder / "curves.svg", as_file(drawn))
         steps = isinstance(phase, GradientPhase) and phase.augments
         for warning in collapse_warnings(result["regions"], self.model.bounds, steps=steps):
             logger.log(f"warning: {warning}")
@@ -402,6 +418,16 @@ class Trainer:
             picture = preview(predictions, self.data.splits["val"], self.config)
             logger.picture("val/regions", picture, step=progress.step)
         return scores
+
+    def _epoch_in_words(self, phase: Phase) -> str:
+        """Return which epoch of a phase has ended, with its mean loss and how long it took."""
+        if not isinstance(phase, GradientPhase):
+            return ""
+        words = f" epoch {self.progress.epoch}/{phase.epochs}"
+        if self._losses and self.progress.epoch:
+            mean = sum(self._losses) / len(self._losses)
+            words += f": loss {mean:.3f}, {format_duration(time.monotonic() - self._epoch_began)}"
+        return words
 
     def _early_exit(self, predictions: Predictions) -> dict[str, Any]:
         """Return what the choice of when to stop looking makes of validation photos, if it was made for this network."""

@@ -20,9 +20,9 @@ from racnn.engine.photo_rows import photo_rows
 from racnn.engine.predictor import Prediction, Predictor
 from racnn.errors import DataError
 from racnn.evaluation import draw
+from racnn.evaluation.charts import color, curves, reliability, together
 from racnn.evaluation.photo_rows import PhotoRow
 from racnn.models.racnn.model import RACNN
-from racnn.report.charts import color, curves, reliability, together
 from racnn.report.pictures import PHOTO, THUMB, VIEW, embedded, small_photo, with_boxes
 
 MOST_BYTES = 4_700_000  # of the page; as many small photos as fit below it
@@ -131,23 +131,6 @@ def report_page(
         ],
     }
     return _readable(_template().render(content))
-
-
-def read_log(run: Path) -> list[dict[str, Any]]:
-    """Return the rows of a run's ``metrics.jsonl`` that can be read; none where there is no such file."""
-    try:
-        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return []
-    rows = []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
 
 
 def read_advice(run: Path) -> dict[str, Any] | None:

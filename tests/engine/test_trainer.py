@@ -32,7 +32,17 @@ from racnn.models.racnn import phases
 from racnn.models.racnn.phases import Classification
 
 CPU = torch.device("cpu")
-RUN_FILES = {"last.pt", "previous.pt", "best.pt", "config.yaml", "run.json", "metrics.jsonl", "tensorboard"}
+RUN_FILES = {
+    "last.pt",
+    "previous.pt",
+    "best.pt",
+    "config.yaml",
+    "run.json",
+    "metrics.jsonl",
+    "results.csv",
+    "tensorboard",
+}
+CURVES = {"curves.svg"}  # where the network was measured twice
 STEPS_IN_ALL = 36
 HELD_OUT = [
     {"kind": "classification", "epochs": 1, "lr": 0.01},
@@ -104,7 +114,7 @@ def test_a_scale_that_is_not_trained_is_not_measured(finished):
 
 
 def test_a_run_folder_holds_what_it_promises_and_nothing_else(finished):
-    assert {path.name for path in finished.folder.iterdir()} == RUN_FILES
+    assert {path.name for path in finished.folder.iterdir()} == RUN_FILES | CURVES
 
 
 def test_the_stored_configuration_is_the_run_s(finished):
@@ -306,7 +316,7 @@ def test_a_run_that_crashed_ends_bit_for_bit_like_one_that_did_not(finished, tin
     fit(config, device=CPU, resume=True)
     for name in ("last.pt", "best.pt"):
         assert without_config(folder / name) == without_config(finished.folder / name)
-    assert {path.name for path in folder.iterdir()} == RUN_FILES
+    assert {path.name for path in folder.iterdir()} == RUN_FILES | CURVES
 
 
 def test_a_run_goes_on_exactly_from_the_checkpoint_before_its_last(finished, tiny, tmp_path, monkeypatch):
@@ -326,7 +336,9 @@ def test_a_run_goes_on_exactly_from_the_checkpoint_before_its_last(finished, tin
     for name in ("last.pt", "best.pt"):
         assert without_config(folder / name) == without_config(finished.folder / name)
     assert rows_of(folder) == rows_of(finished.folder)
-    assert {path.name for path in folder.iterdir()} == RUN_FILES
+    for name in ("results.csv", "curves.svg"):
+        assert (folder / name).read_bytes() == (finished.folder / name).read_bytes()
+    assert {path.name for path in folder.iterdir()} == RUN_FILES | CURVES
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
 import layouts
@@ -13,7 +14,7 @@ import torch
 from racnn.engine.evaluator import measure_trained
 from racnn.engine.photo_rows import photo_rows
 from racnn.engine.predictor import load
-from racnn.report.charts import reliability, together
+from racnn.evaluation.charts import reliability, together
 from racnn.report.page import MOST_BYTES, report_page
 
 NAMES = ["</script><script>alert(1)</script>", "\"quoted\" & '<b>bold</b>'", "🦜 ünïcode", "x" * 200]
@@ -228,3 +229,15 @@ def test_a_browser_shows_it(odd_page, tmp_path):
             assert [url for url in asked if not url.startswith("data:")] == [address]
         browser.close()
     assert not problems
+
+
+def test_a_run_keeps_its_results_and_curves(finished):
+    rows = list(csv.DictReader((finished.folder / "results.csv").open()))
+    logged = [json.loads(line) for line in (finished.folder / "metrics.jsonl").read_text().splitlines()]
+    measured = [row for row in logged if row["kind"] == "val"]
+    assert [row["phase"] for row in rows] == [row["phase"] for row in measured]
+    assert float(rows[-1]["top1_fused"]) == measured[-1]["top1_fused"]
+    root = ET.fromstring((finished.folder / "curves.svg").read_text())
+    lines = list(root.iter("{http://www.w3.org/2000/svg}polyline"))
+    assert len(lines) == 4, "three scales and all of them together"
+    assert len(lines[0].get("points").split()) == len(measured)

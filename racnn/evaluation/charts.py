@@ -1,8 +1,12 @@
-"""Charts of a report, as SVG elements for the inside of a page."""
+"""Charts as SVG elements, for the inside of a page or as a file: how sure answers are, how training went."""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -140,6 +144,42 @@ def _chart(parts: Sequence[str], below: str, beside: str) -> Markup:
     return Markup(
         f'<svg viewBox="0 0 360 250" role="img" aria-label="{beside} by {below}">{"".join(parts)}{words}</svg>'
     )
+
+
+def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return what was measured on validation photos, from the rows of ``metrics.jsonl``, as CSV: a row each time."""
+    found = [row for row in rows if row.get("kind") == "val"]
+    columns = list(dict.fromkeys(key for row in found for key in row if key != "kind"))
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(found)
+    return file.getvalue()
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """Return the rows of a run's ``metrics.jsonl`` that can be read; none where there is no such file."""
+    try:
+        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+    rows = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def as_file(chart: str) -> str:
+    """Return a chart as the content of an .svg file."""
+    opened = '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" width="720" height="500" '
+    background = '<rect width="360" height="250" fill="white"/>'
+    head, _, rest = chart.removeprefix("<svg ").partition(">")
+    return f"{opened}{head}>{background}{rest}\n"
 
 
 def together(counts: Sequence[Sequence[int]], num_classes: int) -> list[int]:
