@@ -27,7 +27,6 @@ from racnn.report.pictures import PHOTO, THUMB, VIEW, embedded, small_photo, wit
 
 MOST_BYTES = 4_700_000  # of the page; as many small photos as fit below it
 MOST_MISTAKES, MOST_PAIRS, MOST_WORST = 50, 8, 15
-MOST_LISTED = 20_000  # photos by name
 FEW = 8  # photos looked at together
 
 ANSWERS = {
@@ -104,9 +103,13 @@ def report_page(
     thumbs: dict[int, str] = {}
     page = _template().render(content)
     room = MOST_BYTES - len(page.encode("utf-8", "replace"))
-    right = [i for i in range(len(rows)) if rows[i].right]
-    listed = [*mistakes, *right][:MOST_LISTED]
-    room -= sum(60 + 2 * len(rows[i].photo) for i in listed)
+    listed = []
+    for i in [*mistakes, *(i for i in range(len(rows)) if rows[i].right)]:
+        taken = 40 + len(json.dumps(_readable(rows[i].photo)))
+        if taken > room / 2:  # the rest is for pictures of those that are named
+            break
+        room -= taken
+        listed.append(i)
     for i in listed:
         record = measured.photos.records[i]
         thumb = embedded(small_photo(measured.photos, record, THUMB), THUMB)
