@@ -103,11 +103,12 @@ def report_page(
     thumbs: dict[int, str] = {}
     page = _template().render(content)
     room = MOST_BYTES - len(page.encode("utf-8", "replace"))
-    listed = []
+    listed, for_names = list[int](), room / 2  # the rest is for pictures
     for i in [*mistakes, *(i for i in range(len(rows)) if rows[i].right)]:
         taken = 40 + len(json.dumps(_readable(rows[i].photo)))
-        if taken > room / 2:  # the rest is for pictures of those that are named
+        if taken > for_names:
             break
+        for_names -= taken
         room -= taken
         listed.append(i)
     for i in listed:
