@@ -246,7 +246,10 @@ def train(
     print(f"\nvalidation photos, {best}:\n{format_report(report)}")
     _print_diagnosis(report, loaded)
     if loaded.data.levels is not None:
-        print(f"\n{_choose_caution(best, device)}")
+        try:
+            print(f"\n{_choose_caution(best, device)}")
+        except UserError as error:  # the training stands
+            print(f"\nlevels were not measured: {error}")
     if photos is not None:
         print(f"\n{format_gain(report)}")
         try:
@@ -476,9 +479,14 @@ def _choose_caution(best: Path, device: str) -> str:
 
     trained = restore(best, device)
     data = data_of(trained)
-    caution = choose_caution(trained, best, None, data)
+    caution = choose_caution(trained, best, None, lambda: data)
     found = predict_split(trained, data.splits["val"])
-    measured = levels_report(caution, combined_log_probs(found.logits, found.fused), found.labels)
+    measured = levels_report(
+        caution,
+        combined_log_probs(found.logits, found.fused),
+        found.labels,
+        in_sample=caution.chosen_by == "validation",
+    )
     write_json(caution_file(best), caution_json(caution), flag="--out")
     return f"{format_levels(measured)}\n\nfor `racnn predict --levels`: {caution_file(best)}"
 
@@ -505,7 +513,7 @@ def _picture_names(photos: Iterable[Path], *, name_folders: bool = False) -> lis
     """Return a name without spaces for the picture of each photo, no two the same; ``name_folders``: with its photo's folder before it."""
     taken: dict[str, None] = {}
     for path in photos:
-        stem = "_".join((f"{path.parent.name}_{path.stem}" if name_folders else path.stem).split())
+        stem = "_".join((f"{path.parent.name}_{path.stem}" if name_folders else path.stem).split()) or "photo"
         name, number = stem, 2
         while name in taken:
             name, number = f"{stem}_{number}", number + 1

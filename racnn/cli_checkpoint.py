@@ -95,6 +95,10 @@ def predict(
     """Name what is on photos, in order and at constant memory. Photos that cannot be read are named on stderr."""
     if as_json and as_csv:
         raise ConfigError("--json and --csv exclude each other")
+    if levels and early_exit:
+        raise ConfigError(
+            "--levels and --early-exit exclude each other: what is sure is chosen for all looks together"
+        )
     from tqdm import tqdm
 
     from racnn.data.listing import describe_passed, iter_photos

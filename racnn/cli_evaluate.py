@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -70,11 +69,10 @@ def evaluate(
     if split not in (None, "test", "val", "train", "all"):
         raise ConfigError(f"--split: expected test, val or train, or all, got '{split}'")
     from racnn.engine.evaluator import measure_trained
-    from racnn.engine.levels import combined
     from racnn.engine.photo_rows import photo_rows
-    from racnn.evaluation.levels import caution_file, caution_json, format_levels, levels_report
+    from racnn.evaluation.levels import caution_file, caution_json, format_levels
     from racnn.evaluation.photo_rows import format_photo_rows
-    from racnn.evaluation.report import format_confused, format_report
+    from racnn.evaluation.report import format_confused, format_report, notes
     from racnn.models.racnn.early_exit import early_exit_file, format_early_exit
 
     choice = early_exit_file(checkpoint)
@@ -99,8 +97,7 @@ def evaluate(
     report = measured.report
     caution = None
     if levels is not None:
-        caution = _caution(trained, checkpoint, levels, measured, data)
-        report["levels"] = levels_report(caution, *combined(measured))
+        caution = _measure_levels(trained, checkpoint, levels, measured, data)
 
     print(format_report(report))
     if confused := format_confused(report):
@@ -113,7 +110,8 @@ def evaluate(
         print(
             f"\n{format_levels(report['levels'])}\n\nfor `racnn predict --levels`: {caution_file(checkpoint)}"
         )
-    _print_notes(report, on_other_photos=data is not None)
+    for line in notes(report, on_other_photos=data is not None):
+        print(f"\n{line}")
     if json_file is not None:
         write_json(json_file, report, flag="--json")
     if predictions is not None:
@@ -145,7 +143,7 @@ def compare(
         raise ConfigError(f"--split: expected val or test, got '{split}'")
     if len(networks) < 2:
         raise ConfigError("expected two networks or more")
-    places = [Path(name) for name in networks]
+    places = [Path(name) / "best.pt" if Path(name).is_dir() else Path(name) for name in networks]
     files = out / "compare.json", out / "compare.svg"
     refuse_foreign(files, flag="--out")
     from racnn.engine.evaluator import measure_trained
@@ -159,8 +157,9 @@ def compare(
         if place.suffix == ".jsonl":
             every[name] = read_photo_rows(place)
         else:
-            trained = restore(place / "best.pt" if place.is_dir() else place, device)
-            every[name] = list(photo_rows(trained, measure_trained(trained, split=split, root=data)))
+            trained = restore(place, device)
+            measured = measure_trained(trained, split=split, root=data)
+            every[name] = list(photo_rows(trained, measured, every=False))
     found = beside(every)
     print(format_comparison(found))
     write_json(files[0], found, flag="--out")
@@ -171,7 +170,10 @@ def compare(
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or a checkpoint.")],
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
-    split: Annotated[str, typer.Option(help="val, test, train or all.")] = "val",
+    split: Annotated[
+        str | None,
+        typer.Option(help="val, test, train or all; default: val, of other photos than the run's all."),
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Where the run's dataset lies now, or other photos with its classes.")
     ] = None,
@@ -189,15 +191,15 @@ def report(
     device: Device = "auto",
 ) -> None:
     """Write one HTML file about a network: what it confuses, where it looked, how sure it is; to look at, to send, to print."""
-    if split not in ("test", "val", "train", "all"):
+    if split not in (None, "test", "val", "train", "all"):
         raise ConfigError(f"--split: expected val, test, train or all, got '{split}'")
     refuse_foreign([out], flag="--out")
     from tqdm import tqdm
 
-    from racnn.engine.evaluator import measure_trained
-    from racnn.engine.levels import combined
+    from racnn.engine.evaluator import is_data_of_run, measure_trained
     from racnn.evaluation.charts import read_log
-    from racnn.evaluation.levels import levels_report
+    from racnn.evaluation.levels import caution_file
+    from racnn.evaluation.report import notes
     from racnn.report.page import read_advice, report_page
 
     checkpoint = run / "best.pt" if run.is_dir() else run
@@ -205,14 +207,13 @@ def report(
     trained = restore(checkpoint, device)
     measured = measure_trained(
         trained,
-        split=split if data is None else None,
+        split=split or ("val" if data is None or is_data_of_run(trained, data) else None),
         root=data,
         skip_damaged=skip_damaged,
         early_exit=trained.early_exit is not None,
     )
-    if levels is not None or trained.config.data.levels is not None:
-        trained.caution = _caution(trained, checkpoint, levels, measured, data)
-        measured.report["levels"] = levels_report(trained.caution, *combined(measured))
+    if levels is not None or caution_file(checkpoint).is_file() or trained.config.data.levels is not None:
+        trained.caution = _measure_levels(trained, checkpoint, levels, measured, data)
     with tqdm(desc="pictures", leave=False, disable=None) as bar:
 
         def progress(done: int, total: int) -> None:
@@ -225,6 +226,7 @@ def report(
             title=title or f"{measured.report['dataset']}: {checkpoint.resolve().parent.name}",
             log=read_log(checkpoint.parent),
             advice=advice,
+            remarks=notes(measured.report, on_other_photos=data is not None),
             progress=progress,
         )
     write_text(out, page, flag="--out")
@@ -243,20 +245,31 @@ def _short_names(places: list[Path]) -> list[str]:
     start = 0
     while len({each[: start + 1] for each in parts}) == 1:
         start += 1
-    short = ["/".join(each[start:]) for each in parts]
-    return [name.removesuffix("/best.pt").removesuffix(".jsonl") or name for name in short]
+    names = ["/".join(each[start:]) for each in parts]
+    shorter = [name.removesuffix("/best.pt").removesuffix(".jsonl") for name in names]
+    return shorter if all(shorter) and len(set(shorter)) == len(shorter) else names
 
 
-def _caution(
+def _measure_levels(
     trained: Predictor, checkpoint: Path, levels: str | None, measured: Measured, data: Path | None
 ) -> Caution:
-    """Return how careful to be, by the photos of the run, wherever they are."""
+    """Choose how careful to be by the photos of the run, wherever they are, and add to the report what that comes to."""
     from racnn.engine.evaluator import data_of, is_data_of_run
-    from racnn.engine.levels import choose_caution
+    from racnn.engine.levels import choose_caution, combined
+    from racnn.engine.predictor import network_digest
+    from racnn.evaluation.levels import caution_file, levels_report, load_caution
 
-    moved = data if data is not None and is_data_of_run(trained, data) else None
-    own = measured.data if data is None or moved is not None else data_of(trained)
-    return choose_caution(trained, checkpoint, levels, own, moved)
+    if levels is None and caution_file(checkpoint).is_file():
+        caution = load_caution(checkpoint, network_digest(trained), trained.class_names)
+    else:
+        moved = data if data is not None and is_data_of_run(trained, data) else None
+        own = data is None or moved is not None
+        caution = choose_caution(
+            trained, checkpoint, levels, lambda: measured.data if own else data_of(trained), moved
+        )
+    in_sample = caution.chosen_by == "validation" and measured.report["split"] in ("val", "all")
+    measured.report["levels"] = levels_report(caution, *combined(measured), in_sample=in_sample)
+    return caution
 
 
 def _refuse_same_file(files: Mapping[str, Path]) -> None:
@@ -281,24 +294,3 @@ def _descriptors_file(class_names: list[str], measured: Measured) -> bytes:
     names = [record.name for record in measured.photos.records]
     about = {"photos": json.dumps(names), "class_names": json.dumps(class_names)}
     return safetensors.torch.save(rows | {"label": found.labels}, about)
-
-
-def _print_notes(report: dict[str, Any], *, on_other_photos: bool) -> None:
-    """Print what must be known of the measured photos: left out, trained on, copies, and what lies beside them."""
-    from racnn.data.listing import describe_passed
-
-    if report["num_skipped"]:
-        print(f"\n{report['num_skipped']} damaged photos of the data set were left out")
-    number = report.get("num_trained_on")
-    seen = f"{number} of the {report['num_images']} photos are photos that the network was trained on"
-    if number:
-        print(f"\n{seen}: on these the figures are too good")
-    elif number == 0 and on_other_photos:
-        print(f"\n{seen}")
-    elif on_other_photos:
-        told = "whether the network was trained on some of these photos is not known"
-        print(f"\n{told}: the checkpoint does not say what it saw")
-    for warning in report.get("warnings", ()):
-        print(f"warning: {warning}")
-    if report.get("passed_over"):
-        print(describe_passed(Counter(report["passed_over"])))

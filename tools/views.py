@@ -56,7 +56,7 @@ class View:
         region: (tx, ty, tl) of every photo, or None where it is a photo's own.
         look: The look whose region it is, counted from 1.
         other: Whether it is that of another photo, half the split away.
-        side: In pixels, 0: as in the run.
+        side: In pixels, 0: that of the look.
         mirrored: Left to right.
     """
 
@@ -96,15 +96,19 @@ class Answers:
         cost: Multiplications of the trunk, in views of the run's first size.
         log_prob: [N, C] of the validation photos.
         labels: [N].
+        photos: N names.
         log_prob_out_of_fold: [M, C] of the training photos.
         labels_out_of_fold: [M].
+        photos_out_of_fold: M names.
     """
 
     cost: float
     log_prob: Tensor
     labels: Tensor
+    photos: list[str]
     log_prob_out_of_fold: Tensor
     labels_out_of_fold: Tensor
+    photos_out_of_fold: list[str]
 
 
 def main(
@@ -179,6 +183,11 @@ class Run:
         from racnn.engine.predictor import network_digest
         from racnn.ops.regions import whole
 
+        model = trained.model
+        if getattr(model, "mask", True) or getattr(model, "zoom_from", "") != "source":
+            raise ConfigError(
+                f"{checkpoint}: expected a run of quick, whose views are cut from the photo, without a mask"
+            )
         self.trained = trained
         self.photos = data_of(trained, root=root).splits
         self.folder = folder
@@ -231,11 +240,18 @@ class Run:
             for rows, head in zip(val, heads, strict=True)
         ]
         return Answers(
-            sum(self._cost(view.side) for view in views) / self._cost(0),
+            sum(self._cost(self._side(view)) for view in views)
+            / self._cost(self.trained.model.view_sizes[0]),
             pooled_answer(logits, weights),
             val[0]["labels"],
+            [record.name for record in self.photos["val"].records],
             pooled_answer([head.answers[known] for head in heads], weights),
             labels[known],
+            [
+                record.name
+                for record, kept in zip(self.photos["train"].records, known.tolist(), strict=True)
+                if kept
+            ],
         )
 
     def _looked_at(self) -> list[Tensor]:
@@ -267,9 +283,9 @@ class Run:
             found = {"labels": batch["label"]}
             for view in views:
                 region = self._region(split, view, batch["index"]).to(device)
-                side = view.side or model.view_sizes[0]
+                side = self._side(view)
                 crop = model.sample(source, region, (side, side), antialias=model.antialias)
-                features = model.extract(1, crop.flip(3) if view.mirrored else crop)
+                features = model.extract(view.look, crop.flip(3) if view.mirrored else crop)
                 found[view.name] = model.describe(features).cpu()
             return found
 
@@ -292,13 +308,16 @@ class Run:
         # in most data sets photos are in the order of their classes, so that half of them on is another class
         return went[(index - len(went) // 2) % len(went)] if view.other else went[index]
 
+    def _side(self, view: View) -> int:
+        """Return the side of a view in pixels: that of its look, unless the study says otherwise."""
+        return view.side or int(self.trained.model.view_sizes[view.look - 1])
+
     def _cost(self, side: int) -> float:
-        """Return the multiplications of the trunk on a view, 0 pixels: of the run's first size."""
+        """Return the multiplications of the trunk on a view of so many pixels."""
         import torch
         from torch.utils.flop_counter import FlopCounterMode
 
         model = self.trained.model
-        side = side or model.view_sizes[0]
         view = next(model.parameters()).new_zeros(1, 3, side, side)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model.extract(1, view)
@@ -363,32 +382,62 @@ def format_table(found: dict[str, list[Answers]], base: str) -> str:
     """Return a markdown table: of all runs together, each row's answers, and what the base has more."""
     import torch
 
-    from racnn.evaluation.metrics import paired_difference
-
     def right(answers: Answers) -> tuple[Tensor, Tensor]:
         return (
             answers.log_prob.argmax(dim=1) == answers.labels,
             answers.log_prob_out_of_fold.argmax(dim=1) == answers.labels_out_of_fold,
         )
 
-    ours, ours_known = (torch.cat(every) for every in zip(*map(right, found[base]), strict=True))
+    ours = [torch.cat(every) for every in zip(*map(right, found[base]), strict=True)]
+    photos = [
+        [name for each in found[base] for name in each.photos],
+        [name for each in found[base] for name in each.photos_out_of_fold],
+    ]
     lines = [
         f"| {len(found[base])} run(s) | cost | top-1 % | log-probability | {base} minus it (95 %) | out of fold | {base} minus it (95 %) |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, runs in found.items():
-        own, known = (torch.cat(every) for every in zip(*map(right, runs), strict=True))
+        own = [torch.cat(every) for every in zip(*map(right, runs), strict=True)]
         log_prob = torch.cat([each.log_prob.gather(1, each.labels[:, None]) for each in runs]).mean()
         each_run = ", ".join(f"{100 * right(each)[0].float().mean():.1f}" for each in runs)
         more = [
-            "" if name == base else "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * x for x in difference))
-            for difference in (paired_difference(ours, own), paired_difference(ours_known, known))
+            ""
+            if name == base
+            else "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * x for x in difference(*pair)))
+            for pair in zip(ours, own, photos, strict=True)
         ]
+        shares = [100 * float(each.float().mean()) for each in own]
         lines.append(
-            f"| {name} | {runs[0].cost:.2f} | {100 * own.float().mean():.1f} ({each_run}) | {log_prob:.3f} | {more[0]} | "
-            f"{100 * known.float().mean():.1f} | {more[1]} |"
+            f"| {name} | {runs[0].cost:.2f} | {shares[0]:.1f} ({each_run}) | {log_prob:.3f} | {more[0]} | {shares[1]:.1f} | {more[1]} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def difference(ours: Tensor, others: Tensor, photos: list[str]) -> tuple[float, float, float]:
+    """Return by how much one share of right answers exceeds another, and its 95 % interval.
+
+    Several runs answer the same photo: then its answers are no independent ones, and the interval is that of a ratio over photos
+    (clusters, linearised: Cochran, "Sampling Techniques", 1977, section 9A).
+
+    Args:
+        ours: bool [N].
+        others: bool [N], of the same answers.
+        photos: N names.
+    """
+    import torch
+
+    from racnn.evaluation.metrics import paired_difference
+
+    names = {name: number for number, name in enumerate(dict.fromkeys(photos))}
+    if len(names) == len(photos):
+        return paired_difference(ours, others)
+    index = torch.tensor([names[name] for name in photos])
+    gains = ours.double() - others.double()
+    mean = float(gains.mean())
+    sums = torch.zeros(len(names), dtype=torch.float64).index_add_(0, index, gains - mean)
+    error = float((sums**2).sum() * len(names) / (len(names) - 1)) ** 0.5 / len(photos)
+    return mean, mean - 1.96 * error, mean + 1.96 * error
 
 
 if __name__ == "__main__":

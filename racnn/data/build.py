@@ -31,7 +31,6 @@ from racnn.data.sources.manifest import manifest, manifest_to_measure
 from racnn.data.sources.scene import in_scenes
 from racnn.data.sources.synthetic import synthetic_catalog
 from racnn.data.statistics import find_damaged
-from racnn.data.taxonomy import read_levels
 from racnn.errors import ConfigError, DataError, did_you_mean
 from racnn.sections import DataConfig
 
@@ -156,8 +155,6 @@ def _read_catalog(config: DataConfig, class_names: Sequence[str] | None) -> tupl
     catalog = DATASETS[config.dataset](config)
     if class_names is not None:
         catalog = _with_classes(catalog, config, class_names)
-    if config.levels is not None:
-        read_levels(config.levels, catalog.class_names, config)  # mistakes show before training
     if config.exclude is not None:
         catalog = without(catalog, read_exclusions(config.exclude.expanduser()))
     return _without_damaged(catalog, config)

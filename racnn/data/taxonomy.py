@@ -72,13 +72,20 @@ def read_levels(source: str, class_names: Sequence[str], config: DataConfig) -> 
     else:
         try:
             text = Path(source).expanduser().read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, UnicodeDecodeError, RuntimeError) as error:
             hint = did_you_mean(source, PACKAGED)
             raise DataError(
                 f"data.levels: {source}: cannot be read: {getattr(error, 'strerror', None) or error}; expected a CSV file, "
                 f"{NESTED}, or {', '.join(PACKAGED)}{hint}"
             ) from None
-    rows = [row for row in csv.reader(text.splitlines()) if any(cell.strip() for cell in row)]
+    reader, rows, lines = csv.reader(text.splitlines()), list[list[str]](), list[int]()
+    try:
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                rows.append(row)
+                lines.append(reader.line_num)
+    except csv.Error as error:
+        raise DataError(f"data.levels: {source}, line {reader.line_num}: {error}") from None
     if not rows or len(rows[0]) < 2 or not all(cell.strip() for cell in rows[0]):
         raise DataError(
             f"data.levels: {source}: expected a head such as species,genus,family: a column of classes, and of their groups"
@@ -86,10 +93,10 @@ def read_levels(source: str, class_names: Sequence[str], config: DataConfig) -> 
     head = tuple(cell.strip() for cell in rows[0])
     if len(set(head)) < len(head):
         raise DataError(f"data.levels: {source}: two columns have the same name")
-    for number, row in enumerate(rows[1:], start=2):
+    for number, row in zip(lines[1:], rows[1:], strict=True):
         if len(row) != len(head) or not all(cell.strip() for cell in row):
             raise DataError(
-                f"data.levels: {source}, row {number}: expected {len(head)} fields that are not empty"
+                f"data.levels: {source}, line {number}: expected {len(head)} fields that are not empty"
             )
     known = [class_name(row[0]) for row in rows[1:]]
     places = matching_classes(class_names, known)

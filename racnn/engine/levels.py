@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,11 @@ from racnn.models.racnn.model import RACNN
 
 
 def choose_caution(
-    trained: Predictor, checkpoint: Path, source: str | None, data: Data, root: Path | None = None
+    trained: Predictor,
+    checkpoint: Path,
+    source: str | None,
+    data: Callable[[], Data],
+    root: Path | None = None,
 ) -> Caution:
     """Return how careful to be, by training photos answered out of fold where the run still has them, else by validation photos.
 
@@ -30,7 +35,7 @@ def choose_caution(
         trained: The network.
         checkpoint: Its file, beside which a run of ``quick`` keeps the descriptors of its training photos.
         source: A taxonomy, see :func:`racnn.data.taxonomy.read_levels`; None: that of ``data.levels``.
-        data: The data set that it was trained on.
+        data: Returns the data set that it was trained on; asked for only where validation photos must choose.
         root: Its folder, where it has moved.
 
     Raises:
@@ -41,7 +46,7 @@ def choose_caution(
     known = answers_out_of_fold(trained, checkpoint.parent / "descriptors")
     chosen_by = "out of fold"
     if known is None:
-        found = predict_split(trained, data.splits["val"])
+        found = predict_split(trained, data().splits["val"])
         known = combined_log_probs(found.logits, found.fused), found.labels
         chosen_by = "validation"
     weight = calibrate_caution(levels, *known)

@@ -23,8 +23,14 @@ if TYPE_CHECKING:
     from racnn.engine.predictor import Predictor
 
 
-def photo_rows(trained: Predictor, measured: Measured) -> Iterator[PhotoRow]:
-    """Yield the rows of the photos that were measured, in their order."""
+def photo_rows(trained: Predictor, measured: Measured, *, every: bool = True) -> Iterator[PhotoRow]:
+    """Yield the rows of the photos that were measured, in their order.
+
+    Args:
+        trained: The network.
+        measured: What it made of the photos.
+        every: Name the probabilities of all classes, not only of the most probable and the true one.
+    """
     predictions, photos, names = measured.predictions, measured.photos, trained.class_names
     side = trained.config.data.source_size
     regions = [to_boxes_xyxy(region, (side, side)) for region in predictions.regions[1:]]
@@ -44,7 +50,9 @@ def photo_rows(trained: Predictor, measured: Measured) -> Iterator[PhotoRow]:
             split=measured.report["split"],
             label=names[record.label],
             by="mean" if predictions.fused is None else "fused",
-            answers={key: _answer(each[index], record.label, names) for key, each in probs.items()},
+            answers={
+                key: _answer(each[index], record.label, names, every=every) for key, each in probs.items()
+            },
             boxes_xyxy=[
                 _rounded(photos.plain_transform.to_photo(region[index].tolist(), size)) for region in regions
             ],
@@ -86,16 +94,17 @@ def _early_answers(measured: Measured, names: list[str], cost: float) -> list[Ea
     return found
 
 
-def _answer(probs: Tensor, label: int, names: list[str]) -> LookAnswer:
-    probs = probs.double().clamp(0.0, 1.0)
-    order = probs.argsort(descending=True, stable=True).tolist()
-    kept = [i for i in order if probs[i] >= LEAST or i == label]
-    best = order[0]
+def _answer(probs: Tensor, label: int, names: list[str], *, every: bool) -> LookAnswer:
+    values, order = probs.double().clamp(0.0, 1.0).sort(descending=True, stable=True)
+    pairs = list(zip(order.tolist(), values.tolist(), strict=True))
+    best, probability = pairs[0]
+    of_label = next(value for number, value in pairs if number == label)
+    kept = [pair for pair in pairs if pair[1] >= LEAST or pair[0] == label] if every else pairs[:1]
     return LookAnswer(
         name=names[best],
-        probability=float(probs[best]),
-        of_label=float(probs[label]),
-        probabilities={names[i]: float(f"{float(probs[i]):.6g}") for i in kept},
+        probability=probability,
+        of_label=of_label,
+        probabilities={names[number]: float(f"{value:.6g}") for number, value in kept},
     )
 
 

@@ -59,6 +59,7 @@ RUN_FILES = (
     "descriptors",
     "views",
 )
+RESULTS = {"results.csv": b"step,phase,", "curves.svg": b"<svg "}  # how those begin that a run writes
 # What the folders among them hold.
 PATTERNS = {"tensorboard": "events.out.tfevents.*", "descriptors": "*.safetensors", "views": "views_*"}
 DUMP = "nonfinite.json"  # of the batch at which a run had to stop; it lasts until the folder's next run
@@ -240,10 +241,12 @@ def open_folder(folder: Path, config: Config, *, resume: bool, overwrite: bool) 
     last = folder / "last.pt"
     if resume:
         stored = _open_last(last)
+        _refuse_foreign_results(folder)
         _refuse_edited_config(folder)
         _refuse_other_config(config, stored.config, folder)
         check_resumable(stored)
         return stored
+    _refuse_foreign_results(folder)
     present = [name for name in (*RUN_FILES, DUMP) if os.path.lexists(folder / name)]
     if present == [DUMP] and _is_dump(folder / DUMP):  # a first step was not finite, and left nothing else
         return None
@@ -260,6 +263,22 @@ def open_folder(folder: Path, config: Config, *, resume: bool, overwrite: bool) 
         )
     _refuse_edited_config(folder)
     return None
+
+
+def _refuse_foreign_results(folder: Path) -> None:
+    """Refuse a table or curves of somebody else in a run's folder: runs of older versions wrote none.
+
+    Raises:
+        ConfigError: There are such.
+    """
+    for name, start in RESULTS.items():
+        path = folder / name
+        try:
+            ours = not os.path.lexists(path) or path.read_bytes()[: len(start)] == start
+        except OSError:
+            ours = False
+        if not ours:
+            raise ConfigError(f"{path}: is where a run keeps its {name}, and no run wrote it; move it away")
 
 
 def is_run(folder: Path) -> bool:

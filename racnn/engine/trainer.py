@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from racnn.config import Config, dump_config
 from racnn.data import build_data, eval_loader, mix_seed, train_loader
 from racnn.data.statistics import refuse_misplaced_boxes
+from racnn.data.taxonomy import read_levels
 from racnn.durations import format_duration
 from racnn.engine.checkpoint import (
     Content,
@@ -167,6 +168,8 @@ class Trainer:
             class_names=content.class_names if content else None,
         )
         if self.processes.is_main_process:
+            if config.data.levels is not None:  # mistakes show before training
+                read_levels(config.data.levels, self.data.class_names, config.data)
             refuse_misplaced_boxes(self.data)
             self._run_dir.read_photos(self.data, again=content is not None)
         if content:

@@ -32,9 +32,14 @@ def compare(every: Mapping[str, Sequence[PhotoRow]]) -> dict[str, Any]:
         round, ``difference`` in top-1 with its 95 % interval, and ``p`` of McNemar's exact test.
 
     Raises:
-        DataError: No photo is in all of them, or a photo has another class in one of them.
+        DataError: A photo is twice in the rows of a network, or they are of several networks; no photo is in all of them, or a photo has another class in one of them.
     """
     found = {name: {row.photo: row for row in rows} for name, rows in every.items()}
+    for name, rows in every.items():
+        if len(found[name]) < len(rows) or len({row.network for row in rows}) > 1:
+            raise DataError(
+                f"{name}: expected one row a photo, of one network: two files may have been joined"
+            )
     (first, *_), shared = found, set.intersection(*(set(rows) for rows in found.values()))
     if not shared:
         raise DataError(f"no photo is in all of {', '.join(found)}: they were shown different photos")

@@ -10,6 +10,7 @@ what is named counts.)
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
@@ -28,7 +30,6 @@ from racnn.evaluation.report import table
 
 WANTED = 0.97  # share of the named groups that is right
 WEIGHTS = (0.0, *(0.05 * 1.08**step for step in range(110)))  # to choose from, up to 220
-NEVER = 1e9  # a weight with which nothing is named
 UNSURE = "unsure"
 
 
@@ -40,7 +41,7 @@ class Caution:
         network: Digest of the weights that it was chosen for.
         names: Of the levels, see :class:`racnn.data.taxonomy.Levels`.
         groups: Likewise.
-        weight: See above.
+        weight: See above; None: nothing is named, for no weight reaches the share.
         wanted: The share of right answers that it was chosen for.
         chosen_by: 'out of fold', by the training photos, each answered by heads that had not seen it; or 'validation'.
     """
@@ -48,7 +49,7 @@ class Caution:
     network: str
     names: tuple[str, ...]
     groups: tuple[tuple[str, ...], ...]
-    weight: float
+    weight: float | None
     wanted: float
     chosen_by: str
 
@@ -70,42 +71,56 @@ class SureAnswer:
 class Tree:
     """The groups of all levels as tensors, those of the classes first, what says nothing last.
 
+    A group that holds all classes says nothing either, and is none of them.
+
     Attributes:
         level: [G], number of the level; that of the last group is the number of levels.
         members: bool [G, C], the classes of each group.
+        information: [G] float64, see above.
         names: G names.
     """
 
     def __init__(self, levels: Levels) -> None:
-        self.levels = levels
-        names, numbers, members = list[str](), list[int](), list[list[bool]]()
-        for number, groups in enumerate(levels.groups):
-            for name in dict.fromkeys(groups):
-                names.append(name)
-                numbers.append(number)
-                members.append([group == name for group in groups])
         classes = len(levels.groups[0])
+        names, numbers, members = list[str](), list[Tensor](), list[Tensor]()
+        for number, groups in enumerate(levels.groups):
+            own = {name: i for i, name in enumerate(dict.fromkeys(groups))}
+            if len(own) == 1 and number:
+                continue
+            names += own
+            numbers.append(torch.full((len(own),), number))
+            members.append(F.one_hot(torch.tensor([own[name] for name in groups]), len(own)).T.bool())
         self.names = [*names, UNSURE]
-        self.level = torch.tensor([*numbers, len(levels.names)])
-        self.members = torch.tensor([*members, [True] * classes])
+        self.level = torch.cat([*numbers, torch.tensor([len(levels.names)])])
+        self.members = torch.cat([*members, torch.ones(1, classes, dtype=torch.bool)])
         self.information = 1.0 - self.members.sum(dim=1).double().log() / math.log(max(classes, 2))
 
     def probabilities(self, log_probs: Tensor) -> Tensor:
         """Return how probable each group is, [N, G] float64, from log-probabilities of the classes [N, C]."""
         return log_probs.double().exp() @ self.members.double().T
 
-    def choose(self, probabilities: Tensor, weight: float) -> Tensor:
-        """Return the group that is named, [N]; of equal ones the finest."""
+    def choose(self, probabilities: Tensor, weight: float | None) -> Tensor:
+        """Return the group that is named, [N]; of equal ones the finest; with no weight that which says nothing."""
+        if weight is None:
+            return torch.full((len(probabilities),), len(self.names) - 1)
         value = (self.information + weight) * probabilities
-        value[:, -1] = (
-            self.information[-1] + weight
-        ) * 1.0  # all classes together are certain, whatever rounding says
+        value[:, -1] = weight  # all classes together are certain, whatever rounding says
         best = value.amax(dim=1, keepdim=True)
         return (value >= best * (1.0 - 1e-12)).double().argmax(dim=1)
 
 
-def calibrate_caution(levels: Levels, log_probs: Tensor, labels: Tensor, wanted: float = WANTED) -> float:
+@functools.lru_cache(maxsize=4)
+def tree_of(levels: Levels) -> Tree:
+    """Return the tree of some levels, made once."""
+    return Tree(levels)
+
+
+def calibrate_caution(
+    levels: Levels, log_probs: Tensor, labels: Tensor, wanted: float = WANTED
+) -> float | None:
     """Return the smallest weight with which, and with every larger one, at least a wanted share of what is named is right.
+
+    None where there is none such.
 
     Args:
         levels: Of the classes.
@@ -113,9 +128,9 @@ def calibrate_caution(levels: Levels, log_probs: Tensor, labels: Tensor, wanted:
         labels: [N].
         wanted: The share.
     """
-    tree = Tree(levels)
+    tree = tree_of(levels)
     probabilities = tree.probabilities(log_probs)
-    chosen = NEVER
+    chosen: float | None = None
     for weight in reversed(WEIGHTS):
         group = tree.choose(probabilities, weight)
         named = tree.level[group] < len(levels.names)
@@ -127,7 +142,7 @@ def calibrate_caution(levels: Levels, log_probs: Tensor, labels: Tensor, wanted:
 
 def sure_answers(caution: Caution, log_probs: Tensor) -> list[SureAnswer]:
     """Return what is sure of photos, from log-probabilities [N, C] of their classes."""
-    tree = Tree(caution.levels)
+    tree = tree_of(caution.levels)
     probabilities = tree.probabilities(log_probs.cpu())
     names = (*caution.names, UNSURE)
     return [
@@ -136,27 +151,33 @@ def sure_answers(caution: Caution, log_probs: Tensor) -> list[SureAnswer]:
     ]
 
 
-def levels_report(caution: Caution, log_probs: Tensor, labels: Tensor) -> dict[str, Any]:
+def levels_report(
+    caution: Caution, log_probs: Tensor, labels: Tensor, *, in_sample: bool = False
+) -> dict[str, Any]:
     """Return how good answers are at every level, in plain types.
 
     Args:
         caution: The levels, and how careful to be.
         log_probs: [N, C].
         labels: [N].
+        in_sample: Whether these are the photos that the caution was chosen by.
 
     Returns:
         ``names`` of the levels; ``top1`` of each, the most probable group; ``severity`` of the mistakes: mean height of the lowest
         group that holds both classes, 1 for the level above the classes (Bertinetto et al., "Making Better Mistakes", CVPR 2020),
         and ``mistakes``, how many are within a group of each level, 'beyond' for none; None where there is no mistake;
-        ``sure``: the ``weight``, what it was ``chosen_by``, the ``wanted`` share, and of what is named the shares ``right``,
+        ``sure``: the ``weight``, what it was ``chosen_by``, whether that is ``in_sample``, the ``wanted`` share, and of what is named the shares ``right``,
         ``answered`` of all photos, and ``at`` each level, with ``right_at`` of it.
     """
-    tree, names = Tree(caution.levels), caution.names
+    tree, names = tree_of(caution.levels), caution.names
     probabilities = tree.probabilities(log_probs.cpu())
     labels = labels.cpu()
     top1 = {}
     for number, name in enumerate(names):
         own = (tree.level == number).nonzero()[:, 0]
+        if not len(own):  # one group holds all classes
+            top1[name] = 1.0
+            continue
         best = own[probabilities[:, own].argmax(dim=1)]
         top1[name] = fraction(tree.members[best, labels])
     answers = log_probs.cpu().argmax(dim=1)
@@ -179,6 +200,7 @@ def levels_report(caution: Caution, log_probs: Tensor, labels: Tensor) -> dict[s
         "sure": {
             "weight": caution.weight,
             "chosen_by": caution.chosen_by,
+            "in_sample": in_sample,
             "wanted": caution.wanted,
             "answered": fraction(named),
             "right": fraction(right[named]) if named.any() else None,
@@ -203,12 +225,14 @@ def format_levels(found: Mapping[str, Any]) -> str:
         ]
         for name in found["names"]
     ]
-    right = "none" if sure["right"] is None else f"{100 * sure['right']:.1f} % of them right"
+    right = "" if sure["right"] is None else f", {100 * sure['right']:.1f} % of them right"
+    by = "validation photos" if sure["chosen_by"] == "validation" else "training photos answered out of fold"
+    these = ", these very ones: on others it is less" if sure["in_sample"] else ""
     lines = [
         table(["level", "top-1 %", "named for % of the photos", "of these right %"], rows),
         "",
-        f"at the level that is sure {100 * sure['answered']:.1f} % of the photos get an answer, {right} ({100 * sure['wanted']:.0f} "
-        f"wanted, by {'photos' if sure['chosen_by'] == 'validation' else 'training photos'} {_by(sure['chosen_by'])})",
+        f"at the level that is sure {100 * sure['answered']:.1f} % of the photos get an answer{right} "
+        f"({100 * sure['wanted']:.0f} wanted, chosen by {by}{these})",
     ]
     if found["severity"] is not None:
         within = ", ".join(
@@ -217,10 +241,6 @@ def format_levels(found: Mapping[str, Any]) -> str:
         )
         lines.append(f"severity of the mistakes {found['severity']:.2f}: {within}")
     return "\n".join(lines)
-
-
-def _by(chosen_by: str) -> str:
-    return "for validation" if chosen_by == "validation" else "answered out of fold"
 
 
 def caution_file(checkpoint: Path) -> Path:
@@ -247,7 +267,7 @@ def load_caution(checkpoint: Path, network: str, class_names: Sequence[str]) -> 
             or shapes != {len(class_names)}
         ):
             raise ValueError
-        if not math.isfinite(caution.weight) or caution.weight < 0.0:
+        if caution.weight is not None and not 0.0 <= caution.weight < math.inf:
             raise ValueError
     except (ValidationError, ValueError, OSError):
         raise DataError(f"{file}: damaged, or of other classes; {again} anew") from None

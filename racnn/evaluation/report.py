@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from racnn.data.listing import describe_passed
 from racnn.evaluation.metrics import (
     check_scores,
     confusion,
@@ -163,6 +165,36 @@ def format_gain(report: Mapping[str, Any]) -> str:
             f"at {100 * early['cost']:.0f} % of the multiplications"
         )
     return "\n".join(lines)
+
+
+def notes(report: Mapping[str, Any], *, on_other_photos: bool) -> list[str]:
+    """Return what must be known of the measured photos: left out, trained on, copies, and what lies beside them.
+
+    Args:
+        report: From :func:`racnn.engine.evaluator.measure_trained`.
+        on_other_photos: Whether a folder or list was named.
+    """
+    lines = []
+    if report["num_skipped"]:
+        lines.append(f"{report['num_skipped']} damaged photos of the data set were left out")
+    number = report.get("num_trained_on")
+    seen = f"{number} of the {report['num_images']} photos are photos that the network was trained on"
+    if number:
+        lines.append(f"{seen}: on these the figures are too good")
+    elif number == 0 and on_other_photos:
+        lines.append(seen)
+    elif on_other_photos:
+        lines.append(
+            "whether the network was trained on some of these photos is not known: the checkpoint does not say what it saw"
+        )
+    elif report["split"] in ("train", "all"):
+        lines.append(
+            "some or all of these photos are photos that the network was trained on: on these the figures are too good"
+        )
+    lines += [f"warning: {warning}" for warning in report.get("warnings", ())]
+    if report.get("passed_over"):
+        lines.append(describe_passed(Counter(report["passed_over"])))
+    return lines
 
 
 def format_confused(report: Mapping[str, Any], most: int = 5) -> str:

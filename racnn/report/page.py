@@ -43,6 +43,7 @@ def report_page(
     title: str,
     log: Sequence[Mapping[str, Any]] = (),
     advice: Mapping[str, Any] | None = None,
+    remarks: Sequence[str] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> str:
     """Return a report as one HTML file that asks nothing of any network.
@@ -53,16 +54,17 @@ def report_page(
         title: Of the page.
         log: Rows of ``metrics.jsonl`` of its run.
         advice: What ``racnn advise`` wrote: what costs as much, on the same kind of photos.
+        remarks: What must be known of the photos, from :func:`racnn.evaluation.report.notes`.
         progress: Told how many of the pictures are drawn.
     """
-    rows = list(photo_rows(trained, measured))
+    rows = list(photo_rows(trained, measured, every=False))
     report, by = measured.report, rows[0].by
     mistakes = sorted(
         (i for i, row in enumerate(rows) if not row.right), key=lambda i: -rows[i].answer.probability
     )
     pairs = _pairs(report, rows)
     wanted = list(dict.fromkeys([*mistakes[:MOST_MISTAKES], *(i for pair in pairs for i in pair["photos"])]))
-    seen = _look_again(trained, measured, wanted, progress)
+    cards = _cards(trained, measured, rows, wanted, progress)
     confidence = torch.tensor([row.answer.probability for row in rows])
     diagram, bars = reliability(confidence, torch.tensor([row.right for row in rows]))
     names = [row["name"] for row in report["per_class"]]
@@ -78,13 +80,14 @@ def report_page(
         }.get(report["split"], f"photos of '{report['split']}'"),
         "answers": [(key, _answer_in_words(key)) for key in report["top1"] if key != "scale_1+2"],
         "advice": advice,
+        "remarks": remarks,
         "curves": curves(log),
         "reliability": diagram,
         "bars": bars,
         "worst": _worst(report),
-        "pairs": [pair | {"cards": [_card(rows, i, seen[i]) for i in pair["photos"]]} for pair in pairs],
+        "pairs": [pair | {"cards": [cards[i] for i in pair["photos"]]} for pair in pairs],
         "num_mistakes": len(mistakes),
-        "mistakes": [_card(rows, i, seen[i]) for i in mistakes[:MOST_MISTAKES]],
+        "mistakes": [cards[i] for i in mistakes[:MOST_MISTAKES]],
         "matrix": _matrix(report),
         "data": _data(trained, measured),
         "config": yaml.safe_dump(dump_config(trained.config), sort_keys=False, allow_unicode=True),
@@ -180,24 +183,29 @@ def _answer_in_words(key: str) -> str:
     return f"look {key.removeprefix('scale_')}, by itself"
 
 
-def _look_again(
-    trained: Predictor, measured: Measured, wanted: Sequence[int], progress: Callable[[int, int], None]
-) -> dict[int, Prediction]:
-    """Return what the network sees of some photos, with why where it can be asked."""
+def _cards(
+    trained: Predictor,
+    measured: Measured,
+    rows: Sequence[PhotoRow],
+    wanted: Sequence[int],
+    progress: Callable[[int, int], None],
+) -> dict[int, dict[str, Any]]:
+    """Return what is shown of some photos, looked at once more, with why where the network can be asked."""
     photos = measured.photos
     why = isinstance(trained.model, RACNN) and len(trained.class_names) > 1
-    found: dict[int, Prediction] = {}
+    found: dict[int, dict[str, Any]] = {}
     for start in range(0, len(wanted), FEW):
         some = wanted[start : start + FEW]
         loaded = [photos.catalog.load(photos.records[i]) for i in some]
-        found |= dict(zip(some, trained.predict(loaded, why=why), strict=True))
+        for i, seen in zip(some, trained.predict(loaded, why=why), strict=True):
+            found[i] = _card(rows[i], seen)  # large photos are not kept
         progress(len(found), 0)
     return found
 
 
-def _card(rows: Sequence[PhotoRow], index: int, seen: Prediction) -> dict[str, Any]:
+def _card(row: PhotoRow, seen: Prediction) -> dict[str, Any]:
     """Return what is shown of a photo: words, the photo with its boxes, its views, and what speaks for the answer."""
-    row, heats = rows[index], seen.why or []
+    heats = seen.why or []
     return {
         "name": _readable(row.photo),
         "label": row.label,

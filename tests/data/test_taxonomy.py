@@ -43,8 +43,9 @@ def test_the_packaged_taxonomy_knows_all_birds_of_cub():
         ("species\nBarn Owl\n", "expected a head"),
         ("species,,family\nBarn Owl,a,b\n", "expected a head"),
         ("species,genus,genus\nBarn Owl,a,b\n", "two columns have the same name"),
-        ("species,genus\nBarn Owl\n", "row 2: expected 2 fields that are not empty"),
-        ("species,genus\nBarn Owl,\n", "row 2: expected 2 fields that are not empty"),
+        ("species,genus\nBarn Owl\n", "line 2: expected 2 fields that are not empty"),
+        ("\n\nspecies,genus\n\nBarn Owl,\n", "line 5: expected 2 fields that are not empty"),
+        ('species,genus\nBarn Owl,"' + "x" * 200_000, "line 2: field larger"),
         ("species,genus\nBarn Owls,Tyto\n", "has no row, or more than one, for Barn Owl"),
         ("species,genus\nBarn Owl,Tyto\nbarn_owl,Tyto\nBarn-Owl,x\n", None),
         ("species,genus,family\nBarn Owl,Tyto,a\nWren,Tyto,b\n", "genus Tyto is in family a and in b"),
@@ -62,6 +63,8 @@ def test_what_is_no_taxonomy_is_told(text, said, tmp_path):
 def test_a_file_that_is_not_there_is_told(tmp_path):
     with pytest.raises(DataError, match=r"none\.csv: cannot be read: No such file"):
         read_levels(str(tmp_path / "none.csv"), ["a"], DataConfig())
+    with pytest.raises(DataError, match="cannot be read"):
+        read_levels("~nobody-of-this-name/x.csv", ["a"], DataConfig())
     with pytest.raises(DataError, match="did you mean 'cub200'"):
         read_levels("cub20", ["a"], DataConfig())
 
@@ -89,9 +92,13 @@ def test_nested_folders_are_classes_in_their_groups(tmp_path):
 def test_nested_folders_that_make_no_levels_are_told(tmp_path):
     uneven = nested(tmp_path / "a", ("Laridae/Larus/Herring Gull", "Tytonidae/Barn Owl"))
     with pytest.raises(DataError, match=r"'Barn Owl' is in 1 folder.* 'Herring Gull' in 2"):
-        build_data(uneven, seed=0)
+        read_levels("folders", ["Herring Gull", "Barn Owl"], uneven)
     flat = nested(tmp_path / "b", ("Herring Gull", "Barn Owl"))
     with pytest.raises(DataError, match="in folders of their groups"):
-        build_data(flat, seed=0)
+        read_levels("folders", ["Herring Gull", "Barn Owl"], flat)
+    loose = nested(tmp_path / "c")
+    layouts.write_photo(tmp_path / "c" / "Laridae" / "loose.png")
+    with pytest.raises(DataError, match="Laridae holds both photos and folders"):
+        build_data(loose, seed=0)
     with pytest.raises(DataError, match="is of folders of photos"):
         read_levels("folders", ["a"], DataConfig(dataset="cub200"))

@@ -161,3 +161,19 @@ def test_runs_checkpoints_and_files_are_compared(finished, racnn, rows, tmp_path
         refused = racnn("compare", *words, "--out", out)
         assert refused.code == 2
         assert said in refused.err
+
+
+def test_networks_keep_names_of_their_own(finished, racnn, rows, tmp_path):
+    saved = tmp_path / "run.jsonl"
+    saved.write_text(format_photo_rows(rows), encoding="utf-8")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "best.pt").symlink_to(finished.folder / "best.pt")
+    result = racnn("compare", run, saved, "--split", "test", "--out", tmp_path / "beside")
+    assert result.code == 0, result.err
+    found = json.loads((tmp_path / "beside" / "compare.json").read_text())
+    assert len({network["name"] for network in found["networks"]}) == 2
+    assert all(network["name"] for network in found["networks"])
+    twice = racnn("compare", finished.folder, finished.folder / "best.pt", "--out", tmp_path / "beside")
+    assert twice.code == 2
+    assert "named twice" in twice.err

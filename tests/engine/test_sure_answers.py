@@ -6,15 +6,18 @@ import json
 import layouts
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import racnn as api
 from racnn.engine.levels import answers_out_of_fold
 from racnn.engine.predictor import load
 from racnn.errors import DataError
-from racnn.models.racnn.heads import deal_folds
+from racnn.models.racnn.calibration import weights_out_of_fold
+from racnn.models.racnn.heads import deal_folds, fit_head
 
 SMALL = ["--backbone", "tiny", "--set", "model.weights=null", "--set", "model.view_sizes=[32, 32, 32]"]
 SMALL += ["--set", "data.source_size=48", "--set", "data.num_workers=0", "--set", "run.num_preview=0"]
+BIRDS = "species,kind\nHerring Gull,Gulls\nArctic Tern,Gulls\nBarn Owl,Owls\n"
 NAMES = ("Laridae/Herring Gull", "Laridae/Arctic Tern", "Tytonidae/Barn Owl")
 
 
@@ -44,7 +47,17 @@ def test_answers_out_of_fold_are_of_heads_that_had_not_seen_the_photo(run, tmp_p
     trained = load(folder / "best.pt")
     answers, labels = answers_out_of_fold(trained, folder / "descriptors")
     assert len(answers) == len(trained.train_names)
-    assert len(deal_folds(labels).unique()) > 1
+    looks = [load_file(folder / "descriptors" / f"look_{number}.safetensors") for number in (1, 2, 3)]
+    heads = [fit_head(look["descriptors"], look["labels"], 3) for look in looks]
+    pooled = torch.zeros(len(labels), 3)
+    for look, head, weight in zip(looks, heads, weights_out_of_fold(heads, labels), strict=True):
+        others = head.fold_weights[deal_folds(labels)], head.fold_biases[deal_folds(labels)]
+        pooled += weight * (torch.einsum("ncd,nd->nc", others[0], look["descriptors"]) + others[1])
+    torch.testing.assert_close(answers, pooled.log_softmax(dim=1), rtol=1e-3, atol=1e-3)
+    seen = sum(
+        look["descriptors"] @ head.weight.T + head.bias for look, head in zip(looks, heads, strict=True)
+    )
+    assert (answers.argmax(dim=1) == labels).float().mean() < (seen.argmax(dim=1) == labels).float().mean()
     with torch.no_grad():
         trained.model.classifiers[1].weight.mul_(1.1)
     assert answers_out_of_fold(trained, folder / "descriptors") is None, "of another network"
@@ -69,8 +82,41 @@ def test_predict_names_what_is_sure_everywhere_alike(run, racnn, tmp_path):
         found.sure.level == "class"
         or {"unsure": "not sure; perhaps", "group": "(group); perhaps"}[found.sure.level] in words
     )
+    both = racnn("predict", best, photo, "--levels", "--early-exit")
+    assert both.code == 2
+    assert "exclude each other" in both.err
     plain = racnn("predict", best, photo, "--json", "--workers", 0).out
     assert "sure" not in json.loads(plain)
+
+
+def test_other_photos_are_measured_where_those_of_the_run_are_gone(run, racnn, tmp_path):
+    folder, _ = run
+    (tmp_path / "birds").rename(tmp_path / "gone")
+    for name in NAMES:
+        layouts.write_photo(tmp_path / "new" / name.rpartition("/")[2] / "a.png", seed=99)
+    (tmp_path / "kinds.csv").write_text(BIRDS)
+    words = ("--data", tmp_path / "new", "--levels", tmp_path / "kinds.csv")
+    result = racnn("evaluate", folder / "best.pt", *words)
+    assert result.code == 0, result.err
+    assert "training photos answered out of fold" in result.out
+    shown = racnn("report", folder, "--data", tmp_path / "new", "--out", tmp_path / "r.html")
+    assert shown.code == 0, shown.err
+    assert 'data-key="levels.top1.kind"' in (tmp_path / "r.html").read_text(), "as it was chosen last"
+
+
+def test_a_taxonomy_that_has_moved_is_in_the_way_of_nothing(racnn, tmp_path):
+    (tmp_path / "kinds.csv").write_text(BIRDS)
+    for number, name in enumerate(NAMES):
+        for i in range(8):
+            layouts.write_photo(tmp_path / "flat" / name.rpartition("/")[2] / f"{i}.png", seed=10 * number + i)
+    words = ("train", tmp_path / "flat", "--out", tmp_path / "second", *SMALL)
+    assert racnn(*words, "--set", f"data.levels={tmp_path / 'kinds.csv'}").code == 0
+    (tmp_path / "kinds.csv").unlink()
+    assert racnn("evaluate", tmp_path / "second" / "best.pt").code == 0
+    again = racnn(*words, "--set", f"data.levels={tmp_path / 'kinds.csv'}", "--overwrite")
+    assert again.code == 2
+    assert "kinds.csv: cannot be read" in again.err
+    assert (tmp_path / "second" / "best.pt").exists(), "nothing was deleted"
 
 
 def test_evaluate_chooses_for_any_checkpoint(finished, racnn, tmp_path):

@@ -629,6 +629,17 @@ def test_overwrite_deletes_nothing_where_the_new_run_cannot_begin(old_run, short
     assert {path.name for path in old_run.iterdir()} >= RUN_FILES
 
 
+@pytest.mark.parametrize("name", ["results.csv", "curves.svg"])
+def test_results_of_somebody_else_are_not_replaced(name, short, tmp_path):
+    folder = tmp_path / "run"
+    fit(short(folder), device=CPU)
+    (folder / name).write_text("my own notes")
+    for options in ({"overwrite": True}, {"resume": True}):
+        with pytest.raises(ConfigError, match=rf"{name}: is where a run keeps its {name}"):
+            fit(short(folder), device=CPU, **options)
+    assert (folder / name).read_text() == "my own notes"
+
+
 def test_there_must_be_something_to_resume(short, tmp_path):
     with pytest.raises(CheckpointError, match=r"--resume.*last\.pt"):
         fit(short(tmp_path / "run"), device=CPU, resume=True)

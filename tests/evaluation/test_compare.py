@@ -62,6 +62,14 @@ def test_only_photos_that_all_were_shown_count():
         compare({"a": rows([1]), "b": [row("other.jpg", True)]})
 
 
+def test_rows_of_two_files_are_refused():
+    with pytest.raises(DataError, match="b: expected one row a photo"):
+        compare({"a": rows([1, 0]), "b": rows([1, 0]) * 2})
+    other = row("9.jpg", True).model_copy(update={"network": "4567"})
+    with pytest.raises(DataError, match="of one network"):
+        compare({"a": rows([1, 0]), "b": [*rows([1, 0]), other]})
+
+
 def test_a_photo_of_two_classes_is_refused():
     with pytest.raises(DataError, match=r"photo '0\.jpg' is of class 'gull' in a, of class 'owl' in b"):
         compare({"a": rows([1]), "b": rows([1], label="owl")})

@@ -8,7 +8,6 @@ import torch
 from racnn.data.taxonomy import Levels
 from racnn.errors import DataError
 from racnn.evaluation.levels import (
-    NEVER,
     WEIGHTS,
     Caution,
     calibrate_caution,
@@ -56,8 +55,9 @@ def test_a_group_is_named_where_its_classes_are_torn():
 def test_without_caution_it_names_what_tells_most_and_with_all_of_it_nothing():
     every = log_probs(SURE, TORN, FAMILY, LOST)
     assert sure_answers(caution(0.0), every)[0].level == "species"
-    assert {each.level for each in sure_answers(caution(NEVER), every)} == {"unsure"}
     certain = torch.tensor([[0.0, -200.0, -200.0, -200.0]])
+    for probabilities in (every, certain):
+        assert {each.level for each in sure_answers(caution(None), probabilities)} == {"unsure"}
     assert sure_answers(caution(max(WEIGHTS)), certain)[0].name == "herring gull"
 
 
@@ -73,7 +73,7 @@ def test_caution_is_as_small_as_the_wanted_share_allows():
     known = logits.log_softmax(dim=1)
     weights = [calibrate_caution(LEVELS, known, labels, wanted) for wanted in (0.8, 0.9, 0.97)]
     assert weights == sorted(weights)
-    assert weights[0] < weights[2] < NEVER
+    assert weights[0] < weights[2]
     for wanted, weight in zip((0.8, 0.9, 0.97), weights, strict=True):
         report = levels_report(caution(weight), known, labels)["sure"]
         assert report["right"] >= wanted
@@ -85,11 +85,38 @@ def test_caution_that_nothing_satisfies_names_nothing():
     labels = torch.zeros(50, dtype=torch.long)
     wrong = log_probs([0.0001, 0.0001, 0.0001, 0.9997]).expand(50, 4)
     weight = calibrate_caution(LEVELS, wrong, labels)
+    assert weight is None
     assert {each.level for each in sure_answers(caution(weight), wrong)} == {"unsure"}
     report = levels_report(caution(weight), wrong, labels)
     assert report["sure"]["answered"] == 0.0
     assert report["sure"]["right"] is None
-    assert "none" in format_levels(report)
+    assert "0.0 % of the photos get an answer (97 wanted" in format_levels(report)
+
+
+def test_a_group_of_all_classes_says_nothing():
+    one = Levels(
+        ("species", "genus", "family"),
+        (("a", "b", "c", "d"), ("x", "x", "y", "y"), ("z", "z", "z", "z")),
+    )
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(500, 4, generator=generator)
+    labels = torch.multinomial(logits.softmax(dim=1), 1, generator=generator)[:, 0]
+    known = logits.log_softmax(dim=1)
+    for weight in (0.0, 1.0, 50.0, None):
+        cautious = Caution("0123", one.names, one.groups, weight, 0.97, "validation")
+        assert "family" not in {each.level for each in sure_answers(cautious, known)}
+    report = levels_report(Caution("0123", one.names, one.groups, 1.0, 0.97, "validation"), known, labels)
+    assert report["top1"]["family"] == 1.0
+    assert report["sure"]["at"]["family"] == 0.0
+    assert report["mistakes"]["beyond"] == 0
+
+
+def test_choosing_by_the_photos_that_are_measured_is_told():
+    report = levels_report(caution(1.0), log_probs(SURE), torch.tensor([0]), in_sample=True)
+    assert "these very ones" in format_levels(report)
+    assert "these very ones" not in format_levels(
+        levels_report(caution(1.0), log_probs(SURE), torch.tensor([0]))
+    )
 
 
 def test_accuracy_and_severity_by_hand():
@@ -118,7 +145,7 @@ def test_a_choice_is_read_as_it_was_written_and_no_other(tmp_path):
         load_caution(checkpoint, "4567", LEVELS.groups[0])
     with pytest.raises(DataError, match="damaged, or of other classes"):
         load_caution(checkpoint, "0123", ["one", "two"])
-    for change in ({"weight": -1.0}, {"weight": None}, {"names": ["species"]}, {"groups": []}):
+    for change in ({"weight": -1.0}, {"weight": "much"}, {"names": ["species"]}, {"groups": []}):
         file.write_text(json.dumps(caution_json(kept) | change))
         with pytest.raises(DataError, match="damaged"):
             load_caution(checkpoint, "0123", LEVELS.groups[0])

@@ -173,6 +173,21 @@ def test_advice_beside_the_run_is_shown_and_what_is_none_is_told(odd_run, racnn,
     assert not (tmp_path / "b.html").exists()
 
 
+def test_photos_that_moved_and_others_are_what_they_are_called(odd_run, racnn, tmp_path):
+    moved = shutil.copytree(odd_run.parent, tmp_path / "moved", ignore=shutil.ignore_patterns("run"))
+    out = tmp_path / "a.html"
+    assert racnn("report", odd_run, "--data", moved / "list.csv", "--out", out).code == 0
+    assert "validation photos" in out.read_text()
+    assert racnn("report", odd_run, "--split", "all", "--out", out).code == 0
+    assert "trained on" in out.read_text()
+    layouts.write_photo(tmp_path / "new" / NAMES[2] / "a.png", seed=77)
+    refused = racnn("report", odd_run, "--data", tmp_path / "new", "--split", "train", "--out", out)
+    assert refused.code == 2
+    assert "--split train" in refused.err
+    assert racnn("report", odd_run, "--data", tmp_path / "new", "--out", out).code == 0
+    assert "0 of the 1 photos are photos that the network was trained on" in out.read_text()
+
+
 def test_networks_of_one_look_and_of_other_families_get_a_report(short, racnn, tmp_path):
     from racnn.engine.trainer import fit
 

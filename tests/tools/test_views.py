@@ -128,3 +128,28 @@ def test_a_run_without_descriptors_is_told(finished, tmp_path):
             data=None,
             device="cpu",
         )
+
+
+def test_a_look_has_its_own_size(racnn, tmp_path):
+    out = tmp_path / "run"
+    small = [word.replace("[32, 32, 32]", "[64, 32, 32]") for word in SMALL]
+    assert racnn("train", layouts.write_class_folders(tmp_path / "birds"), "--out", out, *small).code == 0
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({"base": "looks", "rows": {"looks": ROWS["looks"]}}))
+    tool.main(tmp_path / "study.yaml", [out / "best.pt"], tmp_path / "out", data=None, device="cpu")
+    (row,) = csv.DictReader((tmp_path / "out" / "rows.csv").open())
+    report = evaluate_trained(load(out / "best.pt"), split="val")
+    assert float(row["top1"]) == pytest.approx(report["top1"]["fused"], abs=1e-4)
+    assert float(row["log_prob"]) == pytest.approx(report["log_prob"]["fused"], abs=0.02)
+    assert float(row["cost"]) == pytest.approx(1.5, rel=0.1)
+
+
+def test_answers_to_the_same_photo_are_not_counted_as_independent():
+    generator = torch.Generator().manual_seed(0)
+    ours, others = (torch.rand(400, generator=generator) < share for share in (0.8, 0.7))
+    names = [str(i) for i in range(400)]
+    once = tool.difference(ours, others, names)
+    twice = tool.difference(ours.repeat(2), others.repeat(2), names * 2)
+    assert twice[0] == pytest.approx(once[0])
+    assert twice[2] - twice[1] == pytest.approx(once[2] - once[1], rel=0.02)
+    apart = tool.difference(ours.repeat(2), others.repeat(2), [*names, *(f"b{i}" for i in range(400))])
+    assert apart[2] - apart[1] < 0.75 * (once[2] - once[1])

@@ -180,8 +180,16 @@ def nested_levels(config: DataConfig) -> tuple[tuple[str, ...], dict[str, tuple[
 
 
 def _leaves(path: Path, walk: FolderWalk) -> list[Path]:
-    """Return the folders below one, or itself, that hold no folders."""
+    """Return the folders below one, or itself, that hold no folders.
+
+    Raises:
+        DataError: One holds photos too.
+    """
     inner = [each for each in sorted(visible(path)) if each.is_dir() and not walk.leads_inside(each)]
+    if inner and any(not each.is_dir() and why_no_photo(each) is None for each in visible(path)):
+        raise DataError(
+            f"data.levels: {NESTED}: {path} holds both photos and folders; expected one of the two"
+        )
     return [leaf for each in inner for leaf in _leaves(each, walk)] if inner else [path]
 
 

@@ -263,11 +263,14 @@ class RACNN(nn.Module):
 
         The class activation of a difference: not what makes a class probable, which the similar one shares, but what tells the
         two apart (Zhang et al., "Finer-CAM: Spotting the Difference Reveals Finer Details for Visual Explanation", CVPR 2025).
-        Summed with what speaks for the others the cells give the difference of the logits, but for the biases.
+        Their sum less that of what speaks for the others is the difference of the logits, but for the biases.
         """
         weight = self.classifiers[scale - 1].get_parameter("weight")
-        contrast, gain = weight[classes] - weight[others], self.gain(features)
-        return evidence_map(features, contrast if gain is None else contrast * gain)
+        contrast, mean = weight[classes] - weight[others], features.float().mean(dim=(2, 3))
+        if self.root:
+            gain = _root_gain(mean)
+            contrast = contrast * gain / (mean * gain).norm(dim=1, keepdim=True).clamp(min=1e-12)
+        return evidence_map(features, contrast / features[0, 0].numel())
 
     def classify_proposal(self, scale: int, source: Tensor, parent: ScaleOutput, proposal: Tensor) -> Tensor:
         """Return the logits [B, num_classes] of a scale if the scale before had proposed another region.
