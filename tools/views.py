@@ -184,10 +184,6 @@ class Run:
         from racnn.ops.regions import whole
 
         model = trained.model
-        if getattr(model, "mask", True) or getattr(model, "zoom_from", "") != "source":
-            raise ConfigError(
-                f"{checkpoint}: expected a run of quick, whose views are cut from the photo, without a mask"
-            )
         self.trained = trained
         self.photos = data_of(trained, root=root).splits
         self.folder = folder
@@ -199,6 +195,10 @@ class Run:
             proposed, finer = stored_looks(checkpoint.parent / "descriptors", region, num)
             refuse_other_network(trained, self.photos["train"], region, proposed, finer)
             went.append(proposed)
+        if getattr(model, "mask", True) or getattr(model, "zoom_from", "") != "source":
+            raise ConfigError(
+                f"{checkpoint}: expected a run of quick, whose views are cut from the photo, without a mask"
+            )
         self.went = {"train": went}
 
     def read(self, views: list[View]) -> None:

@@ -246,7 +246,6 @@ def open_folder(folder: Path, config: Config, *, resume: bool, overwrite: bool) 
         _refuse_other_config(config, stored.config, folder)
         check_resumable(stored)
         return stored
-    _refuse_foreign_results(folder)
     present = [name for name in (*RUN_FILES, DUMP) if os.path.lexists(folder / name)]
     if present == [DUMP] and _is_dump(folder / DUMP):  # a first step was not finite, and left nothing else
         return None
@@ -261,6 +260,7 @@ def open_folder(folder: Path, config: Config, *, resume: bool, overwrite: bool) 
             f"{folder} already holds a run ({', '.join(present)}): "
             f"{go_on}replace it with --overwrite, or choose another --out"
         )
+    _refuse_foreign_results(folder)
     _refuse_edited_config(folder)
     return None
 

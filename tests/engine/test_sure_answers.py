@@ -108,7 +108,9 @@ def test_a_taxonomy_that_has_moved_is_in_the_way_of_nothing(racnn, tmp_path):
     (tmp_path / "kinds.csv").write_text(BIRDS)
     for number, name in enumerate(NAMES):
         for i in range(8):
-            layouts.write_photo(tmp_path / "flat" / name.rpartition("/")[2] / f"{i}.png", seed=10 * number + i)
+            layouts.write_photo(
+                tmp_path / "flat" / name.rpartition("/")[2] / f"{i}.png", seed=10 * number + i
+            )
     words = ("train", tmp_path / "flat", "--out", tmp_path / "second", *SMALL)
     assert racnn(*words, "--set", f"data.levels={tmp_path / 'kinds.csv'}").code == 0
     (tmp_path / "kinds.csv").unlink()
