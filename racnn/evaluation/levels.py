@@ -236,7 +236,7 @@ def format_levels(found: Mapping[str, Any]) -> str:
     ]
     if found["severity"] is not None:
         within = ", ".join(
-            f"{number} {'beyond' if name == 'beyond' else f'within a {name}'}"
+            f"{number} {'beyond' if name == 'beyond' else f'in the same {name}'}"
             for name, number in found["mistakes"].items()
         )
         lines.append(f"severity of the mistakes {found['severity']:.2f}: {within}")

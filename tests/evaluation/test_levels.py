@@ -128,7 +128,7 @@ def test_accuracy_and_severity_by_hand():
     assert report["severity"] == 2.0
     assert sum(report["sure"]["at"].values()) == pytest.approx(report["sure"]["answered"])
     assert json.loads(json.dumps(report)) == report
-    assert "1 within a genus, 1 within a family, 1 beyond" in format_levels(report)
+    assert "1 in the same genus, 1 in the same family, 1 beyond" in format_levels(report)
     right = levels_report(caution(3.0), every, torch.tensor([0, 0, 2, 3]))
     assert right["severity"] is None
 
