@@ -256,7 +256,7 @@ def train(
             print(f"pictures of where it looked: {_draw_validation(best, device)}")
         except ConfigError as error:  # the training stands
             print(f"no pictures were drawn: {error}")
-    print(f"\nnext: racnn evaluate {best}")
+    print(f"\nnext: racnn evaluate {best}\n      racnn report {best.parent}")
 
 
 @app.command(short_help="Say whether looking closer pays.")
@@ -317,7 +317,7 @@ app.command(short_help="Write one HTML file about a network.")(cli_evaluate.repo
 @app.command(short_help="Draw where a network looked, and why.")
 def visualize(
     checkpoint: Checkpoint,
-    photos: Annotated[list[Path], typer.Argument(metavar="PHOTOS...", help="Photos, or folders of photos.")],
+    photos: Annotated[list[Path], typer.Argument(metavar="PHOTOS", help="Photos, or folders of photos.")],
     out: Annotated[Path, typer.Option(help="Folder for the pictures and regions.json.")] = Path("visualize"),
     limit: Annotated[
         int | None, typer.Option(min=1, help="Draw so many photos, taken evenly from all of them.")

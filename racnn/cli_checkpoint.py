@@ -68,7 +68,7 @@ def export_weights(
 
 def predict(
     checkpoint: Checkpoint,
-    photos: Annotated[list[Path], typer.Argument(metavar="PHOTOS...", help="Photos, or folders of photos.")],
+    photos: Annotated[list[Path], typer.Argument(metavar="PHOTOS", help="Photos, or folders of photos.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     early_exit: Annotated[

@@ -127,7 +127,7 @@ def compare(
     networks: Annotated[
         list[str],
         typer.Argument(
-            metavar="NETWORK...",
+            metavar="NETWORK",
             help="Runs, checkpoints, or files of `racnn evaluate --predictions`; the first is what the others are compared with.",
         ),
     ],

@@ -52,7 +52,7 @@ class Prediction:
             that was asked for.
     """
 
-    photo: np.ndarray
+    photo: np.ndarray = field(repr=False)
     path: Path | None
     top: Answer
     boxes_xyxy: list[list[float]]

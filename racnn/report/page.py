@@ -267,7 +267,7 @@ def _by_mistakes(report: Mapping[str, Any]) -> list[int]:
 def _matrix(report: Mapping[str, Any]) -> dict[str, Any]:
     """Return the cells of the confusion matrix: the share of its class's photos decides how dark one is."""
     rows = report["per_class"]
-    cell = max(6, min(18, 900 // len(rows)))
+    cell = max(6, min(30, 900 // len(rows)))
     cells = [
         {"label": label, "answer": answer, "photos": number, "share": number / rows[label]["n"]}
         for label, answer, number in report["confusion"]["counts"]
