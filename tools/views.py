@@ -172,7 +172,7 @@ class Run:
         checkpoint: Its file.
         trained: Loaded from it.
         root: The data set's folder, where it has moved.
-        folder: Of what was read.
+        folder: Folder of what was read.
 
     Raises:
         ConfigError: The run's folder holds no descriptors of this network.

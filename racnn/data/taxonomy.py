@@ -29,8 +29,8 @@ class Levels:
     """The groups that the classes of a network are in.
 
     Attributes:
-        names: Of the levels, the finest first, which is that of the classes themselves.
-        groups: By level, the group of each class, [C]; of the first level its own name.
+        names: Names of the levels, the finest first, which is that of the classes themselves.
+        groups: The group of each class, [C], by level; that of the first level is its own name.
     """
 
     names: tuple[str, ...]

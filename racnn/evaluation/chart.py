@@ -17,8 +17,8 @@ class Dot:
 
     Attributes:
         cost: Multiplications a photo.
-        share: Of the photos that are answered right.
-        interval: Of that share.
+        share: Share of the photos that are answered right.
+        interval: Its 95 % interval.
         label: Written above.
         title: Shown where the pointer rests.
         color: One that SVG knows.

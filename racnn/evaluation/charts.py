@@ -69,7 +69,7 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> Markup:
     """Return how top-1 on the validation photos went, from the rows of ``metrics.jsonl``; nothing of fewer than two.
 
     Args:
-        rows: Those of kind ``val`` count.
+        rows: Rows of the log; only the kind ``val`` counts.
     """
     found = [row for row in rows if row.get("kind") == "val"]
     if len(found) < 2:

@@ -84,7 +84,7 @@ def heat(picture: Picture, cells: Tensor, strength: float = 0.65) -> Image.Image
     """Lay a map over a picture: dark where it is 0, up to bright yellow at its highest cell.
 
     Args:
-        picture: Of any size.
+        picture: Picture of any size.
         cells: [h, w], at least 0; where all are 0 the picture stays as it is.
         strength: How much of the picture is covered at the highest cell.
     """

@@ -39,8 +39,8 @@ class Caution:
 
     Attributes:
         network: Digest of the weights that it was chosen for.
-        names: Of the levels, see :class:`racnn.data.taxonomy.Levels`.
-        groups: Likewise.
+        names: Names of the levels, see :class:`racnn.data.taxonomy.Levels`.
+        groups: The group of each class by level, likewise.
         weight: See above; None: nothing is named, for no weight reaches the share.
         wanted: The share of right answers that it was chosen for.
         chosen_by: 'out of fold', by the training photos, each answered by heads that had not seen it; or 'validation'.
@@ -123,7 +123,7 @@ def calibrate_caution(
     None where there is none such.
 
     Args:
-        levels: Of the classes.
+        levels: Groups of the classes.
         log_probs: [N, C] of photos that the network has not seen.
         labels: [N].
         wanted: The share.

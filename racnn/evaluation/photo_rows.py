@@ -29,7 +29,7 @@ class LookAnswer(_Plain):
         name: The most probable class.
         probability: Its probability.
         of_label: The probability of the true class.
-        probabilities: By class, the most probable first; those below :data:`LEAST` are left out.
+        probabilities: Probabilities by class, the most probable first; those below :data:`LEAST` are left out.
     """
 
     name: str
@@ -56,10 +56,10 @@ class PhotoRow(_Plain):
         split: The split that it is in.
         label: The true class.
         by: Which of ``answers`` is the network's: 'fused', or 'mean' where nothing fuses.
-        answers: By look, ``scale_1`` and so on, and of all together: ``mean`` of the probabilities, and ``fused``.
+        answers: Answers by look, ``scale_1`` and so on, and of all together: ``mean`` of the probabilities, and ``fused``.
         boxes_xyxy: Where each look after the first looked.
         object_xyxy: The box of the object, where it is annotated.
-        multiplications: Of all looks.
+        multiplications: What all looks take together.
         early_exit: What early exit would say, where that was asked for.
         network: First digits of the digest of the weights.
     """

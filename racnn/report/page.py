@@ -51,7 +51,7 @@ def report_page(
     Args:
         trained: The network.
         measured: What it made of photos with labels.
-        title: Of the page.
+        title: Title of the page.
         log: Rows of ``metrics.jsonl`` of its run.
         advice: What ``racnn advise`` wrote: what costs as much, on the same kind of photos.
         remarks: What must be known of the photos, from :func:`racnn.evaluation.report.notes`.
