@@ -44,7 +44,6 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the configuration; repeatable."),
 ]
-PHOTOS = "A folder with a folder for each class, a list, cub:ROOT, dogs:ROOT, cars:ROOT, or synthetic, the built-in set."
 BackboneName = Annotated[
     str | None, typer.Option(help="Network to look with, such as timm/resnet50 or vgg16.")
 ]
@@ -159,7 +158,7 @@ def _root(
 def train(
     photos: Annotated[
         str | None,
-        typer.Argument(metavar="PHOTOS", help=PHOTOS, show_default=False),
+        typer.Argument(metavar="PHOTOS", help=cli_data.PHOTOS, show_default=False),
     ] = None,
     recipe: Annotated[
         str | None,
@@ -250,18 +249,17 @@ def train(
             print(f"\n{_choose_caution(best, device)}")
         except UserError as error:  # the training stands
             print(f"\nlevels were not measured: {error}")
-    if photos is not None:
-        print(f"\n{format_gain(report)}")
-        try:
-            print(f"pictures of where it looked: {_draw_validation(best, device)}")
-        except ConfigError as error:  # the training stands
-            print(f"no pictures were drawn: {error}")
-    print(f"\nnext: racnn evaluate {best}\n      racnn report {best.parent}")
+    print(f"\n{format_gain(report)}")
+    try:
+        print(f"pictures of where it looked: {_draw_validation(best, device)}")
+    except UserError as error:  # the training stands
+        print(f"no pictures were drawn: {error}")
+    print(f"\nnext: racnn evaluate {best}  (on test photos)\n      racnn report {best.parent}")
 
 
 @app.command(short_help="Say whether looking closer pays.")
 def advise(
-    photos: Annotated[str, typer.Argument(metavar="PHOTOS", help=PHOTOS)],
+    photos: Annotated[str, typer.Argument(metavar="PHOTOS", help=cli_data.PHOTOS)],
     backbone: BackboneName = None,
     weights: Weights = None,
     settings: Settings = None,

@@ -8,18 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from racnn.errors import ConfigError, did_you_mean
-
 if TYPE_CHECKING:
     from racnn.data.sources.catalog import Catalog
 
 app = typer.Typer(help="Bring a dataset, look over it, check its photos.", no_args_is_help=True)
 
-NAMES = {"cub": "cub200", "dogs": "dogs", "cars": "cars", "folder": "folder", "manifest": "manifest"}
-KEYS = {**NAMES, "cub200": "cub200"}  # the name in a configuration will do too
-
-Root = Annotated[Path, typer.Option(help="The dataset's folder, or the file of a manifest.")]
-Dataset = Annotated[str, typer.Option(help=f"{', '.join(NAMES)}.")]
+PHOTOS = "A folder with a folder for each class, a list, cub:ROOT, dogs:ROOT, cars:ROOT, or synthetic, the built-in set."
+Photos = Annotated[str, typer.Argument(metavar="PHOTOS", help=PHOTOS)]
 Classes = Annotated[str | None, typer.Option(help="Only these class ids, such as 1-10,14.")]
 
 
@@ -45,17 +40,17 @@ def prepare(
     print(
         f"complete: {len(catalog.train)} training and {len(catalog.test)} test photos of {len(catalog.class_names)} classes"
     )
-    print(f"use it with --set data.dataset={catalog.dataset} --set data.root={root}")
+    print(f"use it: racnn train {name}:{root}")
 
 
 @app.command()
-def info(root: Root, dataset: Dataset = "folder", classes: Classes = None) -> None:
+def info(photos: Photos, classes: Classes = None) -> None:
     """Say what is in a dataset: counts, classes, sizes, imbalance, what was passed over."""
     from racnn.data.prepare import OFFICIAL, differences
     from racnn.data.statistics import format_survey, survey
     from racnn.sections import parse_ranges
 
-    catalog = _catalog(root, dataset, classes)
+    catalog = _catalog(photos, classes)
     print(format_survey(survey(catalog)))
     if classes is not None:
         named = zip(parse_ranges(classes), catalog.class_names, strict=True)
@@ -68,8 +63,7 @@ def info(root: Root, dataset: Dataset = "folder", classes: Classes = None) -> No
 
 @app.command()
 def verify(
-    root: Root,
-    dataset: Dataset = "folder",
+    photos: Photos,
     classes: Classes = None,
     write_list: Annotated[
         Path | None, typer.Option(help="Write the damaged photos' names here, for data.exclude.")
@@ -89,7 +83,7 @@ def verify(
 
     if write_list is not None:
         refuse_foreign([write_list], flag="--write-list")
-    catalog = _catalog(root, dataset, classes)
+    catalog = _catalog(photos, classes)
     splits = catalog.splits()
     records = catalog.records()
     found = []
@@ -114,12 +108,13 @@ def verify(
         raise typer.Exit(1)
 
 
-def _catalog(root: Path, dataset: str, classes: str | None) -> Catalog:
+def _catalog(photos: str, classes: str | None) -> Catalog:
     from racnn.config import load_config
     from racnn.data import DATASETS
+    from racnn.recipes import photo_settings
 
-    if dataset not in KEYS:
-        raise ConfigError(f"--dataset {dataset}: expected {', '.join(NAMES)}{did_you_mean(dataset, NAMES)}")
-    settings = [f"data.classes={classes}"] if classes is not None else []
+    settings = [f"{key}={value}" for key, value in photo_settings(photos).items()]
+    if classes is not None:
+        settings.append(f"data.classes={classes}")
     config = load_config(None, settings).data
-    return DATASETS[KEYS[dataset]](config.model_copy(update={"dataset": KEYS[dataset], "root": root}))
+    return DATASETS[config.dataset](config)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from racnn.cli_checkpoint import Checkpoint, Device, restore
-from racnn.errors import ConfigError
+from racnn.errors import ConfigError, DataError
 from racnn.written import STREAMS, refuse_foreign, write_bytes, write_json, write_text
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="TAXONOMY",
-            help="Also measure answers at the level that is sure, for `racnn predict --levels`: a CSV file of classes and their "
-            "groups, or cub200.",
+            help="Choose how sure the answers of `racnn predict --levels` are to be: a CSV file of classes and their groups, or "
+            "cub200; default: as chosen before, or by data.levels.",
         ),
     ] = None,
     device: Device = "auto",
@@ -95,9 +95,8 @@ def evaluate(
         descriptors=descriptors is not None,
     )
     report = measured.report
-    caution = None
-    if levels is not None:
-        caution = _measure_levels(trained, checkpoint, levels, measured, data)
+    remarks = notes(report, on_other_photos=data is not None)
+    caution = _measure_levels(trained, checkpoint, levels, measured, data, remarks)
 
     print(format_report(report))
     if confused := format_confused(report):
@@ -106,11 +105,11 @@ def evaluate(
         write_json(choice, report["early_exit"]["choice"], flag="--early-exit")
         print(f"\n{format_early_exit(report)}\n\nfor `racnn predict --early-exit`: {choice}")
     if caution is not None:
-        write_json(caution_file(checkpoint), caution_json(caution), flag="--levels")
-        print(
-            f"\n{format_levels(report['levels'])}\n\nfor `racnn predict --levels`: {caution_file(checkpoint)}"
-        )
-    for line in notes(report, on_other_photos=data is not None):
+        print(f"\n{format_levels(report['levels'])}")
+        if levels is not None:
+            write_json(caution_file(checkpoint), caution_json(caution), flag="--levels")
+            print(f"\nfor `racnn predict --levels`: {caution_file(checkpoint)}")
+    for line in remarks:
         print(f"\n{line}")
     if json_file is not None:
         write_json(json_file, report, flag="--json")
@@ -196,9 +195,9 @@ def report(
     refuse_foreign([out], flag="--out")
     from tqdm import tqdm
 
+    from racnn.engine.checkpoint import unfinished
     from racnn.engine.evaluator import is_data_of_run, measure_trained
     from racnn.evaluation.charts import read_log
-    from racnn.evaluation.levels import caution_file
     from racnn.evaluation.report import notes
     from racnn.report.page import read_advice, report_page
 
@@ -212,8 +211,10 @@ def report(
         skip_damaged=skip_damaged,
         early_exit=trained.early_exit is not None,
     )
-    if levels is not None or caution_file(checkpoint).is_file() or trained.config.data.levels is not None:
-        trained.caution = _measure_levels(trained, checkpoint, levels, measured, data)
+    remarks = notes(measured.report, on_other_photos=data is not None)
+    trained.caution = _measure_levels(trained, checkpoint, levels, measured, data, remarks)
+    if where := unfinished(checkpoint.parent / "last.pt"):
+        remarks.append(f"the training has not come to its end yet: it is {where}")
     with tqdm(desc="pictures", leave=False, disable=None) as bar:
 
         def progress(done: int, total: int) -> None:
@@ -226,7 +227,7 @@ def report(
             title=title or f"{measured.report['dataset']}: {checkpoint.resolve().parent.name}",
             log=read_log(checkpoint.parent),
             advice=advice,
-            remarks=notes(measured.report, on_other_photos=data is not None),
+            remarks=remarks,
             progress=progress,
         )
     write_text(out, page, flag="--out")
@@ -251,22 +252,40 @@ def _short_names(places: list[Path]) -> list[str]:
 
 
 def _measure_levels(
-    trained: Predictor, checkpoint: Path, levels: str | None, measured: Measured, data: Path | None
-) -> Caution:
-    """Choose how careful to be by the photos of the run, wherever they are, and add to the report what that comes to."""
+    trained: Predictor,
+    checkpoint: Path,
+    levels: str | None,
+    measured: Measured,
+    data: Path | None,
+    remarks: list[str],
+) -> Caution | None:
+    """Add to the report how sure answers are at the levels of a taxonomy, and return how careful they are.
+
+    Without a taxonomy as it was chosen before, or by that of the run's configuration; None where there is neither. A choice that
+    cannot be used any more is only remarked upon.
+    """
     from racnn.engine.evaluator import data_of, is_data_of_run
     from racnn.engine.levels import choose_caution, combined
     from racnn.engine.predictor import network_digest
     from racnn.evaluation.levels import caution_file, levels_report, load_caution
 
-    if levels is None and caution_file(checkpoint).is_file():
-        caution = load_caution(checkpoint, network_digest(trained), trained.class_names)
-    else:
-        moved = data if data is not None and is_data_of_run(trained, data) else None
-        own = data is None or moved is not None
-        caution = choose_caution(
-            trained, checkpoint, levels, lambda: measured.data if own else data_of(trained), moved
-        )
+    chosen = levels is None and caution_file(checkpoint).is_file()
+    if not chosen and levels is None and trained.config.data.levels is None:
+        return None
+    try:
+        if chosen:
+            caution = load_caution(checkpoint, network_digest(trained), trained.class_names)
+        else:
+            moved = data if data is not None and is_data_of_run(trained, data) else None
+            own = data is None or moved is not None
+            caution = choose_caution(
+                trained, checkpoint, levels, lambda: measured.data if own else data_of(trained), moved
+            )
+    except DataError as error:
+        if levels is not None:
+            raise
+        remarks.append(f"levels were not measured: {error}")
+        return None
     in_sample = caution.chosen_by == "validation" and measured.report["split"] in ("val", "all")
     measured.report["levels"] = levels_report(caution, *combined(measured), in_sample=in_sample)
     return caution

@@ -54,14 +54,17 @@ def mistakes(origin: str, lines: Sequence[str], given: Mapping[str, str]) -> Con
     """Return the error that tells of all mistakes, each once.
 
     Args:
-        origin: The file, say.
+        origin: The file, say; it is not blamed where all that is wrong was given by ``--set``.
         lines: Each begins with a dotted path.
         given: By dotted path what was given by ``--set``, which the line then names.
     """
-    told = [f"  {_with_source(line, given)}" for line in dict.fromkeys(lines)]
+    told = [_with_source(line, given) for line in dict.fromkeys(lines)]
+    if not all(line.startswith("--set ") for line in told):
+        told = [f"  {line}" for line in told]
+        told.insert(0, f"{origin}:")
     if len(told) > MOST_TOLD:
         told[MOST_TOLD:] = [f"  and {len(told) - MOST_TOLD} more"]
-    return ConfigError(f"{origin}:\n" + "\n".join(told))
+    return ConfigError("\n".join(told))
 
 
 def shown(value: Any) -> str:

@@ -179,6 +179,21 @@ def test_a_setting_that_cannot_be_applied_is_quoted(text, told):
     assert told in message
 
 
+def test_a_file_is_not_blamed_for_what_was_set(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("run:\n  seed: 1\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(file, ["model.foo=3", "run.seeds=4"])
+    assert [line.partition(":")[0] for line in str(caught.value).splitlines()] == [
+        "--set run.seeds=4",
+        "--set model.foo=3",
+    ]
+    file.write_text("run:\n  seed: 1\n  bar: 2\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(file, ["model.foo=3"])
+    assert str(caught.value).splitlines()[0] == f"{file}:"
+
+
 # --- mistakes ---------------------------------------------------------------------------------------------------------
 
 

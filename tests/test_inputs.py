@@ -133,13 +133,11 @@ def train(place, root, *words, **changes):
 
 
 def verify(root, *words):
-    dataset = () if root.is_dir() else ("--dataset", "manifest")
-    return ("data", "verify", "--root", root, "--workers", 0, *dataset, *words)
+    return ("data", "verify", root, "--workers", 0, *words)
 
 
 def info(root, *words):
-    dataset = () if root.is_dir() else ("--dataset", "manifest")
-    return ("data", "info", "--root", root, *dataset, *words)
+    return ("data", "info", root, *words)
 
 
 def visualize(net, photos, out):

@@ -101,6 +101,27 @@ def test_a_folder_and_a_list(folder, racnn, tmp_path):
     assert "--overwrite" in result.err
 
 
+def test_a_damaged_photo_leaves_nothing_in_the_way_of_the_next_try(folder, racnn, tmp_path):
+    photo = folder / "wren" / "1.png"
+    photo.write_bytes(photo.read_bytes()[:-40])
+    words = ["train", folder, "--out", tmp_path / "run", *SMALL]
+    refused = racnn(*words)
+    assert refused.code == 2
+    assert "1.png" in refused.err
+    assert "--set data.on_error=skip" in refused.err
+    assert not (tmp_path / "run").exists()
+    result = racnn(*words, "--set", "data.on_error=skip", "--set", "data.most_skipped=0.5")
+    assert result.code == 0, result.err
+    assert "photos are few" in result.out
+
+
+def test_photos_in_no_folder(racnn, tmp_path):
+    layouts.write_photo(tmp_path / "photos" / "a.png", seed=0)
+    refused = racnn("train", tmp_path / "photos", *SMALL)
+    assert refused.code == 2
+    assert "one folder of photos for each class, found 1 photos in no folder" in refused.err
+
+
 def save_random(name, path):
     torch.manual_seed(0)
     torch.save(build_backbone(name).features.state_dict(), path)

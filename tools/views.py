@@ -314,14 +314,11 @@ class Run:
 
     def _cost(self, side: int) -> float:
         """Return the multiplications of the trunk on a view of so many pixels."""
-        import torch
-        from torch.utils.flop_counter import FlopCounterMode
+        from racnn.models.cost import multiplications
 
         model = self.trained.model
         view = next(model.parameters()).new_zeros(1, 3, side, side)
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model.extract(1, view)
-        return counter.get_total_flops() / 2.0
+        return multiplications(lambda: model.extract(1, view))
 
     def _file(self, split: str, name: str) -> Path:
         return self.folder / f"{self.network[:12]}-{split}-{name.replace(' ', '_')}.safetensors"

@@ -137,8 +137,8 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
                 photo, size = read_reduced(record.path, self.transform.resized_shape)
             except DataError as error:
                 raise DataError(
-                    f"{error}; `racnn data verify` lists all such photos: leave them out with data.exclude or "
-                    "data.on_error=skip (evaluate: --skip-damaged)"
+                    f"{error}; `racnn data verify PHOTOS --write-list bad.txt` lists all such photos: leave them out with "
+                    "--set data.exclude=bad.txt or --set data.on_error=skip (evaluate and report: --skip-damaged)"
                 ) from None
         return self.transform.shrink(photo, size), size
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from racnn.config import Config
@@ -28,9 +27,10 @@ from racnn.engine.evaluator import predict
 from racnn.errors import ConfigError, DataError
 from racnn.evaluation.chart import Dot, cost_chart
 from racnn.evaluation.metrics import fraction, paired_difference, wilson_interval
-from racnn.evaluation.report import table
+from racnn.evaluation.table import table
 from racnn.models import build_model
 from racnn.models.backbone import suitable_view
+from racnn.models.cost import multiplications
 from racnn.models.parts import FEW, read_rows
 from racnn.models.racnn.calibration import pool_weights
 from racnn.models.racnn.early_exit import pooled_answer
@@ -256,7 +256,8 @@ class _Study:
         """Return the multiplications and seconds per photo of one look, two and so on."""
         images = self._some_photos
         runs = [functools.partial(model, num_scales=depth) for depth in range(1, model.num_scales + 1)]
-        return [_multiplications(run, images) for run in runs], [self._seconds(run, images) for run in runs]
+        costs = [multiplications(functools.partial(run, images[:1])) for run in runs]
+        return costs, [self._seconds(run, images) for run in runs]
 
     @torch.no_grad()
     def _cost_of_views(self, views: Sequence[_View]) -> tuple[float, float]:
@@ -266,7 +267,7 @@ class _Study:
                 self._features(source, view, "val", torch.arange(len(images)))
 
         images = self._some_photos
-        return _multiplications(run, images), self._seconds(run, images)
+        return multiplications(functools.partial(run, images[:1])), self._seconds(run, images)
 
     def _seconds(self, run: Callable[[Tensor], Any], images: Tensor) -> float:
         times = []
@@ -316,12 +317,6 @@ class _Context:
 
     def log(self, text: str) -> None:
         """Print nothing: the table comes at the end."""
-
-
-def _multiplications(run: Callable[[Tensor], Any], images: Tensor) -> float:
-    with FlopCounterMode(display=False) as counter:
-        run(images[:1])
-    return counter.get_total_flops() / 2.0
 
 
 def _report(ways: list[Way], data: Data) -> dict[str, Any]:

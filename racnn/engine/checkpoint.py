@@ -703,6 +703,18 @@ def count_parameters(network: nn.Module) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
+def unfinished(last: Path) -> str | None:
+    """Return where in its schedule the run of a ``last.pt`` stands; None where it has ended, or that cannot be told."""
+    try:
+        stored = open_checkpoint(last)
+    except CheckpointError:
+        return None
+    progress, config = stored.content.progress, stored.config
+    if progress is None or upcoming(config.schedule, config.model.num_scales, progress.outcomes) is None:
+        return None
+    return _position(stored)
+
+
 def _position(stored: Stored) -> str | None:
     """Return where in its schedule a run stood; an exported file need not know."""
     progress, name = stored.content.progress, stored.content.phase

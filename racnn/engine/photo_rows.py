@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from racnn.data.image_io import photo_size
 from racnn.data.sources.catalog import read_record
 from racnn.engine.predictor import network_digest
 from racnn.evaluation.photo_rows import LEAST, EarlyAnswer, LookAnswer, PhotoRow
+from racnn.models.cost import multiplications
 from racnn.models.family import combined_log_probs
 from racnn.models.racnn.early_exit import EarlyExit, answers_by_depth, stops
 from racnn.ops.regions import to_boxes_xyxy
@@ -38,7 +38,8 @@ def photo_rows(trained: Predictor, measured: Measured, *, every: bool = True) ->
     probs["mean"] = combined_log_probs(predictions.logits, None).exp()
     if predictions.fused is not None:
         probs["fused"] = predictions.fused.softmax(dim=1)
-    cost = multiplications(trained)
+    image = torch.zeros(1, 3, side, side, device=next(trained.model.parameters()).device)
+    cost = multiplications(lambda: trained.model(image, num_scales=trained.scales))
     early = _early_answers(measured, names, cost)
     network = network_digest(trained)[:12]
     for index, record in enumerate(photos.records):
@@ -61,16 +62,6 @@ def photo_rows(trained: Predictor, measured: Measured, *, every: bool = True) ->
             early_exit=early[index] if early else None,
             network=network,
         )
-
-
-@torch.no_grad()
-def multiplications(trained: Predictor) -> float:
-    """Return the multiplications, in convolutions and matrix products, that all looks at a photo take."""
-    side = trained.config.data.source_size
-    image = torch.zeros(1, 3, side, side, device=next(trained.model.parameters()).device)
-    with FlopCounterMode(display=False) as counter:
-        trained.model(image, num_scales=trained.scales)
-    return counter.get_total_flops() / 2.0
 
 
 def _early_answers(measured: Measured, names: list[str], cost: float) -> list[EarlyAnswer]:

@@ -47,7 +47,7 @@ from racnn.engine.logger import Logger, Silence
 from racnn.engine.loop import EpochState, NonFiniteError, build_optimizer, train_one_epoch, train_only
 from racnn.engine.run_dir import RunDir, provenance, refuse_output_among_classes, remove_files, with_start
 from racnn.engine.signals import Interrupt
-from racnn.errors import CheckpointError, ConfigError, TrainingError
+from racnn.errors import CheckpointError, ConfigError, DataError, TrainingError
 from racnn.evaluation.charts import as_file, curves, read_log, results_table
 from racnn.evaluation.diagnostics import collapse_warnings, describe_data
 from racnn.evaluation.report import Predictions
@@ -83,6 +83,9 @@ def fit(
             try:
                 trainer.train()
                 best = trainer.best_report()
+            except DataError:  # a damaged photo: the next try may do without it
+                trainer.forget_start()
+                raise
             finally:
                 trainer.close()
     leave()
@@ -148,7 +151,8 @@ class Trainer:
         self.processes.wait()  # an earlier run is deleted only when all have come so far
         start = provenance(self.config, self.data, self.device, self.progress.step, self.processes)
         self._starts = with_start(content.provenance if content else [], start)
-        self.processes.from_main_process(lambda: self._enter_folder(new=content is None))
+        self._new = content is None
+        self.processes.from_main_process(lambda: self._enter_folder(new=self._new))
         for line in lines:
             self.logger.log(line)
 
@@ -201,6 +205,11 @@ class Trainer:
         """Stop recording, and let other processes use the folder."""
         self.logger.close()
         self._run_dir.leave(self.progress.step)
+
+    def forget_start(self) -> None:
+        """Let a new run whose first phase has not come to its first step leave nothing in the way of the next try."""
+        if self._new and not self.progress.step and not self.progress.outcomes:
+            (self.folder / "last.pt").unlink(missing_ok=True)
 
     # --- the phases
 

@@ -62,11 +62,18 @@ def cost_chart(dots: Sequence[Dot], *, legend: Mapping[str, str], caption: str) 
         'font-family="sans-serif" font-size="12">',
         f'<rect width="{WIDTH}" height="{height_all}" fill="white"/>',
     ]
-    for percent in range(bottom, top + 1, max(1, round((top - bottom) / 6))):
+    step = next(step for step in (1, 2, 5, 10, 20) if top - bottom <= 6 * step)
+    for percent in range(step * math.ceil(bottom / step), top + 1, step):
         height = f"{y(percent / 100):.1f}"
         parts.append(f'<line x1="{LEFT}" x2="{RIGHT}" y1="{height}" y2="{height}" stroke="#ddd"/>')
         parts.append(
             f'<text x="{LEFT - 8}" y="{y(percent / 100) + 4:.1f}" text-anchor="end">{percent} %</text>'
+        )
+    for cost, name in _round_costs(2**first, 2**last):
+        across = LEFT + (RIGHT - LEFT) * (math.log2(cost) - first) / (last - first)
+        parts.append(
+            f'<line x1="{across:.1f}" x2="{across:.1f}" y1="{BOTTOM}" y2="{BOTTOM + 4}" stroke="#999"/>'
+            f'<text x="{across:.1f}" y="{BOTTOM + 16}" text-anchor="middle" fill="#666">{name}</text>'
         )
     for color in dict.fromkeys(dot.color for dot in dots):
         joined = sorted((dot for dot in dots if dot.joined and dot.color == color), key=lambda dot: dot.cost)
@@ -89,3 +96,15 @@ def cost_chart(dots: Sequence[Dot], *, legend: Mapping[str, str], caption: str) 
     middle = (LEFT + RIGHT) // 2
     parts.append(f'<text x="{middle}" y="372" text-anchor="middle">{escape(caption)}</text>')
     return "\n".join([*parts, "</svg>", ""])
+
+
+def _round_costs(low: float, high: float) -> list[tuple[float, str]]:
+    """Return round numbers between two, and how they are written, such as 2 G."""
+    found = []
+    for exponent in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1):
+        for digit in (1, 2, 5):
+            if low <= (cost := digit * 10.0**exponent) <= high:
+                thousands = min(max(exponent, 0) // 3, 4)
+                unit = ("", " k", " M", " G", " T")[thousands]
+                found.append((cost, f"{cost / 1000.0**thousands:g}{unit}"))
+    return found

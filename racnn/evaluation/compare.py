@@ -14,7 +14,7 @@ from racnn.evaluation.chart import Dot, cost_chart
 from racnn.evaluation.draw import SCALE_COLORS
 from racnn.evaluation.metrics import fraction, paired_difference, wilson_interval
 from racnn.evaluation.photo_rows import PhotoRow
-from racnn.evaluation.report import table
+from racnn.evaluation.table import table
 
 MOST_LETTERS = 28  # of a name in the legend of the picture
 

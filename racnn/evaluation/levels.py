@@ -26,7 +26,7 @@ from torch import Tensor
 from racnn.data.taxonomy import Levels
 from racnn.errors import DataError
 from racnn.evaluation.metrics import fraction
-from racnn.evaluation.report import table
+from racnn.evaluation.table import table
 
 WANTED = 0.97  # share of the named groups that is right
 WEIGHTS = (0.0, *(0.05 * 1.08**step for step in range(110)))  # to choose from, up to 220

@@ -25,6 +25,9 @@ from racnn.evaluation.metrics import (
     region_statistics,
     wilson_interval,
 )
+from racnn.evaluation.table import table
+
+FEW = 200  # photos, whose top-1 is known to within seven points at best
 
 
 @dataclass
@@ -121,7 +124,7 @@ def format_report(report: Mapping[str, Any]) -> str:
         ]
         for key, top1 in report["top1"].items()
     ]
-    blocks = [title, table(head, rows)]
+    blocks = [title, table(head, rows, strong="fused")]
     found = {key: values for key, values in report["localisation"].items() if values}
     if found:
         # "centred": the same of a box of that size in the middle
@@ -152,11 +155,16 @@ def format_gain(report: Mapping[str, Any]) -> str:
     """Return in words what looking closer was worth on the photos of a report, beside one look at the whole photo."""
     top1, num = report["top1"], report["num_images"]
     name = "fused" if "fused" in top1 else "mean"
+    low, high = (100 * end for end in report["top1_interval"][name])
     gained = round(num * (top1[name] - top1["scale_1"]))
     lines = [f"one look at the whole photo answers {100 * top1['scale_1']:.1f} % right"]
     if len(report["regions"]):
         lines[0] += (
             f", all {len(report['regions']) + 1} looks together {100 * top1[name]:.1f} %: {gained:+d} of {num} photos"
+        )
+    if num < FEW:
+        lines.append(
+            f"{num} photos are few: that may be anything from {low:.0f} to {high:.0f} % (95 % interval)"
         )
     early = report.get("early_exit")
     if early and early["cost"] < 0.95:
@@ -238,15 +246,3 @@ def _percent(value: float | None) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out a table: the first column to the left, the others to the right, a rule under the head."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    widths[0] = max(widths[0], 12)  # so that the tables of a report start alike
-    left, *right = widths
-    lines = [
-        "  ".join([name.ljust(left), *(cell.rjust(width) for cell, width in zip(cells, right, strict=True))])
-        for name, *cells in (head, *rows)
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -83,6 +83,8 @@ def report_page(
         "remarks": remarks,
         "curves": curves(log),
         "reliability": diagram,
+        "sure": float(confidence.mean()),
+        "verdict": _verdict(float(confidence.mean()), report["top1_interval"][by]),
         "bars": bars,
         "worst": _worst(report),
         "pairs": [pair | {"cards": [cards[i] for i in pair["photos"]]} for pair in pairs],
@@ -292,6 +294,14 @@ def _data(trained: Predictor, measured: Measured) -> dict[str, Any]:
         "trained_on": len(trained.train_names),
         "skipped": measured.report["num_skipped"],
     }
+
+
+def _verdict(sure: float, right: Sequence[float]) -> str:
+    """Return in words whether answers are as sure as they are right, as far as so many photos can tell."""
+    low, high = right
+    if low <= sure <= high:
+        return "as sure as it should be, as far as so many photos can tell"
+    return "surer than it should be" if sure > high else "less sure than it could be"
 
 
 def _spread(counts: Mapping[int, int]) -> str:

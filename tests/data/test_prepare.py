@@ -86,7 +86,7 @@ def test_archives_become_a_network(small, racnn, tmp_path):
     assert "complete: 15 training" in result.out
     assert not [path for path in small.root.iterdir() if path.suffix in (".tgz", ".tar", ".part")]
 
-    place = ("--root", small.root, "--dataset", small.name)
+    place = (f"{small.name}:{small.root}",)
     info = racnn("data", "info", *place)
     assert info.code == 0
     assert "15 train" in info.out

@@ -64,7 +64,7 @@ def test_a_process_that_is_killed_is_told(root, racnn, monkeypatch):
             raise BrokenProcessPool
 
     monkeypatch.setattr(survey_module, "ProcessPoolExecutor", Killed)
-    result = racnn("data", "verify", "--root", root, "--workers", 1)
+    result = racnn("data", "verify", root, "--workers", 1)
     assert result.code == 2
     assert "was killed" in result.err
     assert "--workers 0" in result.err
@@ -78,7 +78,7 @@ def test_a_list_of_photos_may_have_comments_and_names_that_begin_like_one(tmp_pa
 
 def test_what_verify_lists_can_be_left_out(broken, racnn, tmp_path):
     listed = tmp_path / "bad.txt"
-    result = racnn("data", "verify", "--root", broken, "--workers", 0, "--write-list", listed)
+    result = racnn("data", "verify", broken, "--workers", 0, "--write-list", listed)
     assert result.code == 1
     assert "12 photos read, 3 damaged" in result.out
     assert read_exclusions(listed) == {"auk/0.png", "auk/3.png", "wren/1.png"}
@@ -91,7 +91,7 @@ def test_what_verify_lists_can_be_left_out(broken, racnn, tmp_path):
 
 
 def test_info_says_how_many_headers_cannot_be_read(broken, racnn):
-    result = racnn("data", "info", "--root", broken, "--dataset", "folder")
+    result = racnn("data", "info", broken)
     assert result.code == 0
     assert "unreadable      3 photos" in result.out
 
@@ -105,16 +105,14 @@ def test_names_that_are_not_there_are_refused(root, tmp_path):
         build_data(config.model_copy(update={"exclude": tmp_path / "none.txt"}), seed=0)
 
 
-def test_an_unknown_dataset_is_named(root, racnn):
-    result = racnn("data", "info", "--root", root, "--dataset", "foldr")
-    assert result.code == 2
-    assert "--dataset foldr: expected cub, dogs, cars, folder, manifest (did you mean 'folder'" in result.err
-
-
-def test_the_name_of_a_dataset_in_a_configuration_will_do_too(root, racnn):
-    said = [racnn("data", "info", "--root", root, "--dataset", name).err for name in ("cub", "cub200")]
-    assert said[0] == said[1]
-    assert "images.txt" in said[0]
+def test_photos_are_named_as_for_training(root, racnn):
+    refused = racnn("data", "info", "bird:" + str(root))
+    assert refused.code == 2
+    assert "cub:ROOT" in refused.err
+    refused = racnn("data", "info", f"cub:{root}")
+    assert refused.code == 2
+    assert "images.txt" in refused.err
+    assert "3000 photos" in racnn("data", "info", "synthetic").out
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -144,3 +144,18 @@ def test_evaluate_chooses_for_any_checkpoint(finished, racnn, tmp_path):
     finally:
         best.with_suffix(".levels.json").unlink()
     assert racnn("evaluate", best, "--levels", tmp_path / "none.csv").code == 2
+
+
+def test_evaluate_goes_by_what_was_chosen_and_says_where_that_cannot_be_used(run, racnn):
+    folder, _ = run
+    choice = folder / "best.levels.json"
+    kept = choice.read_text()
+    result = racnn("evaluate", folder / "best.pt")
+    assert (result.code, "at the level that is sure" in result.out) == (0, True)
+    assert choice.read_text() == kept
+    choice.write_text(kept.replace(json.loads(kept)["network"], "0" * 64))
+    result = racnn("evaluate", folder / "best.pt")
+    assert (result.code, "at the level that is sure" in result.out) == (0, False)
+    assert "levels were not measured" in result.out
+    assert "other weights" in result.out
+    assert racnn("predict", folder / "best.pt", folder.parent / "birds", "--levels").code == 2

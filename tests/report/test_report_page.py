@@ -15,7 +15,7 @@ from racnn.engine.evaluator import measure_trained
 from racnn.engine.photo_rows import photo_rows
 from racnn.engine.predictor import load
 from racnn.evaluation.charts import reliability, together
-from racnn.report.page import MOST_BYTES, report_page
+from racnn.report.page import MOST_BYTES, _verdict, report_page
 
 NAMES = ["</script><script>alert(1)</script>", "\"quoted\" & '<b>bold</b>'", "🦜 ünïcode", "x" * 200]
 SMALL = ["--backbone", "tiny", "--set", "model.weights=null", "--set", "model.view_sizes=[32, 32, 32]"]
@@ -196,6 +196,23 @@ def test_networks_of_one_look_and_of_other_families_get_a_report(short, racnn, t
     text = (tmp_path / "one.html").read_text()
     assert "It looks once" in text
     assert "NaN" not in text
+
+
+def test_a_run_that_has_not_come_to_its_end_says_so(finished, racnn, tmp_path):
+    out = tmp_path / "report.html"
+    assert racnn("report", finished.folder, "--out", out).code == 0
+    assert "has not come to its end" not in out.read_text()
+    run = shutil.copytree(finished.folder, tmp_path / "run")
+    (run / "previous.pt").replace(run / "last.pt")
+    assert racnn("report", run, "--out", out).code == 0
+    assert "has not come to its end yet: it is in phase" in out.read_text()
+
+
+@pytest.mark.parametrize(
+    ("sure", "words"), [(0.8, "as sure as it should"), (0.95, "surer"), (0.5, "less sure")]
+)
+def test_how_sure_it_is_in_words(sure, words):
+    assert words in _verdict(sure, (0.75, 0.85))
 
 
 def test_the_diagram_counts_every_photo():

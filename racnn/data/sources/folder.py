@@ -209,7 +209,9 @@ def _class_folders(place: Path, walk: FolderWalk, *, nested: bool = False) -> di
             )
         folders[name] = path
     if not folders:
-        raise DataError(f"{place}: expected one folder of photos for each class, found no folder")
+        loose = sum(path.is_file() and why_no_photo(path) is None for path in visible(place))
+        found_there = f"{loose} photos in no folder" if loose else "no folder"
+        raise DataError(f"{place}: expected one folder of photos for each class, found {found_there}")
     return folders
 
 

@@ -344,7 +344,7 @@ class TestWhichRegionOne:
         )
         looks.Looks(kind="looks").resolved(3).find_object(context)
         assert (
-            f"region 1 is where {'their classes show' if side == 1 else 'the photos have something in common'}"
+            f"region 1 is {'where their classes show' if side == 1 else 'what the photos have in common'}"
             in said[-1]
         )
         region = model.apns[0](inner)
