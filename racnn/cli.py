@@ -252,9 +252,9 @@ def train(
     print(f"\n{format_gain(report)}")
     try:
         print(f"pictures of where it looked: {_draw_validation(best, device)}")
-    except UserError as error:  # the training stands
+    except (UserError, OSError, RuntimeError) as error:  # the training stands
         print(f"no pictures were drawn: {error}")
-    print(f"\nnext: racnn evaluate {best}  (on test photos)\n      racnn report {best.parent}")
+    print(f"\nnext: racnn evaluate {best}  # on test photos\n      racnn report {best.parent}")
 
 
 @app.command(short_help="Say whether looking closer pays.")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from racnn.errors import ConfigError
 
 if TYPE_CHECKING:
     from racnn.data.sources.catalog import Catalog
@@ -40,7 +43,7 @@ def prepare(
     print(
         f"complete: {len(catalog.train)} training and {len(catalog.test)} test photos of {len(catalog.class_names)} classes"
     )
-    print(f"use it: racnn train {name}:{root}")
+    print(f"use it: {shlex.join(['racnn', 'train', f'{name}:{root}'])}")
 
 
 @app.command()
@@ -79,8 +82,11 @@ def verify(
     from racnn.data.contents import describe_copies, find_copies
     from racnn.data.sources.catalog import exclusion_line
     from racnn.data.statistics import box_problems, damaged, notes_on
+    from racnn.recipes import DRAWN
     from racnn.written import refuse_foreign, write_text
 
+    if photos == DRAWN:
+        raise ConfigError(f"PHOTOS: {DRAWN}: drawn photos need no check")
     if write_list is not None:
         refuse_foreign([write_list], flag="--write-list")
     catalog = _catalog(photos, classes)
@@ -113,8 +119,8 @@ def _catalog(photos: str, classes: str | None) -> Catalog:
     from racnn.data import DATASETS
     from racnn.recipes import photo_settings
 
-    settings = [f"{key}={value}" for key, value in photo_settings(photos).items()]
-    if classes is not None:
-        settings.append(f"data.classes={classes}")
-    config = load_config(None, settings).data
-    return DATASETS[config.dataset](config)
+    given = photo_settings(photos)
+    dataset, root = given["data.dataset"], given.get("data.root")
+    config = load_config(None, [] if classes is None else [f"data.classes={classes}"]).data
+    place = None if root is None else Path(root)
+    return DATASETS[dataset](config.model_copy(update={"dataset": dataset, "root": place}))

@@ -60,7 +60,7 @@ def evaluate(
         typer.Option(
             metavar="TAXONOMY",
             help="Choose how sure the answers of `racnn predict --levels` are to be: a CSV file of classes and their groups, or "
-            "cub200; default: as chosen before, or by data.levels.",
+            "cub200; default: as chosen before.",
         ),
     ] = None,
     device: Device = "auto",
@@ -96,7 +96,7 @@ def evaluate(
     )
     report = measured.report
     remarks = notes(report, on_other_photos=data is not None)
-    caution = _measure_levels(trained, checkpoint, levels, measured, data, remarks)
+    caution = _measure_levels(trained, checkpoint, levels, measured, data, remarks, choose=False)
 
     print(format_report(report))
     if confused := format_confused(report):
@@ -181,7 +181,7 @@ def report(
         str | None,
         typer.Option(
             metavar="TAXONOMY",
-            help="Show answers at the level that is sure: a CSV file of classes and their groups, or cub200; default: data.levels.",
+            help="Show answers at the level that is sure: a CSV file of classes and their groups, or cub200; default: as chosen before, or by data.levels.",
         ),
     ] = None,
     skip_damaged: Annotated[
@@ -213,7 +213,7 @@ def report(
     )
     remarks = notes(measured.report, on_other_photos=data is not None)
     trained.caution = _measure_levels(trained, checkpoint, levels, measured, data, remarks)
-    if where := unfinished(checkpoint.parent / "last.pt"):
+    if where := unfinished(checkpoint.parent / "last.pt", trained.train_names):
         remarks.append(f"the training has not come to its end yet: it is {where}")
     with tqdm(desc="pictures", leave=False, disable=None) as bar:
 
@@ -258,11 +258,13 @@ def _measure_levels(
     measured: Measured,
     data: Path | None,
     remarks: list[str],
+    *,
+    choose: bool = True,
 ) -> Caution | None:
     """Add to the report how sure answers are at the levels of a taxonomy, and return how careful they are.
 
-    Without a taxonomy as it was chosen before, or by that of the run's configuration; None where there is neither. A choice that
-    cannot be used any more is only remarked upon.
+    Without a taxonomy as it was chosen before, or, if there is something to ``choose`` by, by that of the run's configuration; None
+    where there is neither. A choice that cannot be used any more is only remarked upon.
     """
     from racnn.engine.evaluator import data_of, is_data_of_run
     from racnn.engine.levels import choose_caution, combined
@@ -270,14 +272,14 @@ def _measure_levels(
     from racnn.evaluation.levels import caution_file, levels_report, load_caution
 
     chosen = levels is None and caution_file(checkpoint).is_file()
-    if not chosen and levels is None and trained.config.data.levels is None:
+    if not chosen and levels is None and (trained.config.data.levels is None or not choose):
         return None
+    moved = data if data is not None and is_data_of_run(trained, data) else None
+    own = data is None or moved is not None
     try:
         if chosen:
             caution = load_caution(checkpoint, network_digest(trained), trained.class_names)
         else:
-            moved = data if data is not None and is_data_of_run(trained, data) else None
-            own = data is None or moved is not None
             caution = choose_caution(
                 trained, checkpoint, levels, lambda: measured.data if own else data_of(trained), moved
             )
@@ -286,7 +288,7 @@ def _measure_levels(
             raise
         remarks.append(f"levels were not measured: {error}")
         return None
-    in_sample = caution.chosen_by == "validation" and measured.report["split"] in ("val", "all")
+    in_sample = own and caution.chosen_by == "validation" and measured.report["split"] in ("val", "all")
     measured.report["levels"] = levels_report(caution, *combined(measured), in_sample=in_sample)
     return caution
 

@@ -59,12 +59,10 @@ def mistakes(origin: str, lines: Sequence[str], given: Mapping[str, str]) -> Con
         given: By dotted path what was given by ``--set``, which the line then names.
     """
     told = [_with_source(line, given) for line in dict.fromkeys(lines)]
-    if not all(line.startswith("--set ") for line in told):
-        told = [f"  {line}" for line in told]
-        told.insert(0, f"{origin}:")
+    all_set = all(line.startswith("--set ") for line in told)
     if len(told) > MOST_TOLD:
-        told[MOST_TOLD:] = [f"  and {len(told) - MOST_TOLD} more"]
-    return ConfigError("\n".join(told))
+        told[MOST_TOLD:] = [f"and {len(told) - MOST_TOLD} more"]
+    return ConfigError("\n".join(told) if all_set else "\n  ".join([f"{origin}:", *told]))
 
 
 def shown(value: Any) -> str:

@@ -101,16 +101,19 @@ def test_a_folder_and_a_list(folder, racnn, tmp_path):
     assert "--overwrite" in result.err
 
 
-def test_a_damaged_photo_leaves_nothing_in_the_way_of_the_next_try(folder, racnn, tmp_path):
+def test_a_damaged_photo_stops_a_run_that_can_go_on(folder, racnn, tmp_path):
     photo = folder / "wren" / "1.png"
-    photo.write_bytes(photo.read_bytes()[:-40])
+    whole = photo.read_bytes()
+    photo.write_bytes(whole[:-40])
     words = ["train", folder, "--out", tmp_path / "run", *SMALL]
     refused = racnn(*words)
     assert refused.code == 2
     assert "1.png" in refused.err
     assert "--set data.on_error=skip" in refused.err
-    assert not (tmp_path / "run").exists()
-    result = racnn(*words, "--set", "data.on_error=skip", "--set", "data.most_skipped=0.5")
+    assert "start anew with --overwrite" in refused.err
+    skip = ["--set", "data.on_error=skip", "--set", "data.most_skipped=0.5"]
+    assert racnn(*words, *skip).code == 2
+    result = racnn(*words, *skip, "--overwrite")
     assert result.code == 0, result.err
     assert "photos are few" in result.out
 

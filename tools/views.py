@@ -314,11 +314,14 @@ class Run:
 
     def _cost(self, side: int) -> float:
         """Return the multiplications of the trunk on a view of so many pixels."""
+        import torch
+
         from racnn.models.cost import multiplications
 
         model = self.trained.model
         view = next(model.parameters()).new_zeros(1, 3, side, side)
-        return multiplications(lambda: model.extract(1, view))
+        with torch.no_grad():
+            return multiplications(lambda: model.extract(1, view))
 
     def _file(self, split: str, name: str) -> Path:
         return self.folder / f"{self.network[:12]}-{split}-{name.replace(' ', '_')}.safetensors"

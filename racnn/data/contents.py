@@ -130,5 +130,5 @@ def describe_copies(
         named = [f"{record.name} ({WORDS[split]}, '{class_names[record.label]}')" for split, record in places]
         lines.append(f"  the same photo: {', '.join(named)}")
     if most is not None and len(copies) > most:
-        lines.append(f"  and {len(copies) - most} more: racnn data verify lists all")
+        lines.append(f"  and {len(copies) - most} more: racnn data verify PHOTOS lists all")
     return lines

@@ -81,7 +81,7 @@ def format_survey(report: dict[str, Any]) -> str:
         lines.append(f"short side      {sides} px (least / 10 % / median / 90 % / most)")
         lines.append(f"width / height  {aspects}")
     if report["unreadable"]:
-        lines.append(f"unreadable      {report['unreadable']} photos; see: racnn data verify")
+        lines.append(f"unreadable      {report['unreadable']} photos; see: racnn data verify PHOTOS")
     lines += report["notes"]
     return "\n".join(lines)
 
@@ -144,7 +144,7 @@ def refuse_misplaced_boxes(data: Data) -> None:
     if wrong:
         record, problem = wrong[0]
         raise DataError(
-            f"{len(wrong)} boxes are not those of their photos, for example {record.path}: {problem}; racnn data verify lists all"
+            f"{len(wrong)} boxes are not those of their photos, for example {record.path}: {problem}; racnn data verify PHOTOS lists all"
         )
 
 

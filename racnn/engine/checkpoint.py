@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from racnn.config import Config, parse_config
 from racnn.engine.loop import build_optimizer
-from racnn.errors import CheckpointError, ConfigError, DamagedError
+from racnn.errors import CheckpointError, ConfigError, DamagedError, UserError
 from racnn.models import build_model
 from racnn.models.phase import GradientPhase, Phase, upcoming
 from racnn.models.weights import what_it_is
@@ -703,14 +703,18 @@ def count_parameters(network: nn.Module) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
-def unfinished(last: Path) -> str | None:
-    """Return where in its schedule the run of a ``last.pt`` stands; None where it has ended, or that cannot be told."""
+def unfinished(last: Path, train_names: Sequence[str]) -> str | None:
+    """Return where in its schedule the run of a ``last.pt`` stands; None where it has ended, or is not one on these photos."""
+    if not last.is_file():
+        return None
     try:
         stored = open_checkpoint(last)
-    except CheckpointError:
+    except UserError:
         return None
     progress, config = stored.content.progress, stored.config
-    if progress is None or upcoming(config.schedule, config.model.num_scales, progress.outcomes) is None:
+    if progress is None or stored.content.train_names != list(train_names):
+        return None
+    if upcoming(config.schedule, config.model.num_scales, progress.outcomes) is None:
         return None
     return _position(stored)
 

@@ -39,7 +39,8 @@ def photo_rows(trained: Predictor, measured: Measured, *, every: bool = True) ->
     if predictions.fused is not None:
         probs["fused"] = predictions.fused.softmax(dim=1)
     image = torch.zeros(1, 3, side, side, device=next(trained.model.parameters()).device)
-    cost = multiplications(lambda: trained.model(image, num_scales=trained.scales))
+    with torch.no_grad():
+        cost = multiplications(lambda: trained.model(image, num_scales=trained.scales))
     early = _early_answers(measured, names, cost)
     network = network_digest(trained)[:12]
     for index, record in enumerate(photos.records):

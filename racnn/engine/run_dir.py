@@ -16,6 +16,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -40,7 +41,7 @@ from racnn.engine.checkpoint import (
 )
 from racnn.engine.distributed import ALONE, ProcessGroup
 from racnn.errors import CheckpointError, ConfigError, DamagedError, DataError
-from racnn.written import file_sha256, make_folders, refuse_blocked, remove_empty
+from racnn.written import file_sha256, is_written, make_folders, read_record, refuse_blocked, remove_empty
 
 if sys.platform != "win32":
     import fcntl
@@ -59,6 +60,7 @@ RUN_FILES = (
     "descriptors",
     "views",
 )
+CHOICES = ("best.levels.json", "best.early_exit.json")  # written by `racnn evaluate`, or at a training's end
 RESULTS = {"results.csv": b"step,phase,", "curves.svg": b"<svg "}  # how those begin that a run writes
 # What the folders among them hold.
 PATTERNS = {"tensorboard": "events.out.tfevents.*", "descriptors": "*.safetensors", "views": "views_*"}
@@ -300,8 +302,13 @@ def launch_of(folder: Path) -> str | None:
 
 
 def clear_folder(folder: Path) -> None:
-    """Delete an earlier run, and nothing else; ``run.json``, by which it is known to be one, last."""
+    """Delete an earlier run, what was chosen for its network, and nothing else; ``run.json``, by which it is known to be one, last."""
     sweep(folder / name for name in RUN_FILES)
+    with suppress(ConfigError):  # the record is somebody else's
+        record = read_record(folder)
+        for path in (folder / name for name in CHOICES):
+            if path.is_file() and is_written(path, record):
+                path.unlink()
     for path in (folder / name for name in sorted(RUN_FILES, key="run.json".__eq__)):
         if path.is_dir() and not path.is_symlink():
             remove_files(path)

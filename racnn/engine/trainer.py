@@ -83,9 +83,8 @@ def fit(
             try:
                 trainer.train()
                 best = trainer.best_report()
-            except DataError:  # a damaged photo: the next try may do without it
-                trainer.forget_start()
-                raise
+            except DataError as error:  # a photo that was there when the run began
+                raise DataError(f"{error}{trainer.way_on()}") from None
             finally:
                 trainer.close()
     leave()
@@ -151,8 +150,7 @@ class Trainer:
         self.processes.wait()  # an earlier run is deleted only when all have come so far
         start = provenance(self.config, self.data, self.device, self.progress.step, self.processes)
         self._starts = with_start(content.provenance if content else [], start)
-        self._new = content is None
-        self.processes.from_main_process(lambda: self._enter_folder(new=self._new))
+        self.processes.from_main_process(lambda: self._enter_folder(new=content is None))
         for line in lines:
             self.logger.log(line)
 
@@ -206,10 +204,14 @@ class Trainer:
         self.logger.close()
         self._run_dir.leave(self.progress.step)
 
-    def forget_start(self) -> None:
-        """Let a new run whose first phase has not come to its first step leave nothing in the way of the next try."""
-        if self._new and not self.progress.step and not self.progress.outcomes:
-            (self.folder / "last.pt").unlink(missing_ok=True)
+    def way_on(self) -> str:
+        """Return how a run that had to stop can go on, as the end of a message; nothing where nothing is kept."""
+        if not (self.folder / "last.pt").exists():
+            return ""
+        return (
+            f"\nthe run so far is in {self.folder}: once all photos can be read again, go on with --resume; without some of them, "
+            "start anew with --overwrite"
+        )
 
     # --- the phases
 

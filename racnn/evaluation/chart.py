@@ -9,6 +9,7 @@ from html import escape
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 720, 60, 680, 40, 340  # of the picture, and of the frame in it; pixels
 IN_A_ROW = 3  # of the legend
+MOST_TICKS = 9
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,18 @@ def cost_chart(dots: Sequence[Dot], *, legend: Mapping[str, str], caption: str) 
 
 def _round_costs(low: float, high: float) -> list[tuple[float, str]]:
     """Return round numbers between two, and how they are written, such as 2 G."""
-    found = []
-    for exponent in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1):
-        for digit in (1, 2, 5):
-            if low <= (cost := digit * 10.0**exponent) <= high:
-                thousands = min(max(exponent, 0) // 3, 4)
-                unit = ("", " k", " M", " G", " T")[thousands]
-                found.append((cost, f"{cost / 1000.0**thousands:g}{unit}"))
-    return found
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    digits: tuple[float, ...] = (1, 2, 5)
+    found = [d * 10.0**e for e in exponents for d in digits if low <= d * 10.0**e <= high]
+    if len(found) < 2:
+        digits = tuple(each / 10 for each in range(10, 100))
+        found = [d * 10.0**e for e in exponents for d in digits if low <= d * 10.0**e <= high]
+    while len(found) > MOST_TICKS:
+        found = found[::2]
+    return [(cost, _written_out(cost)) for cost in found]
+
+
+def _written_out(cost: float) -> str:
+    """Return a number with two digits and a unit, such as 2.5 G."""
+    thousands = min(max(math.floor(math.log10(cost) + 1e-9), 0) // 3, 4)
+    return f"{float(f'{cost / 1000.0**thousands:.2g}'):g}{('', ' k', ' M', ' G', ' T')[thousands]}"

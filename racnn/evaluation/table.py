@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 RULE = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)  # one under the head, nothing else
-WIDEST = 10_000  # columns; numbers are not cut to the terminal's width
+WIDEST, HIGHEST = 10_000, 25  # of which only both together keep a terminal's width from cutting numbers
 FIRST = 12  # the least width of a first column, so that the tables of a report start alike
 
 
@@ -31,7 +31,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, strong: str | N
         )
     for row in rows:
         grid.add_row(*map(Text, row), style="bold" if row[0] == strong else "")
-    console = Console(file=io.StringIO(), width=WIDEST, force_terminal=sys.stdout.isatty(), highlight=False)
+    console = Console(
+        file=io.StringIO(), width=WIDEST, height=HIGHEST, force_terminal=sys.stdout.isatty(), highlight=False
+    )
     with console.capture() as captured:
         console.print(grid)
     return "\n".join(line.rstrip() for line in captured.get().splitlines())

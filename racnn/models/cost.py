@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 
-@torch.no_grad()
 def multiplications(run: Callable[[], Any]) -> float:
     """Return the multiplications in the convolutions and matrix products of a call; nothing else is counted."""
     with FlopCounterMode(display=False) as counter:

@@ -50,7 +50,8 @@ def zoom(
             points the mask depends on ``tl`` alone.
         move_samples: The derivative in the region follows the sample points as they move with it: exact. False
             holds them where they are and moves the mask over them alone, the derivative of equations 11 to 13.
-        dense: Multiply by whole matrices, as said above; None does so on every device but a CPU.
+        dense: Multiply by whole matrices, as said above; None does so on every device but a CPU, and where a graph is exported,
+            which cannot depend on how many pixels count.
 
     Returns:
         [B, C, h, w] in the image's type.
@@ -59,7 +60,8 @@ def zoom(
     with torch.autocast(image.device.type, enabled=False):
         region = region.to(dtype)
         held = region if move_samples else region.detach()
-        dense = image.device.type != "cpu" if dense is None else dense
+        if dense is None:
+            dense = image.device.type != "cpu" or torch.compiler.is_exporting()
         view = image.to(dtype)
         for axis, source, target in ((1, image.shape[2], size[0]), (0, image.shape[3], size[1])):  # y, then x
             # centre and half side

@@ -113,6 +113,9 @@ def test_photos_are_named_as_for_training(root, racnn):
     assert refused.code == 2
     assert "images.txt" in refused.err
     assert "3000 photos" in racnn("data", "info", "synthetic").out
+    refused = racnn("data", "verify", "synthetic")
+    assert refused.code == 2
+    assert "drawn photos need no check" in refused.err
 
 
 @pytest.mark.parametrize("workers", [0, 2])

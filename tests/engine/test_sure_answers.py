@@ -159,3 +159,13 @@ def test_evaluate_goes_by_what_was_chosen_and_says_where_that_cannot_be_used(run
     assert "levels were not measured" in result.out
     assert "other weights" in result.out
     assert racnn("predict", folder / "best.pt", folder.parent / "birds", "--levels").code == 2
+
+
+def test_a_new_run_in_the_folder_takes_no_choice_of_the_old_one(run, racnn):
+    folder, _ = run
+    words = ("train", folder.parent / "birds", "--out", folder, "--overwrite", *SMALL)
+    (folder / "last.levels.json").write_text("{}")
+    result = racnn(*words, "--set", "data.exclude=null")
+    assert result.code == 0, result.err
+    assert not (folder / "best.levels.json").exists()
+    assert (folder / "last.levels.json").read_text() == "{}", "somebody else's"

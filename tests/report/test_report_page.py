@@ -11,6 +11,7 @@ import layouts
 import pytest
 import torch
 
+from racnn.engine.checkpoint import unfinished
 from racnn.engine.evaluator import measure_trained
 from racnn.engine.photo_rows import photo_rows
 from racnn.engine.predictor import load
@@ -206,6 +207,13 @@ def test_a_run_that_has_not_come_to_its_end_says_so(finished, racnn, tmp_path):
     (run / "previous.pt").replace(run / "last.pt")
     assert racnn("report", run, "--out", out).code == 0
     assert "has not come to its end yet: it is in phase" in out.read_text()
+    trained = load(run / "best.pt")
+    assert unfinished(run / "last.pt", trained.train_names)
+    assert unfinished(run / "last.pt", trained.train_names[1:]) is None, "of another run"
+    assert unfinished(run / "none.pt", trained.train_names) is None
+    (run / "last.pt").write_bytes(b"")
+    (run / "previous.pt").unlink(missing_ok=True)
+    assert unfinished(run / "last.pt", trained.train_names) is None
 
 
 @pytest.mark.parametrize(

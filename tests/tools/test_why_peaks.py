@@ -1,11 +1,16 @@
 """tools/why.py counts peaks as one would by eye."""
 
+import layouts
 import pytest
 import torch
 
 import why as tool
+from racnn.engine.evaluator import data_of
 from racnn.engine.predictor import load
 from racnn.errors import ConfigError
+
+SMALL = ["--backbone", "tiny", "--set", "model.weights=null", "--set", "model.view_sizes=[32, 32, 32]"]
+SMALL += ["--set", "data.source_size=48", "--set", "data.num_workers=0", "--set", "run.num_preview=0"]
 
 
 def test_a_peak_is_the_middle_of_its_cell_in_the_photo():
@@ -24,23 +29,35 @@ def test_hits_by_hand():
     torch.testing.assert_close(near, torch.tensor([1.0, 1.0, torch.nan, torch.nan]), equal_nan=True)
 
 
-def test_every_look_has_its_rows(finished, capsys):
+def test_every_peak_is_that_of_its_map(finished, capsys):
     tool.main(finished.folder / "best.pt", limit=5, device="cpu")
     out = capsys.readouterr().out
     assert "5 photos" in out
-    for number in (1, 2, 3):
-        for name in ("why", "class activation", "the middle"):
-            assert f"look {number}: {name}" in out
-    found = tool.measure(load(finished.folder / "best.pt"), limit=5)
-    assert {len(inside) for inside, _ in found.values()} == {5}
-    boxes_hold_middles = found["look 1: the middle"][0]
-    assert set(boxes_hold_middles.tolist()) <= {0.0, 1.0}
+    trained = load(finished.folder / "best.pt")
+    data = data_of(trained)
+    photos = data.splits["val"]
+    records = [photos.records[i * len(photos) // 5] for i in range(5)]
+    seen = trained.predict([photos.catalog.load(record) for record in records], why=True)
+    found = tool.measure(trained, limit=5)
+    assert list(found) == [
+        f"look {number}: {name}" for number in (1, 2, 3) for name in ("why", "class activation", "the middle")
+    ]
+    side = trained.config.data.source_size
+    for row, (record, each) in enumerate(zip(records, seen, strict=True)):
+        box, _ = photos.catalog.annotate(record)
+        for number, cells in enumerate(each.why, start=1):
+            x0, y0, x1, y1 = each.boxes_xyxy[number - 2] if number > 1 else (0.0, 0.0, side, side)
+            index = int(cells.argmax())
+            x = x0 + (x1 - x0) * (index % cells.shape[1] + 0.5) / cells.shape[1]
+            y = y0 + (y1 - y0) * (index // cells.shape[1] + 0.5) / cells.shape[0]
+            inside = box[0] <= x <= box[2] and box[1] <= y <= box[3]
+            assert found[f"look {number}: why"][0][row] == inside
+        middle = box[0] <= side / 2 <= box[2] and box[1] <= side / 2 <= box[3]
+        assert found["look 1: the middle"][0][row] == middle
 
 
-def test_photos_without_boxes_are_refused(finished, monkeypatch):
-    def nowhere(at, boxes, points):
-        return torch.full((len(at),), torch.nan), torch.full((len(at),), torch.nan)
-
-    monkeypatch.setattr(tool, "hits", nowhere)
+def test_photos_without_boxes_are_refused(racnn, tmp_path):
+    layouts.write_class_folders(tmp_path / "birds")
+    assert racnn("train", tmp_path / "birds", "--out", tmp_path / "run", *SMALL).code == 0
     with pytest.raises(ConfigError, match="no boxes"):
-        tool.measure(load(finished.folder / "best.pt"), limit=5)
+        tool.measure(load(tmp_path / "run" / "best.pt"), limit=5)

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from racnn.errors import CheckpointError, ConfigError
+from racnn.models.cost import multiplications
 from racnn.models.family import combined_log_probs
 from racnn.models.racnn.calibration import pool_weights
 from racnn.models.racnn.model import RACNN, RACNNOutput, ScaleOutput
@@ -279,7 +279,7 @@ def _select(scale: ScaleOutput, index: Tensor) -> ScaleOutput:
 def _next_scale(model: RACNN, source: Tensor, before: Sequence[ScaleOutput]) -> ScaleOutput:
     """Return the output of the scale that follows after others."""
     parent = before[-1] if before else None
-    region = parent.next_region if parent else whole(len(source), device=source.device)
+    region = parent.next_region if parent else whole(source.shape[0], device=source.device)
     view = model.crop(len(before) + 1, source, region, parent=parent)
     return model.forward_scale(len(before) + 1, view, region)
 
@@ -289,13 +289,11 @@ def scale_costs(model: RACNN, *, source_size: int, scales: int) -> list[float]:
     """Return each scale's share of the multiplications of the recursion over so many scales."""
     source = model.mean.new_zeros(1, 3, source_size, source_size)
     model.eval()
-    counts: list[int] = []
     before: list[ScaleOutput] = []
-    with FlopCounterMode(display=False) as counter:
-        for _ in range(scales):
-            before.append(_next_scale(model, source, before))
-            counts.append(counter.get_total_flops())
-    return [(now - before) / counts[-1] for before, now in zip([0, *counts], counts, strict=False)]
+    counts = [
+        multiplications(lambda: before.append(_next_scale(model, source, before))) for _ in range(scales)
+    ]
+    return [count / sum(counts) for count in counts]
 
 
 def early_exit_file(checkpoint: Path) -> Path:

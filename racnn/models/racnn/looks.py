@@ -304,4 +304,4 @@ def _shown(head: Head, labels: Tensor) -> str:
     if not head.answered.any():
         return "one photo a class: nothing to choose by, its probabilities are guessed"
     right = (head.answers.argmax(dim=1) == labels)[head.answered].float().mean().item()
-    return f"{100 * right:.1f} % of the photos right, each answered by heads that had not seen it"
+    return f"{100 * right:.1f} % right by heads that had not seen the photo (shrinkage {head.strength:g})"

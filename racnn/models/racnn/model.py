@@ -209,7 +209,7 @@ class RACNN(nn.Module):
             if parent is not None and parent.proposal is not None and noise is not None:
                 low, high = self.bounds[scale - 2]
                 parent.proposal = jitter(parent.proposal, noise[:, scale - 2], low=low, high=high)
-            region = parent.next_region if parent else whole(len(source), device=source.device)
+            region = parent.next_region if parent else whole(source.shape[0], device=source.device)
             view = self.crop(scale, source, region, parent=parent, move_samples=move_samples)
             scales.append(self.forward_scale(scale, view, region))
         complete = last == self.num_scales
