@@ -1,11 +1,15 @@
 """Answers at the level that is sure: a species where it can be told, else a genus or a family, else nothing.
 
-Nothing is trained: a group is as probable as its classes together. Which level is named decides a trade of Deng, Krause, Berg,
+Nothing is trained: a group is as probable as its classes together. Which level is named decides a trade after Deng, Krause, Berg,
 Fei-Fei, "Hedging Your Bets: Optimizing Accuracy-Specificity Trade-offs in Large Scale Visual Recognition", CVPR 2012: of all
-groups the one with the highest (information + weight) times probability, where the information of a group is how much it narrows
-the classes down, 1 for a single class and 0 for all of them. The larger the weight, the more careful the answers; it is the
-smallest with which at least a wanted share of the named groups is right. (Deng et al. count saying nothing as right; here only
-what is named counts.)
+groups the one with the highest (information + weight) times probability. The information of a group is how much it narrows the
+classes down, 1 for a single class and 0 for all of them. The larger the weight, the more careful the answers; it is the smallest
+with which at least a wanted share of the named groups is right.
+
+Deng et al. count saying nothing as right. Here only what is named counts, so that a share wanted of it is a constraint whose
+multiplier the weight is: naming a group is worth ``information * p + weight * (p - wanted)``, and nothing is worth 0. Besides,
+a right answer is worth :data:`ANY` by itself, which names a group for two photos more of a hundred and costs no information
+(training photos, answered out of fold).
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ from racnn.evaluation.table import table
 
 WANTED = 0.97  # share of the named groups that is right
 WEIGHTS = (0.0, *(0.05 * 1.08**step for step in range(110)))  # to choose from, up to 220
+ANY = 0.3  # worth of any right answer, where narrowing all classes down to one is worth 1
 UNSURE = "unsure"
 
 
@@ -99,12 +104,12 @@ class Tree:
         """Return how probable each group is, [N, G] float64, from log-probabilities of the classes [N, C]."""
         return log_probs.double().exp() @ self.members.double().T
 
-    def choose(self, probabilities: Tensor, weight: float | None) -> Tensor:
+    def choose(self, probabilities: Tensor, weight: float | None, wanted: float = WANTED) -> Tensor:
         """Return the group that is named, [N]; of equal ones the finest; with no weight that which says nothing."""
         if weight is None:
             return torch.full((len(probabilities),), len(self.names) - 1)
-        value = (self.information + weight) * probabilities
-        value[:, -1] = weight  # all classes together are certain, whatever rounding says
+        value = (self.information + ANY + weight) * probabilities
+        value[:, -1] = wanted * weight  # of saying nothing
         best = value.amax(dim=1, keepdim=True)
         return (value >= best * (1.0 - 1e-12)).double().argmax(dim=1)
 
@@ -132,7 +137,7 @@ def calibrate_caution(
     probabilities = tree.probabilities(log_probs)
     chosen: float | None = None
     for weight in reversed(WEIGHTS):
-        group = tree.choose(probabilities, weight)
+        group = tree.choose(probabilities, weight, wanted)
         named = tree.level[group] < len(levels.names)
         if named.any() and fraction(tree.members[group, labels][named]) < wanted:
             break
@@ -147,7 +152,7 @@ def sure_answers(caution: Caution, log_probs: Tensor) -> list[SureAnswer]:
     names = (*caution.names, UNSURE)
     return [
         SureAnswer(names[int(tree.level[group])], tree.names[group], min(1.0, float(probabilities[i, group])))
-        for i, group in enumerate(tree.choose(probabilities, caution.weight).tolist())
+        for i, group in enumerate(tree.choose(probabilities, caution.weight, caution.wanted).tolist())
     ]
 
 
@@ -187,7 +192,7 @@ def levels_report(
         group_of = torch.tensor([ids[group] for group in caution.groups[number]])
         heights = torch.where(group_of[answers] == group_of[labels], number, heights)
     wrong = heights[heights > 0]
-    group = tree.choose(probabilities, caution.weight)
+    group = tree.choose(probabilities, caution.weight, caution.wanted)
     level, right = tree.level[group], tree.members[group, labels]
     named = level < len(names)
     return {

@@ -1,6 +1,7 @@
 """Answers at the level that is sure: sums, the trade, and what is refused."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from racnn.data.taxonomy import Levels
 from racnn.errors import DataError
 from racnn.evaluation.levels import (
+    ANY,
     WEIGHTS,
     Caution,
     calibrate_caution,
@@ -29,8 +31,8 @@ LEVELS = Levels(
 )
 
 
-def caution(weight, network="0123", chosen_by="validation"):
-    return Caution(network, LEVELS.names, LEVELS.groups, weight, 0.97, chosen_by)
+def caution(weight, network="0123", chosen_by="validation", wanted=0.97):
+    return Caution(network, LEVELS.names, LEVELS.groups, weight, wanted, chosen_by)
 
 
 def log_probs(*rows):
@@ -61,6 +63,16 @@ def test_without_caution_it_names_what_tells_most_and_with_all_of_it_nothing():
     assert sure_answers(caution(max(WEIGHTS)), certain)[0].name == "herring gull"
 
 
+def test_a_right_answer_is_worth_something_by_itself_and_one_below_the_wanted_share_is_not():
+    """(information + ANY + weight) p against weight times the wanted share, by hand, for a family of three classes of four."""
+    information = 1.0 - math.log(3) / math.log(4)
+    least = 2.0 * 0.97 / (information + ANY + 2.0)
+    for probability, level in ((least + 1e-3, "family"), (least - 1e-3, "unsure")):
+        third = probability / 3
+        (found,) = sure_answers(caution(2.0), log_probs([third, third, third, 1.0 - probability]))
+        assert found.level == level
+
+
 def test_a_group_of_one_class_is_called_by_the_class():
     (found,) = sure_answers(caution(2.0), log_probs([0.01, 0.01, 0.01, 0.97]))
     assert (found.level, found.name) == ("species", "sooty owl")
@@ -75,7 +87,7 @@ def test_caution_is_as_small_as_the_wanted_share_allows():
     assert weights == sorted(weights)
     assert weights[0] < weights[2]
     for wanted, weight in zip((0.8, 0.9, 0.97), weights, strict=True):
-        report = levels_report(caution(weight), known, labels)["sure"]
+        report = levels_report(caution(weight, wanted=wanted), known, labels)["sure"]
         assert report["right"] >= wanted
         if weight > 0.0:
             assert report["right"] < wanted + 0.02
