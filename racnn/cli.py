@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from racnn import __version__, cli_checkpoint, cli_data, cli_evaluate
-from racnn.cli_checkpoint import Checkpoint, Device, restore
+from racnn.cli_checkpoint import Checkpoint, Device, restore, restore_any
 from racnn.errors import ConfigError, DataError, LeftOutError, TrainingError, UserError
 from racnn.written import refuse_foreign, write_file, write_json, write_text
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from racnn.config import Config
     from racnn.engine.predictor import Predictor
+    from racnn.portable.network import PortableNetwork
 
 app = typer.Typer(
     help="RA-CNN: fine-grained recognition that looks at the whole photo, zooms to where it matters, and looks again.",
@@ -351,7 +352,7 @@ def visualize(
             except DataError as error:
                 damaged.append(str(error))
 
-    trained = restore(checkpoint, device)
+    trained = restore_any(checkpoint, device)
     if why:
         trained.refuse_why()
     rows = _draw(trained, readable(), out, why=why)
@@ -368,6 +369,7 @@ def visualize(
 
 app.command(short_help="Name what is on photos.")(cli_checkpoint.predict)
 app.command(short_help="Say what a checkpoint is.")(cli_checkpoint.inspect)
+app.command(short_help="Write a network as one .onnx file.")(cli_checkpoint.export)
 app.command(short_help="Write weights as .safetensors.")(cli_checkpoint.export_weights)
 
 
@@ -525,7 +527,11 @@ def _refuse_pictures(out: Path, names: Iterable[str], photo_folders: Iterable[Pa
 
 
 def _draw(
-    predictor: Predictor, photos: Iterable[tuple[Path, str, np.ndarray]], out: Path, *, why: bool = False
+    predictor: Predictor | PortableNetwork,
+    photos: Iterable[tuple[Path, str, np.ndarray]],
+    out: Path,
+    *,
+    why: bool = False,
 ) -> list[dict[str, Any]]:
     """Write one picture a photo, under the name given, and regions.json."""
     rows = []

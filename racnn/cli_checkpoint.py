@@ -14,9 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from racnn.errors import ConfigError, DataError, LeftOutError
+from racnn.written import write_bytes
 
 if TYPE_CHECKING:
     from racnn.engine.predictor import Predictor
+    from racnn.portable.network import PortableNetwork
+
+ONNX = ".onnx"
+NUM_CHECKED = 8  # validation photos that an export is checked on
 
 Checkpoint = Annotated[
     Path,
@@ -27,8 +32,21 @@ Checkpoint = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 
+def restore_any(checkpoint: Path, device: str, *, levels: bool = False) -> Predictor | PortableNetwork:
+    """Return the network of a checkpoint on a device by its name, or of an .onnx file, without torch."""
+    if checkpoint.suffix == ONNX:
+        from racnn.portable.network import open_onnx
+
+        return open_onnx(checkpoint, device=device, levels=levels)
+    return restore(checkpoint, device, levels=levels)
+
+
 def restore(checkpoint: Path, device: str, *, levels: bool = False) -> Predictor:
     """Return the network of a checkpoint on a device by its name."""
+    if checkpoint.suffix == ONNX:
+        raise ConfigError(
+            f"{checkpoint}: an .onnx file is for predict and visualize; expected the checkpoint it is of"
+        )
     from racnn.engine.device import pick_device
     from racnn.engine.predictor import load
 
@@ -40,10 +58,31 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Say what a checkpoint is: dataset, classes, network, how far it was trained, with what."""
+    if checkpoint.suffix == ONNX:
+        from racnn.portable.network import describe_onnx
+
+        about = describe_onnx(checkpoint)
+        print(
+            json.dumps(about, indent=2) if as_json else "\n".join(f"{key:<12} {about[key]}" for key in about)
+        )
+        return
     from racnn.engine.checkpoint import describe, format_description
 
     found = describe(checkpoint)
     print(json.dumps(found, indent=2) if as_json else format_description(found))
+
+
+def refuse_existing(out: Path, suffix: str, *, overwrite: bool) -> None:
+    """Refuse to write an export under a name that does not say what it is, or that is taken.
+
+    Raises:
+        ConfigError: The suffix is another one, or something is there.
+    """
+    if out.suffix != suffix:
+        raise ConfigError(f"--out {out}: expected a name that ends with {suffix}")
+    if os.path.lexists(out) and (out.is_dir() or not overwrite):
+        hint = "a folder" if out.is_dir() else "exists already: replace an earlier export with --overwrite"
+        raise ConfigError(f"--out {out}: {hint}")
 
 
 def export_weights(
@@ -55,15 +94,44 @@ def export_weights(
     from racnn.engine.checkpoint import SUFFIX
     from racnn.engine.predictor import export_trained
 
-    if out.suffix != SUFFIX:
-        raise ConfigError(f"--out {out}: expected a name that ends with {SUFFIX}")
+    refuse_existing(out, SUFFIX, overwrite=overwrite)
     if any(0xD800 <= ord(character) < 0xE000 for character in str(out)):
         raise ConfigError(f"--out {out}: expected a name in UTF-8, or safetensors cannot read it")
-    if os.path.lexists(out) and (out.is_dir() or not overwrite):
-        hint = "a folder" if out.is_dir() else "exists already: replace an earlier export with --overwrite"
-        raise ConfigError(f"--out {out}: {hint}")
     export_trained(checkpoint, out)
     print(f"written to {out}: {out.stat().st_size:,} bytes; see racnn inspect {out}")
+
+
+def export(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Option(help="The .onnx file to write.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Where the run's dataset lies now; its validation photos check the file."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier file.")] = False,
+) -> None:
+    """Write a network as one .onnx file: from the pixels of a photo of any size to names and places, checked on photos.
+
+    Early exit and levels go into it where they were chosen before.
+    """
+    refuse_existing(out, ONNX, overwrite=overwrite)
+    from racnn.engine.predictor import network_digest
+    from racnn.evaluation.levels import caution_file, load_caution
+    from racnn.export.onnx_file import MOST_OFF, export_onnx, sample_photos
+    from racnn.models.racnn.early_exit import early_exit_file, load_early_exit
+
+    trained = restore(checkpoint, "cpu")
+    if trained.early_exit is None and early_exit_file(checkpoint).is_file():
+        trained.early_exit = load_early_exit(checkpoint, network_digest(trained))
+    if caution_file(checkpoint).is_file():
+        trained.caution = load_caution(checkpoint, network_digest(trained), trained.class_names)
+    content, checked = export_onnx(trained, sample_photos(trained, data, NUM_CHECKED))
+    write_bytes(out, content, flag="--out")
+    print(
+        f"checked on {checked.photos} photos of {checked.sizes} sizes: off by at most {checked.probability:.1e} in a probability "
+        f"({MOST_OFF:.0e} is let pass), {checked.box:.1e} pixels in a box; from the photo on {checked.from_photo:.1e}"
+    )
+    print(f"written to {out}: {len(content) / 1e6:.1f} MB; racnn predict {out} PHOTOS")
 
 
 def predict(
@@ -102,16 +170,9 @@ def predict(
     from tqdm import tqdm
 
     from racnn.data.listing import describe_passed, iter_photos
-    from racnn.engine.evaluator import refuse_early_exit
-    from racnn.engine.predictor import network_digest
-    from racnn.models.racnn.early_exit import load_early_exit
 
-    trained = restore(checkpoint, device, levels=levels)
-    if early_exit:
-        refuse_early_exit(trained)
-    early = trained.early_exit if early_exit else None
-    if early_exit and early is None:
-        early = load_early_exit(checkpoint, network_digest(trained))
+    trained = restore_any(checkpoint, device, levels=levels)
+    early = _early_exit_of(trained, checkpoint) if early_exit else None
     answers = top or (3 if as_json else 1)
     rows = trained.stream(photos, batch_size=batch_size, workers=workers, early=early, top=answers)
     for place in photos:
@@ -149,6 +210,27 @@ def predict(
     if damaged:
         failed = LeftOutError if damaged < total else DataError
         raise failed(f"{damaged} of {total} photos could not be read")
+
+
+def _early_exit_of(trained: Any, checkpoint: Path) -> Any:
+    """Return when a network is to stop looking.
+
+    Raises:
+        ConfigError: It cannot, or nothing was chosen.
+    """
+    if checkpoint.suffix == ONNX:
+        if trained.early_exit is None:
+            raise ConfigError(
+                f"--early-exit: {checkpoint}: nothing was chosen before the export; `racnn evaluate CHECKPOINT --early-exit`, "
+                "then export anew"
+            )
+        return trained.early_exit
+    from racnn.engine.evaluator import refuse_early_exit
+    from racnn.engine.predictor import network_digest
+    from racnn.models.racnn.early_exit import load_early_exit
+
+    refuse_early_exit(trained)
+    return trained.early_exit or load_early_exit(checkpoint, network_digest(trained))
 
 
 def _sure_in_words(sure: dict[str, Any], said: str) -> str:

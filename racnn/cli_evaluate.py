@@ -16,7 +16,7 @@ from racnn.written import STREAMS, refuse_foreign, write_bytes, write_json, writ
 if TYPE_CHECKING:
     from racnn.engine.evaluator import Measured
     from racnn.engine.predictor import Predictor
-    from racnn.evaluation.levels import Caution
+    from racnn.evaluation.hedge import Caution
 
 
 def evaluate(

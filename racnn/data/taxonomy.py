@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from racnn.data.groups import Levels
 from racnn.data.names import class_name, matching_classes
 from racnn.data.sources.folder import NESTED, nested_levels
 from racnn.errors import DataError, did_you_mean
@@ -22,23 +22,6 @@ from racnn.sections import DataConfig
 
 PACKAGED = ("cub200",)
 MOST_NAMED = 5  # classes in one message
-
-
-@dataclass(frozen=True)
-class Levels:
-    """The groups that the classes of a network are in.
-
-    Attributes:
-        names: Names of the levels, the finest first, which is that of the classes themselves.
-        groups: The group of each class, [C], by level; that of the first level is its own name.
-    """
-
-    names: tuple[str, ...]
-    groups: tuple[tuple[str, ...], ...]
-
-    def __post_init__(self) -> None:
-        assert len(self.names) == len(self.groups) > 1
-        assert len({len(each) for each in self.groups}) == 1
 
 
 def read_levels(source: str, class_names: Sequence[str], config: DataConfig) -> Levels:

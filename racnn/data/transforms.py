@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
+from racnn.data.shapes import Resize, box_in_photo, resized_shape
 from racnn.sections import AugmentConfig
 
 Box = tuple[float, float, float, float]
@@ -45,7 +46,7 @@ class SourceTransform:
     def __init__(
         self,
         source_size: int,
-        resize: Literal["squash", "crop"] = "squash",
+        resize: Resize = "squash",
         augment: AugmentConfig | None = None,
     ) -> None:
         self.source_size = source_size
@@ -107,19 +108,11 @@ class SourceTransform:
 
     def to_photo(self, box_xyxy: Sequence[float], photo_size: tuple[int, int]) -> list[float]:
         """Return a box in pixels of the source, made without augmentation, in pixels of the photo of size (h, w)."""
-        height, width = photo_size
-        resized_h, resized_w = self.resized_shape(height, width)
-        top, left = (resized_h - self.source_size) // 2, (resized_w - self.source_size) // 2
-        x0, y0, x1, y1 = box_xyxy
-        x_scale, y_scale = width / resized_w, height / resized_h
-        return [(x0 + left) * x_scale, (y0 + top) * y_scale, (x1 + left) * x_scale, (y1 + top) * y_scale]
+        return box_in_photo(box_xyxy, self.source_size, self.resized_shape(*photo_size), photo_size)
 
     def resized_shape(self, height: int, width: int) -> tuple[int, int]:
         """Return the height and width that a photo is resized to before the square is cut from it."""
-        if self.resize == "squash":
-            return self.resize_to, self.resize_to
-        scale = self.resize_to / min(height, width)
-        return round(height * scale), round(width * scale)
+        return resized_shape(self.resize, self.resize_to, height, width)
 
 
 def channels_first(image: np.ndarray) -> Tensor:

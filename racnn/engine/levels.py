@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from racnn.data import Data
-from racnn.data.taxonomy import Levels, read_levels
+from racnn.data.groups import Levels
+from racnn.data.taxonomy import read_levels
 from racnn.engine.evaluator import Measured, predict_split
 from racnn.engine.predictor import Predictor, network_digest
 from racnn.errors import ConfigError
-from racnn.evaluation.levels import WANTED, Caution, calibrate_caution
+from racnn.evaluation.hedge import WANTED, Caution
+from racnn.evaluation.levels import calibrate_caution
 from racnn.models.family import combined_log_probs
 from racnn.models.racnn.calibration import weights_out_of_fold
 from racnn.models.racnn.early_exit import pooled_answer

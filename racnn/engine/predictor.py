@@ -4,91 +4,31 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from racnn.config import Config
 from racnn.data.folder_stream import photo_batches
-from racnn.data.image_io import as_rgb, read_photo
-from racnn.data.listing import find_photos
 from racnn.data.transforms import SourceTransform
 from racnn.engine.checkpoint import digest, is_published, open_checkpoint, write_published
 from racnn.engine.device import prepare
-from racnn.errors import ConfigError, DataError
-from racnn.evaluation import draw
-from racnn.evaluation.levels import Caution, SureAnswer, load_caution, sure_answers
+from racnn.errors import ConfigError
+from racnn.evaluation.hedge import Caution, sure_answers
+from racnn.evaluation.levels import load_caution
 from racnn.models import build_model
 from racnn.models.family import combined_log_probs
 from racnn.models.parts import Parts
 from racnn.models.racnn.early_exit import EarlyExit, look_until_confident, stored_early_exit
 from racnn.models.racnn.model import RACNN
 from racnn.ops.regions import to_boxes_xyxy
+from racnn.portable.answers import Prediction, answer_dict, load_photos, sure_dict
 from racnn.written import refuse_foreign
-
-Answer = list[tuple[str, float]]  # names with probabilities, the most probable first
-Photo = str | Path | np.ndarray | Image.Image
-
-
-@dataclass
-class Prediction:
-    """What a network made of one photo.
-
-    Attributes:
-        photo: uint8 [h, w, 3], upright.
-        path: Path of the photo, where it was a file.
-        top: The answer of all looks together: names with probabilities, the most probable first.
-        boxes_xyxy: Where each finer look looked, in the photo's pixels.
-        views: What each look saw, [3, side, side] in [0, 1].
-        looks: The answer of each look by itself: ``scale_1``, ..., and ``fused`` where there is one.
-        sure: What is sure of the photo, a class or a group of some level, where levels were loaded.
-        why: Where each look sees the answer rather than the second most probable class, [h, w], at least 0, in logits; where
-            that was asked for.
-    """
-
-    photo: np.ndarray = field(repr=False)
-    path: Path | None
-    top: Answer
-    boxes_xyxy: list[list[float]]
-    views: list[Tensor] = field(repr=False)
-    looks: dict[str, Answer] = field(repr=False)
-    why: list[Tensor] | None = field(default=None, repr=False)
-    sure: SureAnswer | None = None
-
-    @property
-    def name(self) -> str:
-        """The most probable class."""
-        return self.top[0][0]
-
-    @property
-    def probability(self) -> float:
-        """Probability of the most probable class."""
-        return self.top[0][1]
-
-    def show(self) -> Image.Image:
-        """Return a picture: the photo with its boxes, the views, and what each look made of them; and why, if it was asked."""
-        scales = [answer for name, answer in self.looks.items() if name != "fused"]
-        views: Sequence[Any] = self.views
-        title = None
-        if self.why is not None:
-            views = [np.asarray(draw.heat(view, cells)) for view, cells in zip(views, self.why, strict=True)]
-            title = f"why {self.top[0][0]} and not {self.top[1][0]}"
-        return draw.panel(self.photo, self.boxes_xyxy, views, scales, self.looks.get("fused"), title)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the answer in plain types, as ``racnn predict --json`` and ``regions.json`` have it."""
-        return {
-            **({} if self.path is None else {"photo": str(self.path)}),
-            **answer_dict(self.top, self.boxes_xyxy),
-            "looks": {name: _plain(answer) for name, answer in self.looks.items()},
-            **sure_dict(self.sure),
-        }
 
 
 @dataclass
@@ -140,12 +80,9 @@ class Predictor:
         """
         if why:
             self.refuse_why()
-        if isinstance(photos, list | tuple):
-            loaded = [pair for photo in photos for pair in _load(photo)]
-        elif isinstance(photos, str | Path) and Path(photos).is_dir():
-            loaded = _load(photos)
-        else:
-            return self._look(_load(photos), top, why)[0]
+        loaded, several = load_photos(photos)
+        if not several:
+            return self._look(loaded, top, why)[0]
         starts = range(0, len(loaded), batch_size)
         return [
             found for start in starts for found in self._look(loaded[start : start + batch_size], top, why)
@@ -179,7 +116,7 @@ class Predictor:
         cells = why_cells(self.model, output, answers) if why else None
         looks = {f"scale_{number}": logits for number, logits in enumerate(output.logits, start=1)}
         looks |= {} if fused is None else {"fused": fused}
-        sure = None if self.caution is None else sure_answers(self.caution, answers)
+        sure = None if self.caution is None else sure_answers(self.caution, answers.cpu().exp().numpy())
         side = config.source_size
         boxes = [to_boxes_xyxy(region, (side, side)) for region in output.regions[1:]]
         views = [model.to_pixels(view).cpu() for view in output.views]
@@ -235,7 +172,7 @@ class Predictor:
             found = parts.run(partial(self._answer, early), given) if readable else []
             for positions, log_probs, regions in itertools.chain(*found):
                 boxes = [to_boxes_xyxy(region, (side, side)) for region in regions[1:]]
-                sure = None if self.caution is None else sure_answers(self.caution, log_probs)
+                sure = None if self.caution is None else sure_answers(self.caution, log_probs.exp().numpy())
                 for i, position in enumerate(positions):
                     size = batch.sizes[position]
                     assert size is not None
@@ -330,43 +267,6 @@ def network_digest(trained: Predictor) -> str:
     return digest(trained.model.state_dict())
 
 
-def answer_dict(top: Answer, boxes_xyxy: list[list[float]]) -> dict[str, Any]:
-    """Return an answer in plain types: ``top``, ``scales`` (how many looked) and ``boxes_xyxy``."""
-    boxes = [[round(value, 2) for value in box] for box in boxes_xyxy]
-    return {"top": _plain(top), "scales": len(boxes) + 1, "boxes_xyxy": boxes}
-
-
-def sure_dict(sure: SureAnswer | None) -> dict[str, Any]:
-    """Return what is sure in plain types: ``sure`` of ``level``, ``name`` and ``probability``; nothing where it is not known."""
-    if sure is None:
-        return {}
-    return {"sure": {"level": sure.level, "name": sure.name, "probability": round(sure.probability, 6)}}
-
-
-def _load(photo: Photo) -> list[tuple[Path | None, np.ndarray]]:
-    """Return the photos that one thing given to :meth:`Predictor.predict` stands for, as pixels."""
-    if isinstance(photo, str | Path):
-        return [(path, read_photo(path)) for path in find_photos([Path(photo)])]
-    if isinstance(photo, Image.Image):
-        return [(None, as_rgb(photo))]
-    if isinstance(photo, np.ndarray):
-        grey = photo.ndim == 2
-        if (
-            photo.dtype != np.uint8
-            or not (grey or (photo.ndim == 3 and photo.shape[2] == 3))
-            or not photo.size
-        ):
-            raise DataError(
-                f"expected a photo as a uint8 array [h, w, 3] or [h, w], got {photo.dtype} {list(photo.shape)}"
-            )
-        return [(None, np.repeat(photo[..., None], 3, axis=2) if grey else photo)]
-    raise DataError(f"expected a path, a PIL image or an array, got {type(photo).__name__}")
-
-
 def _best(logits: Tensor, names: list[str], num: int = 3) -> list[tuple[str, float]]:
     probs, classes = logits.float().softmax(dim=0).topk(min(num, len(names)))
     return [(names[c], p) for c, p in zip(classes.tolist(), probs.tolist(), strict=True)]
-
-
-def _plain(top: list[tuple[str, float]]) -> list[dict[str, Any]]:
-    return [{"name": name, "probability": round(p, 6)} for name, p in top]

@@ -8,116 +8,28 @@ with which at least a wanted share of the named groups is right.
 
 Deng et al. count saying nothing as right. Here only what is named counts, so that a share wanted of it is a constraint whose
 multiplier the weight is: naming a group is worth ``information * p + weight * (p - wanted)``, and nothing is worth 0. Besides,
-a right answer is worth :data:`ANY` by itself, which names a group for two photos more of a hundred and costs no information
+a right answer is worth :data:`racnn.evaluation.hedge.ANY` by itself, which names a group for two photos more of a hundred and costs no information
 (training photos, answered out of fold).
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
+import numpy as np
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from racnn.data.taxonomy import Levels
+from racnn.data.groups import Levels
 from racnn.errors import DataError
-from racnn.evaluation.metrics import fraction
+from racnn.evaluation.hedge import WANTED, Caution, tree_of
 from racnn.evaluation.table import table
 
-WANTED = 0.97  # share of the named groups that is right
 WEIGHTS = (0.0, *(0.05 * 1.08**step for step in range(110)))  # to choose from, up to 220
-ANY = 0.3  # worth of any right answer, where narrowing all classes down to one is worth 1
-UNSURE = "unsure"
-
-
-@dataclass(frozen=True)
-class Caution:
-    """How careful the answers of a network are.
-
-    Attributes:
-        network: Digest of the weights that it was chosen for.
-        names: Names of the levels, see :class:`racnn.data.taxonomy.Levels`.
-        groups: The group of each class by level, likewise.
-        weight: See above; None: nothing is named, for no weight reaches the share.
-        wanted: The share of right answers that it was chosen for.
-        chosen_by: 'out of fold', by the training photos, each answered by heads that had not seen it; or 'validation'.
-    """
-
-    network: str
-    names: tuple[str, ...]
-    groups: tuple[tuple[str, ...], ...]
-    weight: float | None
-    wanted: float
-    chosen_by: str
-
-    @property
-    def levels(self) -> Levels:
-        """The groups."""
-        return Levels(self.names, self.groups)
-
-
-@dataclass(frozen=True)
-class SureAnswer:
-    """What is sure of a photo: a group of some level, or, with the level 'unsure', nothing."""
-
-    level: str
-    name: str
-    probability: float
-
-
-class Tree:
-    """The groups of all levels as tensors, those of the classes first, what says nothing last.
-
-    A group that holds all classes says nothing either, and is none of them.
-
-    Attributes:
-        level: [G], number of the level; that of the last group is the number of levels.
-        members: bool [G, C], the classes of each group.
-        information: [G] float64, see above.
-        names: G names.
-    """
-
-    def __init__(self, levels: Levels) -> None:
-        classes = len(levels.groups[0])
-        names, numbers, members = list[str](), list[Tensor](), list[Tensor]()
-        for number, groups in enumerate(levels.groups):
-            own = {name: i for i, name in enumerate(dict.fromkeys(groups))}
-            if len(own) == 1 and number:
-                continue
-            names += own
-            numbers.append(torch.full((len(own),), number))
-            members.append(F.one_hot(torch.tensor([own[name] for name in groups]), len(own)).T.bool())
-        self.names = [*names, UNSURE]
-        self.level = torch.cat([*numbers, torch.tensor([len(levels.names)])])
-        self.members = torch.cat([*members, torch.ones(1, classes, dtype=torch.bool)])
-        self.information = 1.0 - self.members.sum(dim=1).double().log() / math.log(max(classes, 2))
-
-    def probabilities(self, log_probs: Tensor) -> Tensor:
-        """Return how probable each group is, [N, G] float64, from log-probabilities of the classes [N, C]."""
-        return log_probs.double().exp() @ self.members.double().T
-
-    def choose(self, probabilities: Tensor, weight: float | None, wanted: float = WANTED) -> Tensor:
-        """Return the group that is named, [N]; of equal ones the finest; with no weight that which says nothing."""
-        if weight is None:
-            return torch.full((len(probabilities),), len(self.names) - 1)
-        value = (self.information + ANY + weight) * probabilities
-        value[:, -1] = wanted * weight  # of saying nothing
-        best = value.amax(dim=1, keepdim=True)
-        return (value >= best * (1.0 - 1e-12)).double().argmax(dim=1)
-
-
-@functools.lru_cache(maxsize=4)
-def tree_of(levels: Levels) -> Tree:
-    """Return the tree of some levels, made once."""
-    return Tree(levels)
 
 
 def calibrate_caution(
@@ -133,27 +45,16 @@ def calibrate_caution(
         labels: [N].
         wanted: The share.
     """
-    tree = tree_of(levels)
-    probabilities = tree.probabilities(log_probs)
+    tree, true = tree_of(levels), labels.numpy()
+    probabilities = tree.probabilities(_probabilities(log_probs))
     chosen: float | None = None
     for weight in reversed(WEIGHTS):
         group = tree.choose(probabilities, weight, wanted)
         named = tree.level[group] < len(levels.names)
-        if named.any() and fraction(tree.members[group, labels][named]) < wanted:
+        if named.any() and tree.members[group, true][named].mean() < wanted:
             break
         chosen = weight
     return chosen
-
-
-def sure_answers(caution: Caution, log_probs: Tensor) -> list[SureAnswer]:
-    """Return what is sure of photos, from log-probabilities [N, C] of their classes."""
-    tree = tree_of(caution.levels)
-    probabilities = tree.probabilities(log_probs.cpu())
-    names = (*caution.names, UNSURE)
-    return [
-        SureAnswer(names[int(tree.level[group])], tree.names[group], min(1.0, float(probabilities[i, group])))
-        for i, group in enumerate(tree.choose(probabilities, caution.weight, caution.wanted).tolist())
-    ]
 
 
 def levels_report(
@@ -175,30 +76,28 @@ def levels_report(
         ``answered`` of all photos, and ``at`` each level, with ``right_at`` of it.
     """
     tree, names = tree_of(caution.levels), caution.names
-    probabilities = tree.probabilities(log_probs.cpu())
-    labels = labels.cpu()
+    probabilities, true = tree.probabilities(_probabilities(log_probs)), labels.cpu().numpy()
     top1 = {}
     for number, name in enumerate(names):
-        own = (tree.level == number).nonzero()[:, 0]
+        own = np.flatnonzero(tree.level == number)
         if not len(own):  # one group holds all classes
             top1[name] = 1.0
             continue
-        best = own[probabilities[:, own].argmax(dim=1)]
-        top1[name] = fraction(tree.members[best, labels])
-    answers = log_probs.cpu().argmax(dim=1)
-    heights = torch.full((len(labels),), len(names))
+        best = own[probabilities[:, own].argmax(axis=1)]
+        top1[name] = _share(tree.members[best, true])
+    answers = log_probs.cpu().argmax(dim=1).numpy()
+    heights = np.full(len(true), len(names))
     for number in range(len(names) - 1, -1, -1):
-        ids = {group: i for i, group in enumerate(dict.fromkeys(caution.groups[number]))}
-        group_of = torch.tensor([ids[group] for group in caution.groups[number]])
-        heights = torch.where(group_of[answers] == group_of[labels], number, heights)
+        group_of = np.array(caution.groups[number])
+        heights = np.where(group_of[answers] == group_of[true], number, heights)
     wrong = heights[heights > 0]
     group = tree.choose(probabilities, caution.weight, caution.wanted)
-    level, right = tree.level[group], tree.members[group, labels]
+    level, right = tree.level[group], tree.members[group, true]
     named = level < len(names)
     return {
         "names": list(names),
         "top1": top1,
-        "severity": float(wrong.double().mean()) if len(wrong) else None,
+        "severity": float(wrong.mean()) if len(wrong) else None,
         "mistakes": {
             name: int((wrong == number).sum()) for number, name in enumerate((*names[1:], "beyond"), start=1)
         },
@@ -207,15 +106,24 @@ def levels_report(
             "chosen_by": caution.chosen_by,
             "in_sample": in_sample,
             "wanted": caution.wanted,
-            "answered": fraction(named),
-            "right": fraction(right[named]) if named.any() else None,
-            "at": {name: fraction(level == number) for number, name in enumerate(names)},
+            "answered": _share(named),
+            "right": _share(right[named]) if named.any() else None,
+            "at": {name: _share(level == number) for number, name in enumerate(names)},
             "right_at": {
-                name: fraction(right[level == number]) if (level == number).any() else None
+                name: _share(right[level == number]) if (level == number).any() else None
                 for number, name in enumerate(names)
             },
         },
     }
+
+
+def _probabilities(log_probs: Tensor) -> np.ndarray:
+    found: np.ndarray = log_probs.cpu().double().exp().numpy()
+    return found
+
+
+def _share(found: np.ndarray) -> float:
+    return float(found.mean())
 
 
 def format_levels(found: Mapping[str, Any]) -> str:

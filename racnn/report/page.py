@@ -17,12 +17,13 @@ from racnn import __version__
 from racnn.config import dump_config
 from racnn.engine.evaluator import Measured
 from racnn.engine.photo_rows import photo_rows
-from racnn.engine.predictor import Prediction, Predictor
+from racnn.engine.predictor import Predictor
 from racnn.errors import DataError
 from racnn.evaluation import draw
 from racnn.evaluation.charts import color, curves, reliability, together
 from racnn.evaluation.photo_rows import PhotoRow
 from racnn.models.racnn.model import RACNN
+from racnn.portable.answers import Prediction
 from racnn.report.pictures import PHOTO, THUMB, VIEW, embedded, small_photo, with_boxes
 
 MOST_BYTES = 4_700_000  # of the page; as many small photos as fit below it

@@ -6,19 +6,17 @@ import math
 import pytest
 import torch
 
-from racnn.data.taxonomy import Levels
+from racnn.data.groups import Levels
 from racnn.errors import DataError
+from racnn.evaluation.hedge import ANY, Caution, sure_answers
 from racnn.evaluation.levels import (
-    ANY,
     WEIGHTS,
-    Caution,
     calibrate_caution,
     caution_file,
     caution_json,
     format_levels,
     levels_report,
     load_caution,
-    sure_answers,
 )
 
 LEVELS = Levels(
@@ -44,7 +42,7 @@ FAMILY, LOST = [0.3, 0.35, 0.34, 0.01], [0.25, 0.25, 0.25, 0.25]
 
 
 def test_a_group_is_named_where_its_classes_are_torn():
-    found = sure_answers(caution(3.0), log_probs(SURE, TORN, FAMILY, LOST))
+    found = sure_answers(caution(3.0), log_probs(SURE, TORN, FAMILY, LOST).exp().numpy())
     assert [(each.level, each.name) for each in found] == [
         ("species", "herring gull"),
         ("genus", "gulls"),
@@ -56,11 +54,11 @@ def test_a_group_is_named_where_its_classes_are_torn():
 
 def test_without_caution_it_names_what_tells_most_and_with_all_of_it_nothing():
     every = log_probs(SURE, TORN, FAMILY, LOST)
-    assert sure_answers(caution(0.0), every)[0].level == "species"
+    assert sure_answers(caution(0.0), every.exp().numpy())[0].level == "species"
     certain = torch.tensor([[0.0, -200.0, -200.0, -200.0]])
     for probabilities in (every, certain):
-        assert {each.level for each in sure_answers(caution(None), probabilities)} == {"unsure"}
-    assert sure_answers(caution(max(WEIGHTS)), certain)[0].name == "herring gull"
+        assert {each.level for each in sure_answers(caution(None), probabilities.exp().numpy())} == {"unsure"}
+    assert sure_answers(caution(max(WEIGHTS)), certain.exp().numpy())[0].name == "herring gull"
 
 
 def test_a_right_answer_is_worth_something_by_itself_and_one_below_the_wanted_share_is_not():
@@ -69,12 +67,14 @@ def test_a_right_answer_is_worth_something_by_itself_and_one_below_the_wanted_sh
     least = 2.0 * 0.97 / (information + ANY + 2.0)
     for probability, level in ((least + 1e-3, "family"), (least - 1e-3, "unsure")):
         third = probability / 3
-        (found,) = sure_answers(caution(2.0), log_probs([third, third, third, 1.0 - probability]))
+        (found,) = sure_answers(
+            caution(2.0), log_probs([third, third, third, 1.0 - probability]).exp().numpy()
+        )
         assert found.level == level
 
 
 def test_a_group_of_one_class_is_called_by_the_class():
-    (found,) = sure_answers(caution(2.0), log_probs([0.01, 0.01, 0.01, 0.97]))
+    (found,) = sure_answers(caution(2.0), log_probs([0.01, 0.01, 0.01, 0.97]).exp().numpy())
     assert (found.level, found.name) == ("species", "sooty owl")
 
 
@@ -98,7 +98,7 @@ def test_caution_that_nothing_satisfies_names_nothing():
     wrong = log_probs([0.0001, 0.0001, 0.0001, 0.9997]).expand(50, 4)
     weight = calibrate_caution(LEVELS, wrong, labels)
     assert weight is None
-    assert {each.level for each in sure_answers(caution(weight), wrong)} == {"unsure"}
+    assert {each.level for each in sure_answers(caution(weight), wrong.exp().numpy())} == {"unsure"}
     report = levels_report(caution(weight), wrong, labels)
     assert report["sure"]["answered"] == 0.0
     assert report["sure"]["right"] is None
@@ -116,7 +116,7 @@ def test_a_group_of_all_classes_says_nothing():
     known = logits.log_softmax(dim=1)
     for weight in (0.0, 1.0, 50.0, None):
         cautious = Caution("0123", one.names, one.groups, weight, 0.97, "validation")
-        assert "family" not in {each.level for each in sure_answers(cautious, known)}
+        assert "family" not in {each.level for each in sure_answers(cautious, known.exp().numpy())}
     report = levels_report(Caution("0123", one.names, one.groups, 1.0, 0.97, "validation"), known, labels)
     assert report["top1"]["family"] == 1.0
     assert report["sure"]["at"]["family"] == 0.0

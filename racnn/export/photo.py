@@ -1,0 +1,161 @@
+"""The first and the last part of an exported graph: from photos to sources, and from regions to boxes in the photos' pixels.
+
+What :class:`racnn.data.transforms.SourceTransform` does without random changes, and ``to_photo``, written as nodes: sides that
+shrink are averaged as OpenCV's INTER_AREA does, then those that grow interpolated as INTER_LINEAR does, each to whole grey
+levels. Sizes are known only when the graph runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from racnn.export.graph import Graph
+
+
+@dataclass
+class Axis:
+    """How an axis of a photo becomes one of the source, as names of float64 scalars.
+
+    Attributes:
+        has: Pixels of the photo.
+        becomes: Pixels that it is resized to, of which the source takes some.
+        first: The first of these.
+        shrinks: Bool, whether it becomes fewer.
+    """
+
+    has: str
+    becomes: str
+    first: str
+    shrinks: str
+
+
+def axes_of(graph: Graph, photos: str, side: int, resize: Literal["squash", "crop"]) -> tuple[Axis, Axis]:
+    """Return what becomes of the rows and columns of photos [N, H, W, 3]."""
+    shape = graph("Cast", graph("Shape", photos), to=_DOUBLE)
+    has = [graph("Gather", shape, graph.constant(number, np.int64), axis=0) for number in (1, 2)]
+    wanted = graph.constant(float(side), np.float64)
+    becomes = [wanted, wanted]
+    if resize == "crop":
+        scale = graph("Div", wanted, graph("Min", *has))
+        becomes = [graph("Round", graph("Mul", each, scale)) for each in has]
+    two = graph.constant(2.0, np.float64)
+    axes = []
+    for each, to in zip(has, becomes, strict=True):
+        first = graph("Floor", graph("Div", graph("Sub", to, wanted), two))
+        axes.append(Axis(each, to, first, graph("Greater", each, to)))
+    return axes[0], axes[1]
+
+
+def sources_of(graph: Graph, photos: str, rows: Axis, columns: Axis, side: int) -> str:
+    """Return sources [N, 3, S, S] in grey levels, float32, of photos uint8 [N, H, W, 3]."""
+    image = graph("Cast", photos, to=_FLOAT)
+    for axis, number in ((rows, 1), (columns, 2)):
+        image = graph.either(
+            axis.shrinks,
+            lambda inner, axis=axis, number=number: _averaged(inner, image, axis, number, side),  # type: ignore[misc]  # noqa: B023
+            lambda inner: image,  # noqa: B023
+        )
+    image = graph("Round", graph("Clip", image, graph.floats(0.0), graph.floats(255.0)))
+    image = graph.either(
+        graph("And", rows.shrinks, columns.shrinks),
+        lambda inner: image,
+        lambda inner: _interpolated(inner, image, rows, columns, side),
+    )
+    return graph("Transpose", image, perm=[0, 3, 1, 2])
+
+
+def boxes_in_photo(graph: Graph, regions: str, rows: Axis, columns: Axis, side: int) -> str:
+    """Return boxes (x0, y0, x1, y1), float32 [n, 4] in the photos' pixels, of regions [n, 3] of the source."""
+    tx, ty, tl = graph.node("Split", [regions, graph.ints(1, 1, 1)], 3, axis=1)
+    half = graph.floats(side / 2)
+    ends = []
+    for sign in ("Sub", "Add"):
+        for centre, axis in ((tx, columns), (ty, rows)):
+            in_source = graph("Mul", graph("Add", graph(sign, centre, tl), graph.floats(1.0)), half)
+            moved = graph("Add", in_source, graph("Cast", axis.first, to=_FLOAT))
+            ends.append(graph("Mul", moved, graph("Cast", graph("Div", axis.has, axis.becomes), to=_FLOAT)))
+    return graph("Concat", *ends, axis=1)
+
+
+_FLOAT, _DOUBLE, _INT64 = 1, 11, 7  # of onnx.TensorProto
+
+
+def _averaged(graph: Graph, image: str, axis: Axis, number: int, side: int) -> str:
+    """Return an image [N, H, W, 3] with the source's pixels on an axis, each the mean of what it covers."""
+    step = graph("Div", axis.has, axis.becomes)
+    start = graph("Mul", _numbers(graph, axis, side), step)  # [S, 1], in pixels of the photo
+    one = graph.constant(1.0, np.float64)
+    pixel = graph("Range", graph.constant(0.0, np.float64), axis.has, one)  # [H]
+    overlap = graph(
+        "Sub", graph("Min", graph("Add", pixel, one), graph("Add", start, step)), graph("Max", pixel, start)
+    )
+    share = graph("Div", graph("Max", overlap, graph.constant(0.0, np.float64)), step)
+    weights = graph("Cast", share, to=_FLOAT)  # [S, H]
+    shape = graph("Shape", image)
+    if number == 1:
+        flat = graph("Reshape", image, graph.constant([0, 0, -1], np.int64))
+        sizes = [graph("Slice", shape, graph.ints(0), graph.ints(1)), graph.ints(side)]
+        sizes.append(graph("Slice", shape, graph.ints(2), graph.ints(4)))
+        return graph("Reshape", graph("MatMul", weights, flat), graph("Concat", *sizes, axis=0))
+    last = graph("Transpose", image, perm=[0, 1, 3, 2])  # [N, H, 3, W]
+    made = graph("MatMul", last, graph("Transpose", weights, perm=[1, 0]))
+    return graph("Transpose", made, perm=[0, 1, 3, 2])
+
+
+def _interpolated(graph: Graph, image: str, rows: Axis, columns: Axis, side: int) -> str:
+    """Return images [N, S, S, 3] of which each pixel lies between the four nearest, in OpenCV's arithmetic of whole numbers.
+
+    Weights are parts of 2048. A row's sums lose their last four bits, a column's products 16, and the sum of these two. In
+    float64, in which all of these are exact.
+    """
+    image = graph("Cast", image, to=_DOUBLE)
+    left, right, before, after = _taps(graph, columns, side, number=2)
+    across = graph(
+        "Add",
+        graph("Mul", graph("Gather", image, left, axis=2), before),
+        graph("Mul", graph("Gather", image, right, axis=2), after),
+    )
+    across = _without_bits(graph, across, 4)
+    above, below, before, after = _taps(graph, rows, side, number=1)
+    ends = [
+        _without_bits(graph, graph("Mul", graph("Gather", across, index, axis=1), weight), 16)
+        for index, weight in ((above, before), (below, after))
+    ]
+    two = graph.constant(2.0, np.float64)
+    return graph("Cast", _without_bits(graph, graph("Add", graph("Add", *ends), two), 2), to=_FLOAT)
+
+
+def _taps(graph: Graph, axis: Axis, side: int, *, number: int) -> tuple[str, str, str, str]:
+    """Return the two pixels [S] of an image that each of the source's lies between, and their weights, parts of 2048."""
+    zero, half, one = (graph.constant(value, np.float64) for value in (0.0, 0.5, 1.0))
+    wanted = graph.constant(float(side), np.float64)
+    has = graph("Where", axis.shrinks, wanted, axis.has)  # of a side that was averaged before
+    becomes = graph("Where", axis.shrinks, wanted, axis.becomes)
+    first = graph("Where", axis.shrinks, zero, axis.first)
+    index = graph("Add", graph.constant(np.arange(side), np.float64), first)
+    place = graph("Sub", graph("Div", graph("Mul", graph("Add", index, half), has), becomes), half)
+    last = graph("Sub", has, one)
+    place = graph("Cast", graph("Cast", place, to=_FLOAT), to=_DOUBLE)  # as precise as OpenCV takes it
+    if (
+        number == 2
+    ):  # beyond the edge OpenCV takes columns to be at it, but rows to lie between the edge and itself
+        place = graph("Max", graph("Min", place, last), zero)
+    low = graph("Floor", place)
+    scale = graph.constant(2048.0, np.float64)
+    shape = graph.ints(*((1, side, 1, 1) if number == 1 else (1, 1, side, 1)))
+    part = graph("Reshape", graph("Sub", place, low), shape)
+    low, high = (graph("Max", graph("Min", each, last), zero) for each in (low, graph("Add", low, one)))
+    before, after = (graph("Round", graph("Mul", each, scale)) for each in (graph("Sub", one, part), part))
+    return graph("Cast", low, to=_INT64), graph("Cast", high, to=_INT64), before, after
+
+
+def _without_bits(graph: Graph, values: str, bits: int) -> str:
+    return graph("Floor", graph("Mul", values, graph.constant(2.0**-bits, np.float64)))
+
+
+def _numbers(graph: Graph, axis: Axis, side: int) -> str:
+    """Return the numbers [S, 1] of the source's pixels among those that the axis is resized to."""
+    return graph("Add", graph.constant(np.arange(side)[:, None], np.float64), axis.first)
