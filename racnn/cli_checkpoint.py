@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
 import sys
 from collections import Counter
 from contextlib import suppress
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from racnn.errors import ConfigError, DataError, LeftOutError
-from racnn.written import write_bytes
+from racnn.written import refuse_foreign, write_bytes, write_text
 
 if TYPE_CHECKING:
     from racnn.engine.predictor import Predictor
@@ -85,6 +86,16 @@ def refuse_existing(out: Path, suffix: str, *, overwrite: bool) -> None:
         raise ConfigError(f"--out {out}: {hint}")
 
 
+def _card(checkpoint: Path, out: Path) -> str:
+    """Return the model card of a checkpoint that is handed on; refuse to put it in the place of somebody else's file."""
+    from racnn.engine.advise import read_advice
+    from racnn.engine.card import model_card
+    from racnn.engine.checkpoint import open_checkpoint
+
+    refuse_foreign([out.with_suffix(".md")], flag="--out")
+    return model_card(open_checkpoint(checkpoint), out.name, read_advice(checkpoint.parent))
+
+
 def export_weights(
     checkpoint: Checkpoint,
     out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
@@ -97,8 +108,12 @@ def export_weights(
     refuse_existing(out, SUFFIX, overwrite=overwrite)
     if any(0xD800 <= ord(character) < 0xE000 for character in str(out)):
         raise ConfigError(f"--out {out}: expected a name in UTF-8, or safetensors cannot read it")
-    export_trained(checkpoint, out)
-    print(f"written to {out}: {out.stat().st_size:,} bytes; see racnn inspect {out}")
+    card = _card(checkpoint, out)
+    export_trained(checkpoint, out, card)
+    write_text(out.with_suffix(".md"), card, flag="--out")
+    print(
+        f"written to {out}: {out.stat().st_size:,} bytes; what it is: {out.with_suffix('.md')}, racnn inspect {out}"
+    )
 
 
 def export(
@@ -125,13 +140,16 @@ def export(
         trained.early_exit = load_early_exit(checkpoint, network_digest(trained))
     if caution_file(checkpoint).is_file():
         trained.caution = load_caution(checkpoint, network_digest(trained), trained.class_names)
-    content, checked = export_onnx(trained, sample_photos(trained, data, NUM_CHECKED))
+    card = _card(checkpoint, out)
+    content, checked = export_onnx(trained, sample_photos(trained, data, NUM_CHECKED), card)
     write_bytes(out, content, flag="--out")
+    write_text(out.with_suffix(".md"), card, flag="--out")
     print(
         f"checked on {checked.photos} photos of {checked.sizes} sizes: off by at most {checked.probability:.1e} in a probability "
         f"({MOST_OFF:.0e} is let pass), {checked.box:.1e} pixels in a box; from the photo on {checked.from_photo:.1e}"
     )
-    print(f"written to {out}: {len(content) / 1e6:.1f} MB; racnn predict {out} PHOTOS")
+    print(f"written to {out}: {len(content) / 1e6:.1f} MB; what it is: {out.with_suffix('.md')}")
+    print(f"next: {shlex.join(['racnn', 'predict', str(out)])} PHOTOS")
 
 
 def predict(

@@ -195,11 +195,12 @@ def report(
     refuse_foreign([out], flag="--out")
     from tqdm import tqdm
 
+    from racnn.engine.advise import read_advice
     from racnn.engine.checkpoint import unfinished
     from racnn.engine.evaluator import is_data_of_run, measure_trained
     from racnn.evaluation.charts import read_log
     from racnn.evaluation.report import notes
-    from racnn.report.page import read_advice, report_page
+    from racnn.report.page import report_page
 
     checkpoint = run / "best.pt" if run.is_dir() else run
     advice = read_advice(checkpoint.parent)

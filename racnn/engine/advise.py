@@ -11,9 +11,11 @@ several views are weighed in the same way.
 from __future__ import annotations
 
 import functools
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -368,6 +370,26 @@ def _chosen(ways: Sequence[Way], by: str) -> tuple[Way, Way]:
     looks = max((way for way in ways if way.kind == "looks"), key=rank)
     cheaper = [way for way in ways if way.kind == "whole" and way.multiplications <= looks.multiplications]
     return looks, max(cheaper, key=rank)
+
+
+def read_advice(run: Path) -> dict[str, Any] | None:
+    """Return what ``racnn advise --out RUN`` left in a run's folder.
+
+    Raises:
+        DataError: It is no such file.
+    """
+    path = run / "advise.json"
+    if not path.is_file():
+        return None
+    try:
+        advice = json.loads(path.read_text(encoding="utf-8"))
+        needed = {"name", "view_sizes", "multiplications", "top1", "top1_interval"}
+        if not advice["num_images"] or not all(needed <= way.keys() for way in advice["ways"]):
+            raise ValueError("keys are missing")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: is not what `racnn advise` writes ({error}); move it away") from None
+    found: dict[str, Any] = advice
+    return found
 
 
 def format_advice(report: Mapping[str, Any], command: str) -> str:

@@ -593,12 +593,13 @@ def _may_be(name: str, value: Any, parameter: Tensor) -> bool:
 # --- handing on ---------------------------------------------------------------------------------------------
 
 
-def write_published(path: Path, content: dict[str, Any]) -> None:
+def write_published(path: Path, content: dict[str, Any], card: str | None = None) -> None:
     """Write a network.
 
     Args:
         path: Where to; the folder is made.
         content: Plain types, and tensors under ``model`` alone.
+        card: A model card, put into the metadata beside it.
     """
     model: dict[str, Tensor] = content["model"]
     # one stretch of memory each, which the format asks for
@@ -606,6 +607,7 @@ def write_published(path: Path, content: dict[str, Any]) -> None:
     rest = json.loads(json.dumps({key: value for key, value in content.items() if key != "model"}))
     rest["digest"] = digest(_in_order(rest, model))
     metadata = {f"{PREFIX}{key}": json.dumps(value) for key, value in rest.items()}
+    metadata |= {} if card is None else {"model_card": card}
     data = safetensors.torch.save(model, metadata)
     write_file(path, lambda file: file.write(data), flag="--out", ours=is_published)
 

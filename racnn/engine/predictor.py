@@ -244,12 +244,13 @@ def load(path: Path | str, device: torch.device | str = "cpu", *, levels: bool =
     )
 
 
-def export_trained(path: Path, out: Path) -> None:
+def export_trained(path: Path, out: Path, card: str | None = None) -> None:
     """Write the network of a checkpoint as .safetensors, with what is needed to use it; what a run needs is left out.
 
     Args:
         path: The checkpoint.
         out: Where to; an earlier export there is replaced.
+        card: See :func:`racnn.engine.card.model_card`.
 
     Raises:
         CheckpointError: As :func:`load` does.
@@ -258,7 +259,7 @@ def export_trained(path: Path, out: Path) -> None:
     refuse_foreign([out], flag="--out", ours=is_published)
     content = open_checkpoint(path).content
     kept = content.model_fields_set - {"progress", "optimizer"}
-    write_published(out, {name: getattr(content, name) for name in kept})
+    write_published(out, {name: getattr(content, name) for name in kept}, card)
     open_checkpoint(out)  # what is handed on can be read
 
 

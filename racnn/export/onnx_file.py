@@ -21,7 +21,7 @@ from racnn.errors import ConfigError, TrainingError
 from racnn.models.family import combined_log_probs
 from racnn.models.racnn.model import RACNN
 from racnn.ops.regions import to_boxes_xyxy
-from racnn.portable.onnx_bytes import FORMAT, KEY, SHA256, sha256_of
+from racnn.portable.onnx_bytes import CARD, FORMAT, KEY, SHA256, sha256_of
 from racnn.sections import DataConfig
 
 MOST_OFF = 1e-4  # in a probability, from the same source
@@ -54,16 +54,17 @@ class Checked:
     box: float
 
 
-def export_onnx(trained: Predictor, photos: Sequence[np.ndarray]) -> tuple[bytes, Checked]:
+def export_onnx(trained: Predictor, photos: Sequence[np.ndarray], card: str = "") -> tuple[bytes, Checked]:
     """Return the content of an .onnx file, checked on photos of several sizes.
 
-    The metadata has one entry, ``racnn``, in JSON: ``format``, ``version``, ``network`` (digest of the weights), ``class_names``, ``scales``, ``fused``, ``source`` (``size`` and ``resize``), ``view_sizes``, ``backbone``,
+    The metadata has ``model_card``, in Markdown, and ``racnn``, in JSON: ``format``, ``version``, ``network`` (digest of the weights), ``class_names``, ``scales``, ``fused``, ``source`` (``size`` and ``resize``), ``view_sizes``, ``backbone``,
     ``dataset``, ``early_exit`` (probabilities to stop at) and ``caution`` (levels), both null where nothing was chosen, ``checked``, and
     ``sha256``, see :mod:`racnn.portable.onnx_bytes`.
 
     Args:
         trained: On the CPU.
         photos: uint8 [h, w, 3] each.
+        card: See :func:`racnn.engine.card.model_card`.
 
     Raises:
         ConfigError: The network is of a family that cannot be exported, a package is missing, or it is too large for a file.
@@ -107,8 +108,9 @@ def export_onnx(trained: Predictor, photos: Sequence[np.ndarray]) -> tuple[bytes
         )
     about = {**_about(trained), "checked": dataclasses.asdict(checked)}
     about[SHA256] = sha256_of(model.SerializeToString(), about)
-    entry = model.metadata_props.add()
-    entry.key, entry.value = KEY, json.dumps(about)
+    for key, value in ((KEY, json.dumps(about)), (CARD, card)):
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, value
     return model.SerializeToString(), checked
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from racnn.errors import CheckpointError
 
 KEY, SHA256 = "racnn", "sha256"  # of the metadata, and of what stands there
+CARD = "model_card"  # likewise of the metadata
 FORMAT = 1
 GRAPH, METADATA, TRAINING, FUNCTIONS = 7, 14, 20, 25  # fields of a model
 NODE, INITIALIZER, SPARSE = 1, 5, 15  # of a graph

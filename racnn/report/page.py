@@ -6,7 +6,6 @@ import json
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -18,7 +17,6 @@ from racnn.config import dump_config
 from racnn.engine.evaluator import Measured
 from racnn.engine.photo_rows import photo_rows
 from racnn.engine.predictor import Predictor
-from racnn.errors import DataError
 from racnn.evaluation import draw
 from racnn.evaluation.charts import color, curves, reliability, together
 from racnn.evaluation.photo_rows import PhotoRow
@@ -141,26 +139,6 @@ def report_page(
         ],
     }
     return _readable(_template().render(content))
-
-
-def read_advice(run: Path) -> dict[str, Any] | None:
-    """Return what ``racnn advise --out RUN`` left in a run's folder.
-
-    Raises:
-        DataError: It is no such file.
-    """
-    path = run / "advise.json"
-    if not path.is_file():
-        return None
-    try:
-        advice = json.loads(path.read_text(encoding="utf-8"))
-        needed = {"name", "view_sizes", "multiplications", "top1", "top1_interval"}
-        if not advice["num_images"] or not all(needed <= way.keys() for way in advice["ways"]):
-            raise ValueError("keys are missing")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: is not what `racnn advise` writes ({error}); move it away") from None
-    found: dict[str, Any] = advice
-    return found
 
 
 def _template() -> jinja2.Template:
