@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from racnn import __version__, cli_checkpoint, cli_data, cli_evaluate
+from racnn import __version__, cli_checkpoint, cli_data, cli_evaluate, cli_serve
 from racnn.cli_checkpoint import Checkpoint, Device, restore, restore_any
 from racnn.errors import ConfigError, DataError, LeftOutError, TrainingError, UserError
 from racnn.written import refuse_foreign, write_file, write_json, write_text
@@ -368,6 +368,7 @@ def visualize(
 
 
 app.command(short_help="Name what is on photos.")(cli_checkpoint.predict)
+app.command(short_help="Serve a page to drop a photo on.")(cli_serve.serve)
 app.command(short_help="Say what a checkpoint is.")(cli_checkpoint.inspect)
 app.command(short_help="Write a network as one .onnx file.")(cli_checkpoint.export)
 app.command(short_help="Write weights as .safetensors.")(cli_checkpoint.export_weights)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -46,7 +47,10 @@ def read_photo(path: Path) -> np.ndarray:
 
 
 def read_reduced(
-    path: Path, needed: Callable[[int, int], tuple[int, int]] | None
+    path: Path | bytes,
+    needed: Callable[[int, int], tuple[int, int]] | None,
+    *,
+    most_pixels: int | None = None,
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """Return a photo like :func:`read_photo`, a large JPEG decoded smaller, and its own (height, width).
 
@@ -56,14 +60,15 @@ def read_reduced(
     last column that is only partly there would shift all others.
 
     Args:
-        path: The photo.
+        path: The photo: its file, or the content of one.
         needed: From the upright photo's height and width to those it will be resized to; None: do not reduce.
+        most_pixels: Refuse by the header photos of more; None: Pillow's limit.
 
     Raises:
         DataError: As :func:`read_photo`.
     """
     with _opened(path) as photo:
-        limit = Image.MAX_IMAGE_PIXELS
+        limit = most_pixels or Image.MAX_IMAGE_PIXELS
         if limit and photo.width * photo.height > limit:
             raise DataError(f"expected at most {limit} pixels, the header says {photo.width}x{photo.height}")
         numbers = _numbers(photo)  # Pillow forgets them when it decodes
@@ -100,27 +105,36 @@ def photo_size(path: Path) -> tuple[int, int]:
         return _upright_size(photo, _orientation(photo, path))
 
 
+def _file_of(source: Path | bytes) -> BinaryIO:
+    return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+
+
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path | bytes) -> Iterator[Image.Image]:
     """Open a photo, and say what went wrong while it was open.
 
     From its open file: a TIFF that Pillow maps by its name would come out scrambled if it is turned.
     """
+    name = "the photo" if isinstance(path, bytes) else path
     try:
-        with path.open("rb") as file:
-            if path.suffix.lower() in RAW_SUFFIXES:
+        with _file_of(path) as file:
+            if isinstance(path, Path) and path.suffix.lower() in RAW_SUFFIXES:
                 raise DataError(RAW)
             with Image.open(file, formats=photo_formats()) as photo:
                 yield photo
     except FileNotFoundError:
-        raise DataError(f"{path}: no such photo") from None
+        raise DataError(f"{name}: no such photo") from None
     except Exception as error:  # decoders of damaged files raise nearly anything
         reason = str(error) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
-            with path.open("rb") as file:
+            with _file_of(path) as file:
                 if is_heif(file.read(32)):
                     reason = f"a HEIF picture {NEEDS_HEIF}: pip install pillow-heif"
-        raise DataError(f"{path}: cannot be read as a photo: {reason}") from None
+        if isinstance(path, bytes):  # Pillow calls it by its place in memory
+            reason = reason.replace("cannot identify image file", "no picture of a known kind").partition(
+                " <_io"
+            )[0]
+        raise DataError(f"{name}: cannot be read as a photo: {reason}") from None
 
 
 def _draft_factor(size: tuple[int, int], needed: tuple[int, int]) -> int:
@@ -132,9 +146,9 @@ def _draft_factor(size: tuple[int, int], needed: tuple[int, int]) -> int:
     return 1
 
 
-def _tags_behind_pixels(path: Path) -> bool:
+def _tags_behind_pixels(path: Path | bytes) -> bool:
     """Return whether a PNG has text or tags after its pixels, or is cut short."""
-    with path.open("rb") as file:
+    with _file_of(path) as file:
         end = file.seek(0, 2)
         place, pixels = 8, False
         while place + 12 <= end:
@@ -149,7 +163,7 @@ def _tags_behind_pixels(path: Path) -> bool:
     return True
 
 
-def _orientation(photo: Image.Image, path: Path) -> int:
+def _orientation(photo: Image.Image, path: Path | bytes) -> int:
     """Return how a picture of the size that Pillow gives has to be turned, an EXIF orientation from 1 to 8.
 
     Of the tags only this one is needed: what else is wrong with them does no harm. Of a TIFF with this tag Pillow gives
