@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import os
 import shlex
@@ -123,6 +124,13 @@ def export(
         Path | None,
         typer.Option(help="Where the run's dataset lies now; its validation photos check the file."),
     ] = None,
+    int8: Annotated[
+        bool,
+        typer.Option("--int8", help="Convolutions in whole numbers of 8 bits: smaller, faster, less exact."),
+    ] = False,
+    most_lost: Annotated[
+        float, typer.Option(min=0.0, help="Points of top-1 on validation photos that --int8 may lose.")
+    ] = 1.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier file.")] = False,
 ) -> None:
     """Write a network as one .onnx file: from the pixels of a photo of any size to names and places, checked on photos.
@@ -130,9 +138,14 @@ def export(
     Early exit and levels go into it where they were chosen before.
     """
     refuse_existing(out, ONNX, overwrite=overwrite)
+    if importlib.util.find_spec("onnxscript") is None or importlib.util.find_spec("onnxruntime") is None:
+        raise ConfigError(
+            "export: needs onnx, onnxscript and onnxruntime: pip install them, or the extra 'export'"
+        )
     from racnn.engine.predictor import network_digest
     from racnn.evaluation.levels import caution_file, load_caution
-    from racnn.export.onnx_file import MOST_OFF, export_onnx, sample_photos
+    from racnn.export.int8 import photos_of
+    from racnn.export.onnx_file import MOST_OFF, Int8, export_onnx, sample_photos
     from racnn.models.racnn.early_exit import early_exit_file, load_early_exit
 
     trained = restore(checkpoint, "cpu")
@@ -141,13 +154,21 @@ def export(
     if caution_file(checkpoint).is_file():
         trained.caution = load_caution(checkpoint, network_digest(trained), trained.class_names)
     card = _card(checkpoint, out)
-    content, checked = export_onnx(trained, sample_photos(trained, data, NUM_CHECKED), card)
+    whole_numbers = Int8(*photos_of(trained, data), most_lost) if int8 else None
+    content, about = export_onnx(trained, sample_photos(trained, data, NUM_CHECKED), card, whole_numbers)
     write_bytes(out, content, flag="--out")
     write_text(out.with_suffix(".md"), card, flag="--out")
     print(
-        f"checked on {checked.photos} photos of {checked.sizes} sizes: off by at most {checked.probability:.1e} in a probability "
-        f"({MOST_OFF:.0e} is let pass), {checked.box:.1e} pixels in a box; from the photo on {checked.from_photo:.1e}"
+        "checked on {photos} photos of {sizes} sizes: off by at most {probability:.1e} in a probability ({most:.0e} is let pass), "
+        "{box:.1e} pixels in a box; from the photo on {from_photo:.1e}".format(
+            **about["checked"], most=MOST_OFF
+        )
     )
+    if lost := about["int8"]:
+        print(
+            f"in whole numbers {100 * lost['top1']:.1f} % of {lost['photos']} validation photos are answered right, before "
+            f"{100 * lost['float32']:.1f} %; {100 * lost['agree']:.1f} % are answered alike"
+        )
     print(f"written to {out}: {len(content) / 1e6:.1f} MB; what it is: {out.with_suffix('.md')}")
     print(f"next: {shlex.join(['racnn', 'predict', str(out)])} PHOTOS")
 

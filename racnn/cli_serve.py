@@ -41,7 +41,7 @@ def serve(
         from racnn.serve.app import create_app
     except ImportError as error:
         raise ConfigError(
-            f"serve: needs {error.name}: pip install 'racnn[serve]', or fastapi, uvicorn and python-multipart"
+            f"serve: needs {error.name}: pip install fastapi, uvicorn and python-multipart, or the extra 'serve'"
         ) from None
     answering = _with_levels(network, device)
     listening = _listen(host, port)

@@ -4,6 +4,7 @@
     python tools/benchmark.py step --backbone vgg16      steps of training, their memory, what is not convolution
     python tools/benchmark.py phases                     what the time of each phase of the recipe is spent on
     python tools/benchmark.py infer                      photos a second
+    python tools/benchmark.py answer BEST.pt PHOTOS      one photo, by every way that a trained network can answer
     python tools/benchmark.py data                       from a JPEG to a tensor
 
 Absolute times depend on the machine and are not printed as results; ratios travel. Each figure is the median over
@@ -57,6 +58,23 @@ def data(
     from bench.data import measure
 
     show(measure(photos=photos, root=root, rounds=rounds), json_file)
+
+
+@app.command()
+def answer(
+    checkpoint: Annotated[Path, typer.Argument(help="best.pt of a run.")],
+    photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.")],
+    onnx: Annotated[list[Path] | None, typer.Option(help="An export of it; repeatable.")] = None,
+    one_look: Annotated[
+        Path | None, typer.Option(help="A network that looks once and costs as much.")
+    ] = None,
+    num: Annotated[int, typer.Option(min=3, help="Photos to answer.")] = 60,
+    json_file: Json = None,
+) -> None:
+    """From the pixels of one photo to its answer: as trained, in bfloat16, compiled, exported, with early exit."""
+    from bench.answer import measure
+
+    show(measure(checkpoint, onnx or [], one_look, photos, num=num), json_file)
 
 
 @app.command()

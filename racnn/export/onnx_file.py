@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,34 +54,44 @@ class Checked:
     box: float
 
 
-def export_onnx(trained: Predictor, photos: Sequence[np.ndarray], card: str = "") -> tuple[bytes, Checked]:
-    """Return the content of an .onnx file, checked on photos of several sizes.
+@dataclass(frozen=True)
+class Int8:
+    """How to put convolutions into whole numbers of 8 bits.
+
+    Attributes:
+        calibration: Training photos, uint8 [h, w, 3] each.
+        validation: Validation photos with their classes.
+        most_lost: Points of top-1 that may be lost on them.
+    """
+
+    calibration: Sequence[np.ndarray]
+    validation: Iterator[tuple[np.ndarray, int]]
+    most_lost: float
+
+
+def export_onnx(
+    trained: Predictor, photos: Sequence[np.ndarray], card: str = "", int8: Int8 | None = None
+) -> tuple[bytes, dict[str, Any]]:
+    """Return the content of an .onnx file, checked on photos of several sizes, and what it says of itself.
 
     The metadata has ``model_card``, in Markdown, and ``racnn``, in JSON: ``format``, ``version``, ``network`` (digest of the weights), ``class_names``, ``scales``, ``fused``, ``source`` (``size`` and ``resize``), ``view_sizes``, ``backbone``,
-    ``dataset``, ``early_exit`` (probabilities to stop at) and ``caution`` (levels), both null where nothing was chosen, ``checked``, and
-    ``sha256``, see :mod:`racnn.portable.onnx_bytes`.
+    ``dataset``, ``early_exit`` (probabilities to stop at) and ``caution`` (levels), both null where nothing was chosen, ``checked``, ``int8``
+    (:class:`racnn.export.int8.Lost`, or null), and ``sha256``, see :mod:`racnn.portable.onnx_bytes`.
 
     Args:
         trained: On the CPU.
         photos: uint8 [h, w, 3] each.
         card: See :func:`racnn.engine.card.model_card`.
+        int8: Whether its convolutions are to be in whole numbers; it is checked before they are.
 
     Raises:
-        ConfigError: The network is of a family that cannot be exported, a package is missing, or it is too large for a file.
-        TrainingError: The exported network answers otherwise.
+        ConfigError: The network is of a family that cannot be exported, or it is too large for a file.
+        TrainingError: The exported network answers otherwise, or has lost too much by whole numbers.
     """
     if not isinstance(trained.model, RACNN):
         raise ConfigError(
             f"export: knows RA-CNN, and this network is of model.family {trained.config.model.family}"
         )
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            f"export: needs {error.name}: pip install 'racnn[export]', or onnx, onnxscript and onnxruntime"
-        ) from None
     from racnn.export.network import build_onnx
 
     trained.model.compute_dtype = None  # float32
@@ -106,12 +116,20 @@ def export_onnx(trained: Predictor, photos: Sequence[np.ndarray], card: str = ""
             f"({MOST_OFF:.0e} is let pass), from the photo on {checked.from_photo:.1e} ({MOST_OFF_FROM_PHOTO:.0e}), sources by "
             f"{checked.levels:g} grey levels ({MOST_LEVELS}). Nothing was written"
         )
-    about = {**_about(trained), "checked": dataclasses.asdict(checked)}
+    about = {**_about(trained), "checked": dataclasses.asdict(checked), "int8": None}
+    if int8 is not None:
+        from racnn.export.int8 import measure_lost, quantised, refuse_lost
+
+        before, model = model.SerializeToString(), quantised(model, int8.calibration)
+        lost = measure_lost(before, model.SerializeToString(), int8.validation)
+        refuse_lost(lost, int8.most_lost)
+        about["int8"] = dataclasses.asdict(lost)
+        del model.metadata_props[:]
     about[SHA256] = sha256_of(model.SerializeToString(), about)
     for key, value in ((KEY, json.dumps(about)), (CARD, card)):
         entry = model.metadata_props.add()
         entry.key, entry.value = key, value
-    return model.SerializeToString(), checked
+    return model.SerializeToString(), about
 
 
 def _about(trained: Predictor) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import racnn as api
 from racnn.data import read_photo
 from racnn.data.transforms import SourceTransform
 from racnn.engine.predictor import load, why_cells
-from racnn.errors import CheckpointError, ConfigError, DataError
+from racnn.errors import CheckpointError, ConfigError, DataError, TrainingError
 from racnn.models.family import combined_log_probs
 from racnn.models.racnn.early_exit import look_until_confident
 from racnn.portable.onnx_bytes import KEY, SHA256, read_about, sha256_of
@@ -23,6 +23,7 @@ from racnn.portable.onnx_bytes import KEY, SHA256, read_about, sha256_of
 pytest.importorskip("onnxscript", reason="needs the extra export")
 onnx = pytest.importorskip("onnx", reason="needs the extra export")
 from racnn.export import onnx_file  # noqa: E402
+from racnn.export.int8 import Lost, measure_lost, photos_of, quantised, refuse_lost  # noqa: E402
 
 SMALL = ["--backbone", "tiny", "--set", "model.weights=null", "--set", "model.view_sizes=[32, 32, 32]"]
 SMALL += ["--set", "data.source_size=48", "--set", "data.num_workers=0", "--set", "run.num_preview=0"]
@@ -193,6 +194,41 @@ def sign(model, about):
     """Write what a model says of itself, as somebody would who can."""
     about[SHA256] = sha256_of(model.SerializeToString(), about)
     model.metadata_props[0].value = json.dumps(about)
+
+
+def test_whole_numbers_answer_nearly_alike_and_what_they_cost_is_told(networks, made):
+    trained, portable = networks
+    before = (made / "net.onnx").read_bytes()
+    photos, known = photos_of(trained, None)
+    assert len(photos) == len(trained.train_names)
+    model = quantised(onnx.load_from_string(before), photos[:6])
+    weights = {each.name: each.data_type for each in model.graph.initializer}
+    convolved = [node for node in model.graph.node if node.op_type == "Conv"]
+    assert convolved
+    assert onnx.TensorProto.INT8 in weights.values()
+    assert not any(node.input[1] in weights for node in convolved), "each reads weights in whole numbers"
+    known = list(known)
+    lost = measure_lost(before, model.SerializeToString(), iter(known))
+    assert lost.photos == len(trained.val_names)
+    right = [portable.predict(photo).name == portable.class_names[label] for photo, label in known]
+    assert lost.float32 == pytest.approx(np.mean(right))
+    assert lost.agree >= 0.5
+    refuse_lost(Lost(100, 0.80, 0.805, 0.9), 1.0)
+    with pytest.raises(TrainingError, match=r"1\.5 points.*81\.5 to 80\.0 %.*at most 1 may be.*Nothing was written"):
+        refuse_lost(Lost(100, 0.80, 0.815, 0.9), 1.0)
+
+
+@pytest.mark.slow
+def test_whole_numbers_from_the_command_line(made, racnn, tmp_path):
+    words = ("export", made / "run" / "best.pt", "--int8", "--most-lost", 100)
+    result = racnn(*words, "--out", tmp_path / "net.onnx")
+    assert result.code == 0, result.err
+    assert "in whole numbers" in result.out
+    assert api.load(tmp_path / "net.onnx").about["int8"]["photos"] > 0
+    assert racnn("predict", tmp_path / "net.onnx", made / "photos").code == 0
+    refused = racnn(*words, "--out", tmp_path / "other.onnx", "--data", tmp_path / "nowhere")
+    assert refused.code == 2
+    assert "--int8: needs the photos" in refused.err
 
 
 class TestForeign:

@@ -5,12 +5,14 @@ import operator
 import os
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 import benchmark
-from bench import breakdown, data, figures, infer, memory, step, zoom
+from bench import answer, breakdown, data, figures, infer, memory, step, zoom
 from bench.device import matrix_product_rate, operations, shares_of_the_peak
 from racnn.errors import DataError
 from racnn.sections import DataConfig
@@ -290,3 +292,30 @@ class TestPhases:
             assert len(own) == len(breakdown.GROUPS) + 1
             assert sum(own.values()) == pytest.approx(1.0)
             assert own[f"{name}: {breakdown.LAYERS}"] > 0
+
+
+class TestAnswer:
+    """tools/bench/answer.py: every way answers the same, and each has its two ratios."""
+
+    def test_ways_take_turns_on_the_same_photos(self, finished, tmp_path, monkeypatch):
+        photos = []
+        for i in range(4):
+            photos.append(tmp_path / f"{i}.png")
+            Image.fromarray(np.full((40 + i, 30, 3), 50 * i, np.uint8)).save(photos[-1])
+        monkeypatch.setattr(torch, "compile", lambda network, **_: network)  # minutes, and no part of this
+        ways = answer.ways_of(finished.folder / "best.pt", [], None)
+        assert next(iter(ways)) == answer.BASE
+        pixels = [np.asarray(Image.open(path)) for path in photos]
+        found = {name: way(pixels[0]).fused for name, way in ways.items()}
+        for each in found.values():
+            torch.testing.assert_close(each.float(), found[answer.BASE], atol=0.5, rtol=0.5)
+        figures = answer.measure(finished.folder / "best.pt", [], None, photos, num=3)
+        assert [figure.name.rpartition(", ")[2] for figure in figures] == ["median", "95th percentile"] * 2
+        assert all(figure.ratio > 0 for figure in figures)
+
+    def test_turns(self):
+        seen = []
+        ways = {"a": lambda photo: seen.append(("a", photo)), "b": lambda photo: seen.append(("b", photo))}
+        times = answer.take_turns(ways, [1, 2, 3, 4])
+        assert seen[6:] == [("a", 1), ("b", 1), ("a", 2), ("b", 2), ("a", 3), ("b", 3), ("a", 4), ("b", 4)]
+        assert {len(each) for each in times.values()} == {4}
