@@ -125,10 +125,9 @@ def export_onnx(
         refuse_lost(lost, int8.most_lost)
         about["int8"] = dataclasses.asdict(lost)
         del model.metadata_props[:]
+    model.metadata_props.add(key=CARD, value=card)
     about[SHA256] = sha256_of(model.SerializeToString(), about)
-    for key, value in ((KEY, json.dumps(about)), (CARD, card)):
-        entry = model.metadata_props.add()
-        entry.key, entry.value = key, value
+    model.metadata_props.add(key=KEY, value=json.dumps(about))
     return model.SerializeToString(), about
 
 

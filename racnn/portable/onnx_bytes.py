@@ -47,7 +47,7 @@ def read_about(content: bytes, name: str) -> dict[str, Any]:
                     f"{name}: holds functions or training steps, which no export of racnn does"
                 )
             elif number == METADATA and isinstance(value, memoryview):
-                entry = {key: bytes(text) for key, text in _fields(value) if isinstance(text, memoryview)}
+                entry = _entry(value)
                 if entry.get(1) == KEY.encode():
                     about = json.loads(entry[2])
         if not isinstance(about, dict) or not graph:
@@ -69,14 +69,20 @@ def read_about(content: bytes, name: str) -> dict[str, Any]:
 
 
 def sha256_of(content: bytes, about: dict[str, Any]) -> str:
-    """Return the sha256 of a model's bytes but for its metadata, and of what it says of itself but for this very sha256."""
+    """Return the sha256 of a model's bytes, and of what it says of itself but for this very sha256."""
     found = hashlib.sha256()
     for number, value in _fields(memoryview(content)):
-        if number != METADATA:
+        own = number == METADATA and isinstance(value, memoryview) and _entry(value).get(1) == KEY.encode()
+        if not own:
             found.update(f"{number} ".encode())
             found.update(value if isinstance(value, memoryview) else f"{value} ".encode())
     found.update(json.dumps({key: about[key] for key in sorted(about) if key != SHA256}).encode())
     return found.hexdigest()
+
+
+def _entry(message: memoryview) -> dict[int, bytes]:
+    """Return the name (1) and the text (2) of an entry of the metadata."""
+    return {number: bytes(text) for number, text in _fields(message) if isinstance(text, memoryview)}
 
 
 def _check_graph(graph: memoryview, name: str, depth: int) -> None:

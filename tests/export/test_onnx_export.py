@@ -193,7 +193,12 @@ def test_a_network_that_answers_otherwise_is_not_written(networks, monkeypatch):
 def sign(model, about):
     """Write what a model says of itself, as somebody would who can."""
     about[SHA256] = sha256_of(model.SerializeToString(), about)
-    model.metadata_props[0].value = json.dumps(about)
+    own(model).value = json.dumps(about)
+
+
+def own(model):
+    """Return the entry of the metadata in which a model says what it is."""
+    return next(entry for entry in model.metadata_props if entry.key == KEY)
 
 
 def test_whole_numbers_answer_nearly_alike_and_what_they_cost_is_told(networks, made):
@@ -214,7 +219,9 @@ def test_whole_numbers_answer_nearly_alike_and_what_they_cost_is_told(networks, 
     assert lost.float32 == pytest.approx(np.mean(right))
     assert lost.agree >= 0.5
     refuse_lost(Lost(100, 0.80, 0.805, 0.9), 1.0)
-    with pytest.raises(TrainingError, match=r"1\.5 points.*81\.5 to 80\.0 %.*at most 1 may be.*Nothing was written"):
+    with pytest.raises(
+        TrainingError, match=r"1\.5 points.*81\.5 to 80\.0 %.*at most 1 may be.*Nothing was written"
+    ):
         refuse_lost(Lost(100, 0.80, 0.815, 0.9), 1.0)
 
 
@@ -275,7 +282,7 @@ class TestForeign:
     )  # fmt: skip
     def test_what_reaches_outside_of_itself(self, kind, said, made, tmp_path, racnn):
         model = onnx.load_from_string((made / "net.onnx").read_bytes())
-        about = json.loads(model.metadata_props[0].value)
+        about = json.loads(own(model).value)
         if kind == "domain":
             model.graph.node.append(onnx.helper.make_node("Read", [], ["x"], domain="evil"))
         elif kind == "loop":
@@ -297,7 +304,7 @@ class TestForeign:
 
     def test_a_graph_that_is_none_of_ours_behind_a_good_digest(self, made, tmp_path, racnn):
         model = onnx.load_from_string((made / "net.onnx").read_bytes())
-        about = json.loads(model.metadata_props[0].value)
+        about = json.loads(own(model).value)
         about["class_names"] = about["class_names"][:-1]
         sign(model, about)
         file = tmp_path / "bad.onnx"
@@ -313,7 +320,6 @@ def test_what_was_not_chosen_is_not_there(made, racnn, tmp_path):
     model = onnx.load_from_string(content)
     about = read_about(content, "net")
     sign(model, about | {"caution": None, "early_exit": None})
-    assert model.metadata_props[0].key == KEY
     file = tmp_path / "plain.onnx"
     file.write_bytes(model.SerializeToString())
     with pytest.raises(DataError, match="none were chosen before the export"):
