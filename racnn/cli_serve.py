@@ -71,6 +71,7 @@ def _listen(host: str, port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
+        listening.listen()  # who asks before the network is ready waits
     except OSError as error:
         listening.close()
         raise ConfigError(

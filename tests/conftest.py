@@ -1,8 +1,9 @@
 """What tests share: one thread, a tiny configuration, and one trained run that many of them read."""
 
 import os
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -122,6 +123,19 @@ def finished(tiny: Callable[..., Config], tmp_path_factory: pytest.TempPathFacto
         patch.setattr(trainer, "train_one_epoch", traced)
         trainer.fit(run.config, device=torch.device("cpu"))
     return run
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    """Open Chromium without a window."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        pytest.skip("needs chromium, such as Debian's package")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield opened
+        opened.close()
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """The application: the page, its answers, and what it refuses.
 
-Nothing is stored. Photos are taken one at a time, read only when it is their turn, and refused by their size or header before they
-are decoded. Requests that name another host, or come from another site's page, are refused, so that no web page that its user happens to
+Nothing is stored. A few photos are received at a time, so that memory is bounded, and looked at one after the other; they are refused
+by their size or header before they are decoded. Requests that name another host, or come from another site's page, are refused, so that no web page that its user happens to
 visit can ask a server that runs on the same machine.
 """
 
@@ -34,6 +34,7 @@ from racnn.portable.answers import Prediction
 MOST_BYTES = 20_000_000  # of a photo
 MOST_PIXELS = 64_000_000
 MOST_WAITING = 64  # requests
+MOST_RECEIVED = 8  # photos that are on their way or in memory
 NO_FORM = "expected a form (multipart/form-data) with a file in the field 'photo'"
 READING = 30.0  # seconds that a client has to send a photo
 SHOWN = 900, 320  # longest sides of the photo and of a view on the page, pixels
@@ -68,7 +69,7 @@ def create_app(network: Any, *, name: str, hosts: Iterable[str] = ()) -> FastAPI
     """
     app = FastAPI(title="racnn", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
     allowed = {"localhost", *(host.lower() for host in hosts)}
-    one_at_a_time = asyncio.Semaphore(1)
+    received, one_at_a_time = asyncio.Semaphore(MOST_RECEIVED), asyncio.Semaphore(1)
     waiting = 0
     folder = resources.files("racnn.serve") / "page"
     pages = {path: (folder / file).read_bytes() for path, file in FILES.items()}
@@ -111,11 +112,12 @@ def create_app(network: Any, *, name: str, hosts: Iterable[str] = ()) -> FastAPI
             raise HTTPException(413, _too_large())
         waiting += 1
         try:
-            async with one_at_a_time:
+            async with received:  # so that who sends slowly keeps nobody else waiting
                 content = await asyncio.wait_for(_photo_of(request), READING)
-                found = await run_in_threadpool(
-                    partial(_answer, network, content, pictures, max(1, min(top, 50)))
-                )
+                async with one_at_a_time:
+                    found = await run_in_threadpool(
+                        partial(_answer, network, content, pictures, max(1, min(top, 50)))
+                    )
         except TimeoutError:
             raise HTTPException(408, f"the photo took longer than {READING:.0f} seconds to come") from None
         except DataError as error:

@@ -239,35 +239,28 @@ def test_classes_that_are_confused_stand_together():
     assert together([], 2) == [0, 1]
 
 
-def test_a_browser_shows_it(odd_page, tmp_path):
+def test_a_browser_shows_it(odd_page, browser, tmp_path):
     """No error, no request, nothing wider than the screen, and a cell opens its photos, at the width of a phone and a desk."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    browser_path = shutil.which("chromium") or shutil.which("chromium-browser")
-    if browser_path is None:
-        pytest.skip("needs chromium, such as Debian's package")
     (tmp_path / "report.html").write_text(odd_page, encoding="utf-8")
     address = (tmp_path / "report.html").as_uri()
     problems = []
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
-        for width in (360, 1400):
-            page = browser.new_page(viewport={"width": width, "height": 800})
-            page.on("console", lambda message: problems.append(message.text))
-            page.on("pageerror", lambda error: problems.append(str(error)))
-            page.on("dialog", lambda dialog: problems.append(dialog.message))
-            asked = []
-            page.on("request", lambda request, asked=asked: asked.append(request.url))
-            page.goto(address)
-            assert page.evaluate("document.documentElement.scrollWidth") <= width
-            wrong = page.locator("#matrix rect[fill='#b3261e']")
-            cell = (wrong if wrong.count() else page.locator("#matrix rect")).first
-            number = int(cell.locator("title").text_content().rsplit(": ", 1)[1])
-            cell.press("Enter")
-            assert page.locator("#cell img").count() == number
-            for name in ("as listed", "by name", "most mistakes first"):
-                page.locator("#order").select_option(name)
-            assert [url for url in asked if not url.startswith("data:")] == [address]
-        browser.close()
+    for width in (360, 1400):
+        page = browser.new_page(viewport={"width": width, "height": 800})
+        page.on("console", lambda message: problems.append(message.text))
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("dialog", lambda dialog: problems.append(dialog.message))
+        asked = []
+        page.on("request", lambda request, asked=asked: asked.append(request.url))
+        page.goto(address)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        wrong = page.locator("#matrix rect[fill='#b3261e']")
+        cell = (wrong if wrong.count() else page.locator("#matrix rect")).first
+        number = int(cell.locator("title").text_content().rsplit(": ", 1)[1])
+        cell.press("Enter")
+        assert page.locator("#cell img").count() == number
+        for name in ("as listed", "by name", "most mistakes first"):
+            page.locator("#order").select_option(name)
+        assert [url for url in asked if not url.startswith("data:")] == [address]
     assert not problems
 
 

@@ -2,7 +2,7 @@
 
 import io
 import re
-import shutil
+import socket
 import struct
 import threading
 import time
@@ -16,6 +16,7 @@ from PIL import Image
 from racnn.engine.predictor import load
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
+from httpx import Client
 from starlette.testclient import TestClient
 
 from racnn.cli_serve import _listen
@@ -35,6 +36,20 @@ def client(network):
     return TestClient(
         module.create_app(network, name="run/best.pt", hosts=["Birds.example.org"]), base_url=LOCAL
     )
+
+
+@pytest.fixture
+def served(network):
+    """Serve for real; return the address."""
+    import uvicorn
+
+    listening = _listen("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(module.create_app(network, name="run"), log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    yield listening.getsockname()
+    server.should_exit = True
+    thread.join(timeout=20)
 
 
 def photo(size=(90, 60), seed=0, format="PNG", **options):
@@ -209,7 +224,7 @@ def test_more_than_can_wait_are_told(network, monkeypatch):
     assert "try again" in found.json()["error"]
 
 
-def test_a_slow_sender_is_not_waited_for(network, monkeypatch):
+def test_a_slow_sender_is_given_up(network, monkeypatch):
     monkeypatch.setattr(module, "READING", 0.0)
     found = ask(TestClient(module.create_app(network, name="n"), base_url=LOCAL), photo())
     assert found.status_code in (200, 408)
@@ -218,9 +233,19 @@ def test_a_slow_sender_is_not_waited_for(network, monkeypatch):
     assert found.status_code == 408
 
 
+def test_nobody_waits_for_a_slow_sender(served):
+    with socket.create_connection(served) as slow:
+        slow.sendall(
+            b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n"
+            b"Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
+        )
+        time.sleep(0.2)
+        with Client(base_url=f"http://127.0.0.1:{served[1]}", timeout=20) as other:
+            assert other.post("/predict", files={"photo": photo()}).status_code == 200
+
+
 def test_a_port_that_is_taken(racnn, finished):
     taken = _listen("127.0.0.1", 0)
-    taken.listen()
     try:
         with pytest.raises(ConfigError, match=r"--port \d+: .*choose another"):
             _listen("127.0.0.1", taken.getsockname()[1])
@@ -234,19 +259,9 @@ def test_a_port_that_is_taken(racnn, finished):
     assert "--host" in refused.err
 
 
-def test_a_browser_shows_it(network, tmp_path):
+def test_a_browser_shows_it(served, browser, tmp_path):
     """Drop, choose, paste; three views and the answer; what is no photo gets a sentence; no error, no request elsewhere."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    browser_path = shutil.which("chromium") or shutil.which("chromium-browser")
-    if browser_path is None:
-        pytest.skip("needs chromium, such as Debian's package")
-    import uvicorn
-
-    listening = _listen("127.0.0.1", 0)
-    url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
-    server = uvicorn.Server(uvicorn.Config(module.create_app(network, name="run"), log_level="warning"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-    thread.start()
+    url = f"http://127.0.0.1:{served[1]}/"
     for name, content in (
         ("good.png", photo()),
         ("text.txt", b"a text"),
@@ -265,35 +280,28 @@ def test_a_browser_shows_it(network, tmp_path):
         document.body.dispatchEvent(event);
     }"""
     problems, asked = [], []
-    try:
-        with sync_api.sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
-            for width in (360, 1400):
-                page = browser.new_page(viewport={"width": width, "height": 800})
-                page.on("console", lambda message: problems.append(message.text))
-                page.on("pageerror", lambda error: problems.append(str(error)))
-                page.on("request", lambda request: asked.append(request.url))
-                page.goto(url)
-                page.set_input_files("#file", tmp_path / "good.png")
-                page.locator("#views img").nth(2).wait_for(timeout=20_000)
-                assert page.locator("#photo rect").count() == 4
-                assert page.locator("#top li").count() == 5
-                first = page.locator("#views img").first.get_attribute("src")
-                page.locator("#why").check()
-                assert page.locator("#views img").first.get_attribute("src") != first
-                assert page.evaluate("document.documentElement.scrollWidth") <= width
-                for kind in ("drop", "paste"):
-                    page.evaluate(give, [kind, f"{kind}.png"])
-                    page.locator("#said", has_text=re.compile(f"^{kind}.png$")).wait_for(timeout=20_000)
-                assert not problems
-                for name in ("text.txt", "cut.jpg"):
-                    page.set_input_files("#file", tmp_path / name)
-                    page.locator("#said.wrong", has_text="cannot be read as a photo").wait_for(timeout=20_000)
-                problems.clear()  # a browser logs each answer that is a refusal
-            browser.close()
-    finally:
-        server.should_exit = True
-        thread.join(timeout=20)
+    for width in (360, 1400):
+        page = browser.new_page(viewport={"width": width, "height": 800})
+        page.on("console", lambda message: problems.append(message.text))
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(url)
+        page.set_input_files("#file", tmp_path / "good.png")
+        page.locator("#views img").nth(2).wait_for(timeout=20_000)
+        assert page.locator("#photo rect").count() == 4
+        assert page.locator("#top li").count() == 5
+        first = page.locator("#views img").first.get_attribute("src")
+        page.locator("#why").check()
+        assert page.locator("#views img").first.get_attribute("src") != first
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        for kind in ("drop", "paste"):
+            page.evaluate(give, [kind, f"{kind}.png"])
+            page.locator("#said", has_text=re.compile(f"^{kind}.png$")).wait_for(timeout=20_000)
+        assert not problems
+        for name in ("text.txt", "cut.jpg"):
+            page.set_input_files("#file", tmp_path / name)
+            page.locator("#said.wrong", has_text="cannot be read as a photo").wait_for(timeout=20_000)
+        problems.clear()  # a browser logs each answer that is a refusal
     assert {each.split("?")[0] for each in asked if not each.startswith("data:")} <= {
         url, f"{url}page.css", f"{url}page.js", f"{url}health", f"{url}predict"
     }  # fmt: skip
