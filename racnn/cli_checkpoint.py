@@ -195,7 +195,9 @@ def predict(
     top: Annotated[
         int | None, typer.Option(min=1, help="Answers a photo; default: 3 in JSON, 1 in words.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Photos at a time.")] = 32,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Photos at a time; default: 32. An .onnx file takes one.")
+    ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read photos ahead.")] = 2,
     device: Device = "auto",
 ) -> None:
@@ -206,6 +208,8 @@ def predict(
         raise ConfigError(
             "--levels and --early-exit exclude each other: what is sure is chosen for all looks together"
         )
+    if batch_size is not None and checkpoint.suffix == ONNX:
+        raise ConfigError(f"--batch-size {batch_size}: {checkpoint}: an .onnx file takes photos one by one")
     from tqdm import tqdm
 
     from racnn.data.listing import describe_passed, iter_photos
@@ -213,7 +217,9 @@ def predict(
     trained = restore_any(checkpoint, device, levels=levels)
     early = _early_exit_of(trained, checkpoint) if early_exit else None
     answers = top or (3 if as_json else 1)
-    rows = trained.stream(photos, batch_size=batch_size, workers=workers, early=early, top=answers)
+    options: dict[str, Any] = {"workers": workers, "early": early, "top": answers}
+    options |= {} if batch_size is None else {"batch_size": batch_size}
+    rows = trained.stream(photos, **options)
     for place in photos:
         if not place.exists():  # before the head of a table
             raise DataError(f"{place}: no such photo or folder")

@@ -138,7 +138,7 @@ class Predictor:
         self,
         places: Iterable[Path],
         *,
-        batch_size: int,
+        batch_size: int = 32,
         workers: int = 0,
         early: EarlyExit | None = None,
         top: int = 3,

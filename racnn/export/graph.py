@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,27 @@ from onnx import TensorProto, helper, numpy_helper
 
 OPSET = 18
 TYPES = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
+
+
+@dataclass(frozen=True)
+class Port:
+    """What a graph takes in or puts out.
+
+    Attributes:
+        made: Name of what makes it; of an input its own.
+        name: Of the port.
+        kind: One of ``TYPES``.
+        shape: Lengths of its axes; a text is one that is known when it runs.
+    """
+
+    made: str
+    name: str
+    kind: str
+    shape: Sequence[int | str]
+
+    def info(self) -> onnx.ValueInfoProto:
+        """Return it as ONNX describes it."""
+        return helper.make_tensor_value_info(self.name, TYPES[self.kind], self.shape)
 
 
 class Graph:
@@ -84,29 +106,29 @@ class Graph:
 
     def model(
         self,
-        inputs: Sequence[tuple[str, str, Sequence[int | str]]],
-        outputs: Sequence[tuple[str, str, str, Sequence[int | str]]],
+        inputs: Sequence[Port],
+        outputs: Sequence[Port],
         metadata: dict[str, str],
         defaults: dict[str, Any],
     ) -> onnx.ModelProto:
         """Return the whole.
 
         Args:
-            inputs: Name, type and shape of each.
-            outputs: What makes it, and its name, type and shape.
+            inputs: What goes in.
+            outputs: What comes out.
             metadata: Texts by name.
             defaults: Values of inputs that need not be given.
         """
         nodes = [*self.nodes]
-        nodes += [helper.make_node("Identity", [made], [name]) for made, name, _, _ in outputs]
+        nodes += [helper.make_node("Identity", [each.made], [each.name]) for each in outputs]
         kept = list(self._constants.values())
         for name, value in defaults.items():
             kept.append(numpy_helper.from_array(np.asarray(value), name))
         graph = helper.make_graph(
             nodes,
             "racnn",
-            [helper.make_tensor_value_info(name, TYPES[kind], shape) for name, kind, shape in inputs],
-            [helper.make_tensor_value_info(name, TYPES[kind], shape) for _, name, kind, shape in outputs],
+            [each.info() for each in inputs],
+            [each.info() for each in outputs],
             kept,
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)

@@ -28,8 +28,8 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from racnn.export.graph import OPSET, TYPES, Graph
-from racnn.export.photo import Axis, axes_of, boxes_in_photo, sources_of
+from racnn.export.graph import OPSET, TYPES, Graph, Port
+from racnn.export.photo import axes_of, boxes_in_photo, sources_of
 from racnn.models.racnn.model import RACNN, RACNNOutput, ScaleOutput
 from racnn.ops.regions import whole
 
@@ -94,15 +94,19 @@ class _Fusion(nn.Module):
 
 @dataclass
 class _Made:
-    """What a look has made of the photos that were given it, as names in the graph."""
+    """What a look has made of the photos that were given it, as names in the graph.
+
+    ``logits`` and ``descriptor`` become shorter as photos stop; ``index`` has the numbers of the photos that the rest is of.
+    """
 
     logits: str
     descriptor: str
     features: str
     view: str
     pixels: str
-    proposal: str | None = None
-    next_region: str | None = None
+    index: str
+    proposal: str = ""
+    next_region: str = ""
 
 
 def build_onnx(
@@ -126,129 +130,153 @@ def build_onnx(
         pools: Weights of the looks in the answers at every depth but the last, for early exit; None: there is none.
         metadata: Texts by name.
     """
-    graph = Graph()
-    rows, columns = axes_of(graph, "photos", source_size, resize)
-    levels = sources_of(graph, "photos", rows, columns, source_size)
-    examples = _examples(model, source_size, scales)
-    (source,) = graph.inline(_traced(_First(model), (torch.zeros(2, 3, source_size, source_size),)), [levels])
-    num = graph("Slice", graph("Shape", "photos"), graph.ints(0), graph.ints(1))
-    whole_photo = graph(
-        "Expand", graph.constant([[0.0, 0.0, 1.0]], np.float32), graph("Concat", num, graph.ints(1), axis=0)
-    )
-    zero, one = graph.constant(0, np.int64), graph.constant(1, np.int64)
-    index = graph("Range", zero, graph("Squeeze", num), one)  # which photos are left
-    parts = _Parts(graph, num, model.num_classes)
-    answers, depth = parts.zeros(), graph("Expand", graph.constant([scales], np.int64), num)
-    image, cut, region = source, whole_photo, whole_photo
-    made: list[_Made] = []
-    single: list[str] = []
-    boxes: list[str] = []
-    views: list[str] = []
-    kept: list[tuple[str, str]] = []  # features of each look, and which photos they are of
-    for scale in range(1, scales + 1):
-        found = graph.inline(_traced(_Look(model, scale), examples[scale - 1]), [image, cut, region])
-        look = _Made(*found)
-        made.append(look)
-        views.append(look.pixels)
-        kept.append((look.features, index))
-        single.append(parts.scattered(index, graph("Softmax", look.logits, axis=1)))
-        if scale > 1:
-            boxes.append(parts.boxes(index, boxes_in_photo(graph, region, rows, columns, source_size)))
-        if scale == scales:
-            break
-        assert look.proposal is not None
-        assert look.next_region is not None
-        carried = [source, look.view, look.proposal, look.next_region]
-        carried += [each for past in made for each in (past.logits, past.descriptor)]
-        if pools is not None:
-            pooled = parts.pooled([past.logits for past in made], pools[scale - 1])
-            sure = graph("ReduceMax", pooled, graph.ints(1), keepdims=0)
-            least = graph("Gather", "stop", graph.constant(scale - 1, np.int64), axis=0)
-            done = graph("GreaterOrEqual", sure, least)
-            stopped = graph("Unsqueeze", graph("Compress", index, done, axis=0), graph.ints(1))
-            answers = graph("ScatterND", answers, stopped, graph("Compress", pooled, done, axis=0))
-            looked = graph(
-                "Expand",
-                graph.constant([scale], np.int64),
-                graph("Slice", graph("Shape", stopped), graph.ints(0), graph.ints(1)),
-            )
-            depth = graph("ScatterND", depth, stopped, looked)
-            left = graph("Not", done)
-            index, *carried = (graph("Compress", each, left, axis=0) for each in (index, *carried))
-        source, view, proposal, region, *past_outputs = carried
-        for past, number in zip(made, range(0, 2 * len(made), 2), strict=True):
-            past.logits, past.descriptor = past_outputs[number : number + 2]
-        image, cut = (view, proposal) if model.zoom_from == "parent" else (source, region)
-    if fused:
-        fusion = _Fusion(model)
-        channels = model.classifiers[0].get_parameter("weight").shape[1]
-        rows_of = tuple(torch.zeros(2, channels) for _ in made)
-        (logits,) = graph.inline(_traced(fusion, rows_of), [look.descriptor for look in made])
-        together = graph("Softmax", logits, axis=1)
-    else:
-        shares = [graph("Softmax", look.logits, axis=1) for look in made]
-        together = graph("Mean", *shares)
-    answers = graph("ScatterND", answers, graph("Unsqueeze", index, graph.ints(1)), together)
-    outputs: list[tuple[str, str, str, Sequence[int | str]]] = [
-        (answers, "probabilities", "float32", ["photos", model.num_classes])
-    ]
-    outputs += [
-        (each, f"look_{i}", "float32", ["photos", model.num_classes]) for i, each in enumerate(single, 1)
-    ]
-    outputs.append((depth, "looks", "int64", ["photos"]))
-    grey_levels = graph("Cast", levels, to=TYPES["uint8"])
-    outputs.append((grey_levels, "source", "uint8", ["photos", 3, source_size, source_size]))
-    if boxes:
-        stacked = [graph("Unsqueeze", each, graph.ints(1)) for each in boxes]
-        outputs.append((graph("Concat", *stacked, axis=1), "boxes", "float32", ["photos", len(boxes), 4]))
-    for number, each in enumerate(views, start=1):
-        side = model.view_sizes[number - 1]
-        outputs.append((each, f"view_{number}", "float32", [f"given_{number}", 3, side, side]))
-    if model.num_classes > 1:
-        _, best = graph.node("TopK", [answers, graph.ints(2)], 2, axis=1)
-        for number, (features, of) in enumerate(kept, start=1):
-            example = (_features(model, number, examples[number - 1]), torch.tensor([[0, 1], [1, 0]]))
-            own = graph("Gather", best, of, axis=0)
-            (cells,) = graph.inline(_traced(_Why(model, number), example), [features, own])
-            outputs.append((cells, f"why_{number}", "float32", [f"given_{number}", *example[0].shape[2:]]))
-    inputs: list[tuple[str, str, Sequence[int | str]]] = [
-        ("photos", "uint8", ["photos", "height", "width", 3])
-    ]
+    inputs: list[Port] = [Port("photos", "photos", "uint8", ["photos", "height", "width", 3])]
     defaults = {}
     if pools is not None:
-        inputs.append(("stop", "float32", [scales - 1]))
+        inputs.append(Port("stop", "stop", "float32", [scales - 1]))
         defaults["stop"] = np.full(scales - 1, NEVER, np.float32)
-    return graph.model(inputs, outputs, metadata, defaults)
+    recursion = _Recursion(model, source_size, resize, scales)
+    for scale in range(1, scales + 1):
+        recursion.look(scale)
+        if scale < scales:
+            recursion.go_on(scale, None if pools is None else pools[scale - 1])
+    recursion.answer(fused=fused)
+    return recursion.graph.model(inputs, recursion.outputs(), metadata, defaults)
 
 
-class _Parts:
-    """Nodes that put rows of some photos among those of all."""
+class _Recursion:
+    """The looks one after another, at the photos that are left.
 
-    def __init__(self, graph: Graph, num: str, classes: int) -> None:
-        self.graph, self.num, self.classes = graph, num, classes
+    Attributes:
+        graph: That it is written to.
+        index: Name of the numbers of the photos that are left.
+        answers: Name of what is known, [N, C], 0 of photos that are left.
+        depth: Name of how many looks each photo was given, [N].
+        made: What the looks have made.
+    """
 
-    def zeros(self) -> str:
-        return self._filled(0.0, self.classes)
+    def __init__(self, model: RACNN, source_size: int, resize: Any, scales: int) -> None:
+        self.model, self.source_size, self.scales = model, source_size, scales
+        self.graph = graph = Graph()
+        self.rows, self.columns = axes_of(graph, "photos", source_size, resize)
+        self.levels = sources_of(graph, "photos", self.rows, self.columns, source_size)
+        self.examples = _examples(model, source_size, scales)
+        example = torch.zeros(2, 3, source_size, source_size)
+        (self.source,) = graph.inline(_traced(_First(model), (example,)), [self.levels])
+        self.num = graph("Slice", graph("Shape", "photos"), graph.ints(0), graph.ints(1))
+        zero, one = graph.constant(0, np.int64), graph.constant(1, np.int64)
+        self.index = graph("Range", zero, graph("Squeeze", self.num), one)
+        self.answers = self._filled(0.0, model.num_classes)
+        self.depth = graph("Expand", graph.constant([scales], np.int64), self.num)
+        rows = graph("Concat", self.num, graph.ints(1), axis=0)
+        self.region = graph("Expand", graph.constant([[0.0, 0.0, 1.0]], np.float32), rows)
+        self.image, self.cut = self.source, self.region
+        self.made: list[_Made] = []
+        self.single: list[str] = []
+        self.boxes: list[str] = []
 
-    def scattered(self, index: str, rows: str) -> str:
-        return self._put(self.zeros(), index, rows)
+    def look(self, scale: int) -> None:
+        """Add a look."""
+        part = _traced(_Look(self.model, scale), self.examples[scale - 1])
+        logits, descriptor, features, view, pixels, *ahead = self.graph.inline(
+            part, [self.image, self.cut, self.region]
+        )
+        self.made.append(_Made(logits, descriptor, features, view, pixels, self.index, *ahead))
+        shares = self.graph("Softmax", logits, axis=1)
+        self.single.append(self._put(self._filled(0.0, self.model.num_classes), shares))
+        if scale > 1:
+            boxes = boxes_in_photo(self.graph, self.region, self.rows, self.columns, self.source_size)
+            self.boxes.append(self._put(self._filled(np.nan, 4), boxes))
 
-    def boxes(self, index: str, rows: str) -> str:
-        return self._put(self._filled(np.nan, 4), index, rows)
+    def go_on(self, scale: int, pool: Sequence[float] | None) -> None:
+        """Choose what the next look is given: which photos, and what of them.
 
-    def pooled(self, logits: Sequence[str], weights: Sequence[float]) -> str:
+        Args:
+            scale: The look before.
+            pool: Weights of the looks so far in the answer that may be sure enough; None: all photos go on.
+        """
+        last = self.made[-1]
+        carried = [self.source, last.view, last.proposal, last.next_region]
+        carried += [each for past in self.made for each in (past.logits, past.descriptor)]
+        if pool is not None:
+            carried = self._without_sure(scale, pool, carried)
+        self.source, view, proposal, self.region, *past_outputs = carried
+        for past, number in zip(self.made, range(0, 2 * len(self.made), 2), strict=True):
+            past.logits, past.descriptor = past_outputs[number : number + 2]
+        parent = self.model.zoom_from == "parent"
+        self.image, self.cut = (view, proposal) if parent else (self.source, self.region)
+
+    def _without_sure(self, scale: int, pool: Sequence[float], carried: Sequence[str]) -> list[str]:
+        """Answer photos that are sure enough, and return the rows of the others."""
         graph = self.graph
         weighed = [
-            graph("Mul", each, graph.floats(weight)) for each, weight in zip(logits, weights, strict=False)
+            graph("Mul", past.logits, graph.floats(weight))
+            for past, weight in zip(self.made, pool, strict=False)
         ]
-        return graph("Softmax", graph("Sum", *weighed), axis=1)
+        pooled = graph("Softmax", graph("Sum", *weighed), axis=1)
+        sure = graph("ReduceMax", pooled, graph.ints(1), keepdims=0)
+        least = graph("Gather", "stop", graph.constant(scale - 1, np.int64), axis=0)
+        done = graph("GreaterOrEqual", sure, least)
+        stopped = graph("Unsqueeze", graph("Compress", self.index, done, axis=0), graph.ints(1))
+        self.answers = graph("ScatterND", self.answers, stopped, graph("Compress", pooled, done, axis=0))
+        how_many = graph("Slice", graph("Shape", stopped), graph.ints(0), graph.ints(1))
+        looked = graph("Expand", graph.constant([scale], np.int64), how_many)
+        self.depth = graph("ScatterND", self.depth, stopped, looked)
+        left = graph("Not", done)
+        self.index, *rest = (graph("Compress", each, left, axis=0) for each in (self.index, *carried))
+        return rest
 
-    def _put(self, into: str, index: str, rows: str) -> str:
-        return self.graph("ScatterND", into, self.graph("Unsqueeze", index, self.graph.ints(1)), rows)
+    def answer(self, *, fused: bool) -> None:
+        """Answer the photos that are left, by all looks together."""
+        graph = self.graph
+        if fused:
+            channels = self.model.classifiers[0].get_parameter("weight").shape[1]
+            rows = tuple(torch.zeros(2, channels) for _ in self.made)
+            descriptors = [look.descriptor for look in self.made]
+            (logits,) = graph.inline(_traced(_Fusion(self.model), rows), descriptors)
+            together = graph("Softmax", logits, axis=1)
+        else:
+            together = graph("Mean", *(graph("Softmax", look.logits, axis=1) for look in self.made))
+        self.answers = self._put(self.answers, together)
+
+    def outputs(self) -> list[Port]:
+        """Add what is made of the answers, and return all that the graph puts out."""
+        graph, model, side = self.graph, self.model, self.source_size
+        probabilities: list[int | str] = ["photos", model.num_classes]
+        grey_levels = graph("Cast", self.levels, to=TYPES["uint8"])
+        made = [Port(self.answers, "probabilities", "float32", probabilities)]
+        made += [
+            Port(each, f"look_{i}", "float32", probabilities) for i, each in enumerate(self.single, start=1)
+        ]
+        made.append(Port(self.depth, "looks", "int64", ["photos"]))
+        made.append(Port(grey_levels, "source", "uint8", ["photos", 3, side, side]))
+        if self.boxes:
+            stacked = [graph("Unsqueeze", each, graph.ints(1)) for each in self.boxes]
+            boxes = graph("Concat", *stacked, axis=1)
+            made.append(Port(boxes, "boxes", "float32", ["photos", len(stacked), 4]))
+        for number, (look, size) in enumerate(zip(self.made, model.view_sizes, strict=False), start=1):
+            made.append(Port(look.pixels, f"view_{number}", "float32", [f"given_{number}", 3, size, size]))
+        return made + (self._why() if model.num_classes > 1 else [])
+
+    def _why(self) -> list[Port]:
+        graph = self.graph
+        _, best = graph.node("TopK", [self.answers, graph.ints(2)], 2, axis=1)
+        ports = []
+        for number, look in enumerate(self.made, start=1):
+            features = _features(self.model, number, self.examples[number - 1])
+            part = _traced(_Why(self.model, number), (features, torch.tensor([[0, 1], [1, 0]])))
+            (cells,) = graph.inline(part, [look.features, graph("Gather", best, look.index, axis=0)])
+            ports.append(Port(cells, f"why_{number}", "float32", [f"given_{number}", *features.shape[2:]]))
+        return ports
+
+    def _put(self, into: str, rows: str) -> str:
+        """Return ``into`` with the rows of the photos that are left."""
+        return self.graph("ScatterND", into, self.graph("Unsqueeze", self.index, self.graph.ints(1)), rows)
 
     def _filled(self, value: float, width: int) -> str:
-        graph = self.graph
-        return graph("Expand", graph.floats(value), graph("Concat", self.num, graph.ints(width), axis=0))
+        """Return a row of one value for every photo."""
+        shape = self.graph("Concat", self.num, self.graph.ints(width), axis=0)
+        return self.graph("Expand", self.graph.floats(value), shape)
 
 
 @torch.no_grad()
@@ -290,6 +318,3 @@ def _traced(part: nn.Module, example: tuple[Tensor, ...]) -> onnx.ModelProto:
         made = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False)
     assert made is not None
     return made.model_proto
-
-
-__all__ = ["NEVER", "Axis", "build_onnx"]

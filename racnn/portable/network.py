@@ -47,14 +47,13 @@ class PortableNetwork:
     early_exit: tuple[float, ...] | None
     caution: Caution | None = None
 
-    def predict(self, photos: Any, *, top: int = 3, batch_size: int = 16, why: bool = False) -> Any:
-        """Say what is on photos, as :meth:`racnn.engine.predictor.Predictor.predict` does.
+    def predict(self, photos: Any, *, top: int = 3, why: bool = False) -> Any:
+        """Say what is on photos, one by one, as :meth:`racnn.engine.predictor.Predictor.predict` does.
 
         Args:
             photos: A photo, as a path, a PIL image or a uint8 array [h, w, 3] or [h, w]; or a folder, or a list of photos
                 and folders.
             top: How many answers.
-            batch_size: Does nothing here: photos of different sizes are looked at one by one.
             why: Say also where each look sees the answer rather than the second most probable class.
 
         Returns:
@@ -103,7 +102,6 @@ class PortableNetwork:
         self,
         places: Iterable[Path],
         *,
-        batch_size: int = 1,
         workers: int = 0,
         early: Sequence[float] | None = None,
         top: int = 3,
@@ -112,7 +110,6 @@ class PortableNetwork:
 
         Args:
             places: Photos, and folders of photos.
-            batch_size: Does nothing here.
             workers: Threads that read photos ahead.
             early: See ``early_exit``; None: all looks at every photo.
             top: How many answers.

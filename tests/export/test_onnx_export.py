@@ -67,7 +67,7 @@ def networks(made):
 
 
 def rows_of(network, made, **options):
-    return list(network.stream([made / "photos"], batch_size=1, **options))
+    return list(network.stream([made / "photos"], **options))
 
 
 def test_the_file_answers_as_the_checkpoint(networks, made):
@@ -174,6 +174,9 @@ def test_the_commands_that_take_it_and_those_that_do_not(made, racnn, tmp_path):
     refused = racnn("predict", file, made / "photos", "--device", "cuda")
     assert refused.code == 2
     assert "run on the CPU" in refused.err
+    refused = racnn("predict", file, made / "photos", "--batch-size", 8)
+    assert refused.code == 2
+    assert "one by one" in refused.err
     refused = racnn("export", made / "run" / "best.pt", "--out", file)
     assert refused.code == 2
     assert "--overwrite" in refused.err

@@ -10,7 +10,7 @@ from racnn.ops.regions import to_boxes_xyxy
 
 pytest.importorskip("onnx", reason="needs the extra export")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra export")
-from racnn.export.graph import Graph  # noqa: E402
+from racnn.export.graph import Graph, Port  # noqa: E402
 from racnn.export.photo import axes_of, boxes_in_photo, sources_of  # noqa: E402
 
 SHAPES = [(64, 64), (50, 70), (300, 200), (30, 500), (1, 1), (2, 90), (65, 63), (128, 96), (333, 517)]
@@ -24,8 +24,11 @@ def both(request):
     sources = sources_of(graph, "photos", rows, columns, 64)
     boxes = boxes_in_photo(graph, "regions", rows, columns, 64)
     model = graph.model(
-        [("photos", "uint8", ["n", "h", "w", 3]), ("regions", "float32", ["k", 3])],
-        [(sources, "sources", "float32", ["n", 3, 64, 64]), (boxes, "boxes", "float32", ["k", 4])],
+        [
+            Port("photos", "photos", "uint8", ["n", "h", "w", 3]),
+            Port("regions", "regions", "float32", ["k", 3]),
+        ],
+        [Port(sources, "sources", "float32", ["n", 3, 64, 64]), Port(boxes, "boxes", "float32", ["k", 4])],
         {},
         {},
     )
