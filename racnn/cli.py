@@ -18,7 +18,7 @@ import typer
 
 from racnn import __version__, cli_checkpoint, cli_data, cli_evaluate, cli_serve
 from racnn.cli_checkpoint import Checkpoint, Device, restore, restore_any
-from racnn.errors import ConfigError, DataError, LeftOutError, TrainingError, UserError
+from racnn.errors import ConfigError, DataError, ExportError, LeftOutError, TrainingError, UserError
 from racnn.written import refuse_foreign, write_file, write_json, write_text
 
 if TYPE_CHECKING:
@@ -106,6 +106,8 @@ def run_with_messages(command: Callable[[], Any]) -> None:
     except TrainingError as error:
         message, code = str(error), 1
         prefix = "training stopped"
+    except ExportError as error:
+        message, code = str(error), 1
     except BrokenPipeError:  # the reader of our output had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
         raise SystemExit(1) from None

@@ -38,6 +38,10 @@ class TrainingError(RuntimeError):
     """Training cannot go on, for example because a loss is not finite. Nothing was changed by the failing step."""
 
 
+class ExportError(RuntimeError):
+    """An exported network is not what it was. Nothing was written."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the nearest known name, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

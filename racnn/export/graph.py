@@ -60,7 +60,7 @@ class Graph:
 
     def constant(self, value: Any, dtype: Any = None) -> str:
         """Return the name of a constant."""
-        return self._kept(numpy_helper.from_array(np.ascontiguousarray(np.asarray(value, dtype))))
+        return self._kept(numpy_helper.from_array(np.asarray(value, dtype, order="C")))
 
     def floats(self, *values: float) -> str:
         """Return the name of float32 numbers, of a single one without an axis."""

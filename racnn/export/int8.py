@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 
 from racnn.engine.predictor import Predictor
-from racnn.errors import ConfigError, TrainingError
+from racnn.errors import ConfigError, ExportError
 
 CALIBRATED_ON = 100  # training photos
 MOST_LOST = 1.0  # points of top-1
@@ -93,11 +93,11 @@ def refuse_lost(lost: Lost, most: float) -> None:
     """Refuse a network that has lost too much.
 
     Raises:
-        TrainingError: It has.
+        ExportError: It has.
     """
     points = 100 * (lost.float32 - lost.top1)
     if points > most:
-        raise TrainingError(
+        raise ExportError(
             f"--int8: {points:.1f} points of top-1 were lost on {lost.photos} validation photos ({100 * lost.float32:.1f} to "
             f"{100 * lost.top1:.1f} %), at most {most:g} may be (--most-lost). Nothing was written"
         )

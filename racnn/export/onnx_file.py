@@ -17,7 +17,7 @@ from torch import Tensor
 from racnn import __version__
 from racnn.data.transforms import SourceTransform
 from racnn.engine.predictor import Predictor, network_digest
-from racnn.errors import ConfigError, TrainingError
+from racnn.errors import ConfigError, ExportError
 from racnn.models.family import combined_log_probs
 from racnn.models.racnn.model import RACNN
 from racnn.ops.regions import to_boxes_xyxy
@@ -25,10 +25,8 @@ from racnn.portable.onnx_bytes import CARD, FORMAT, KEY, SHA256, sha256_of
 from racnn.sections import DataConfig
 
 MOST_OFF = 1e-4  # in a probability, from the same source
-MOST_OFF_FROM_PHOTO = (
-    2e-3  # where the photo was resized by OpenCV, whose rounding differs by a grey level now and then
-)
-MOST_LEVELS = 1  # of which a pixel of the source may be off
+MOST_OFF_FROM_PHOTO = 2e-3  # where OpenCV resized the photo, which on other processors may round otherwise
+MOST_LEVELS = 1  # of which a pixel of the source may then be off
 SHAPES = ((96, 96), (300, 200), (333, 517), (900, 600), (41, 640), (720, 1280))  # of drawn birds to check on
 LARGEST = 2**31 - 1  # bytes that Protocol Buffers can hold
 
@@ -86,7 +84,7 @@ def export_onnx(
 
     Raises:
         ConfigError: The network is of a family that cannot be exported, or it is too large for a file.
-        TrainingError: The exported network answers otherwise, or has lost too much by whole numbers.
+        ExportError: The exported network answers otherwise, or has lost too much by whole numbers.
     """
     if not isinstance(trained.model, RACNN):
         raise ConfigError(
@@ -111,7 +109,7 @@ def export_onnx(
     checked = check(trained, model.SerializeToString(), photos)
     good = checked.probability <= MOST_OFF and checked.from_photo <= MOST_OFF_FROM_PHOTO
     if not good or checked.levels > MOST_LEVELS:
-        raise TrainingError(
+        raise ExportError(
             f"the exported network answers otherwise on {checked.photos} photos: by {checked.probability:.1e} in a probability "
             f"({MOST_OFF:.0e} is let pass), from the photo on {checked.from_photo:.1e} ({MOST_OFF_FROM_PHOTO:.0e}), sources by "
             f"{checked.levels:g} grey levels ({MOST_LEVELS}). Nothing was written"

@@ -52,13 +52,14 @@ def axes_of(graph: Graph, photos: str, side: int, resize: Literal["squash", "cro
 def sources_of(graph: Graph, photos: str, rows: Axis, columns: Axis, side: int) -> str:
     """Return sources [N, 3, S, S] in grey levels, float32, of photos uint8 [N, H, W, 3]."""
     image = graph("Cast", photos, to=_FLOAT)
-    for axis, number in ((rows, 1), (columns, 2)):
+    blocks = _Blocks(graph, rows, columns)
+    for axis, number in ((columns, 2), (rows, 1)):  # in OpenCV's order
         image = graph.either(
             axis.shrinks,
-            lambda inner, axis=axis, number=number: _averaged(inner, image, axis, number, side),  # type: ignore[misc]  # noqa: B023
+            lambda inner, axis=axis, number=number: _averaged(inner, image, axis, number, side, blocks.even),  # type: ignore[misc]  # noqa: B023
             lambda inner: image,  # noqa: B023
         )
-    image = graph("Round", graph("Clip", image, graph.floats(0.0), graph.floats(255.0)))
+    image = blocks.rounded(image)
     image = graph.either(
         graph("And", rows.shrinks, columns.shrinks),
         lambda inner: image,
@@ -83,26 +84,71 @@ def boxes_in_photo(graph: Graph, regions: str, rows: Axis, columns: Axis, side: 
 _FLOAT, _DOUBLE, _INT64 = 1, 11, 7  # of onnx.TensorProto
 
 
-def _averaged(graph: Graph, image: str, axis: Axis, number: int, side: int) -> str:
-    """Return an image [N, H, W, 3] with the source's pixels on an axis, each the mean of what it covers."""
-    step = graph("Div", axis.has, axis.becomes)
+class _Blocks:
+    """Whether a photo shrinks by whole numbers: then OpenCV adds the pixels of each block up before it divides.
+
+    Attributes:
+        even: Bool; a side that does not shrink is one that shrinks by 1.
+    """
+
+    def __init__(self, graph: Graph, rows: Axis, columns: Axis) -> None:
+        self.graph = graph
+        one, zero = graph.constant(1.0, np.float64), graph.constant(0.0, np.float64)
+        steps = [
+            graph("Where", axis.shrinks, graph("Div", axis.has, axis.becomes), one)
+            for axis in (rows, columns)
+        ]
+        self.even = graph("And", *(graph("Equal", graph("Mod", step, one, fmod=1), zero) for step in steps))
+        two = graph.constant(2.0, np.float64)
+        self.of_two = graph("And", *(graph("Equal", step, two) for step in steps))
+        share = graph("Where", self.even, graph("Div", one, graph("Mul", *steps)), one)
+        self.share = graph("Cast", share, to=_FLOAT)
+
+    def rounded(self, sums: str) -> str:
+        """Return whole grey levels of sums or means; half levels become even ones, but of blocks of two by two the higher ones."""
+        graph = self.graph
+        means = graph("Mul", sums, self.share)
+        half = graph("Where", self.of_two, graph.floats(0.5), graph.floats(0.0))
+        whole = graph.either(
+            self.of_two,
+            lambda inner: inner("Floor", inner("Add", means, half)),
+            lambda inner: inner("Round", means),
+        )
+        return graph("Clip", whole, graph.floats(0.0), graph.floats(255.0))
+
+
+def _averaged(graph: Graph, image: str, axis: Axis, number: int, side: int, even: str) -> str:
+    """Return an image [N, H, W, 3] with the source's pixels on an axis: of what each covers the mean, or in even blocks the sum.
+
+    Pixels are added up from the first to the last in float32, as OpenCV does, so that means half way between two grey levels
+    are rounded alike; parts of a pixel below a thousandth are left out.
+    """
+    zero, one, little = (graph.constant(value, np.float64) for value in (0.0, 1.0, 1e-3))
+    step = graph("Div", one, graph("Div", axis.becomes, axis.has))
     start = graph("Mul", _numbers(graph, axis, side), step)  # [S, 1], in pixels of the photo
-    one = graph.constant(1.0, np.float64)
-    pixel = graph("Range", graph.constant(0.0, np.float64), axis.has, one)  # [H]
-    overlap = graph(
-        "Sub", graph("Min", graph("Add", pixel, one), graph("Add", start, step)), graph("Max", pixel, start)
-    )
-    share = graph("Div", graph("Max", overlap, graph.constant(0.0, np.float64)), step)
-    weights = graph("Cast", share, to=_FLOAT)  # [S, H]
-    shape = graph("Shape", image)
-    if number == 1:
-        flat = graph("Reshape", image, graph.constant([0, 0, -1], np.int64))
-        sizes = [graph("Slice", shape, graph.ints(0), graph.ints(1)), graph.ints(side)]
-        sizes.append(graph("Slice", shape, graph.ints(2), graph.ints(4)))
-        return graph("Reshape", graph("MatMul", weights, flat), graph("Concat", *sizes, axis=0))
-    last = graph("Transpose", image, perm=[0, 1, 3, 2])  # [N, H, 3, W]
-    made = graph("MatMul", last, graph("Transpose", weights, perm=[1, 0]))
-    return graph("Transpose", made, perm=[0, 1, 3, 2])
+    end = graph("Add", start, step)
+    width = graph("Min", step, graph("Sub", axis.has, start))
+    last = graph("Min", graph("Floor", end), graph("Sub", axis.has, one))
+    first = graph("Min", graph("Ceil", start), last)  # of those that are covered from their beginning
+    most = graph("ReduceMax", graph("Sub", last, first), keepdims=0)
+    taps = graph("Range", graph.constant(-1.0, np.float64), graph("Add", most, one), one)
+    pixels = graph("Add", first, taps)  # [S, K]
+    before, after = graph("Sub", first, start), graph("Sub", end, last)
+    parts = [
+        graph("Where", graph("Greater", part, little), graph("Min", part, one, width), zero)
+        for part in (before, after)
+    ]
+    covered = graph("Where", graph("Less", pixels, first), parts[0], one)
+    covered = graph("Where", graph("Equal", pixels, last), parts[1], covered)
+    covered = graph("Where", graph("Greater", pixels, last), zero, covered)
+    mean = graph("Div", covered, width)
+    weights = graph("Cast", graph("Where", even, covered, mean), to=_FLOAT)
+    index = graph("Cast", graph("Max", graph("Min", pixels, graph("Sub", axis.has, one)), zero), to=_INT64)
+    spread = graph("Gather", image, index, axis=number)  # [N, S, K, W, 3] or [N, H, S, K, 3]
+    over = graph.ints(*((2, 3) if number == 1 else (2,)))
+    products = graph("Mul", spread, graph("Unsqueeze", weights, over))
+    sums = graph("CumSum", products, graph.constant(number + 1, np.int64))
+    return graph("Gather", sums, graph.constant(-1, np.int64), axis=number + 1)
 
 
 def _interpolated(graph: Graph, image: str, rows: Axis, columns: Axis, side: int) -> str:

@@ -15,7 +15,7 @@ import racnn as api
 from racnn.data import read_photo
 from racnn.data.transforms import SourceTransform
 from racnn.engine.predictor import load, why_cells
-from racnn.errors import CheckpointError, ConfigError, DataError, TrainingError
+from racnn.errors import CheckpointError, ConfigError, DataError, ExportError
 from racnn.models.family import combined_log_probs
 from racnn.models.racnn.early_exit import look_until_confident
 from racnn.portable.onnx_bytes import KEY, SHA256, read_about, sha256_of
@@ -223,7 +223,7 @@ def test_whole_numbers_answer_nearly_alike_and_what_they_cost_is_told(networks, 
     assert lost.agree >= 0.5
     refuse_lost(Lost(100, 0.80, 0.805, 0.9), 1.0)
     with pytest.raises(
-        TrainingError, match=r"1\.5 points.*81\.5 to 80\.0 %.*at most 1 may be.*Nothing was written"
+        ExportError, match=r"1\.5 points.*81\.5 to 80\.0 %.*at most 1 may be.*Nothing was written"
     ):
         refuse_lost(Lost(100, 0.80, 0.815, 0.9), 1.0)
 

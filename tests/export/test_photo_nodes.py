@@ -13,7 +13,23 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra export"
 from racnn.export.graph import Graph, Port  # noqa: E402
 from racnn.export.photo import axes_of, boxes_in_photo, sources_of  # noqa: E402
 
-SHAPES = [(64, 64), (50, 70), (300, 200), (30, 500), (1, 1), (2, 90), (65, 63), (128, 96), (333, 517)]
+SHAPES = [
+    (64, 64),
+    (50, 70),
+    (300, 200),
+    (30, 500),
+    (1, 1),
+    (2, 90),
+    (65, 63),
+    (128, 96),
+    (333, 517),
+    (72, 128),
+    (128, 128),
+    (192, 256),
+    (384, 384),
+    (640, 64),
+    (128, 192),
+]  # half levels, whole blocks
 
 
 @pytest.fixture(scope="module", params=["squash", "crop"])
@@ -45,10 +61,7 @@ def test_photos_become_the_same_sources(both, shape):
     found = session.run(["sources"], {"photos": np.stack([noise, smooth]), "regions": regions})[0]
     for ours, photo in zip(found, (noise, smooth), strict=True):
         off = np.abs(ours - transform.source(photo, shape).numpy().astype(np.float32))
-        assert off.max() <= 1.0
-        assert (off > 0).mean() < 0.02, "ties of averages are rounded either way"
-        if max(shape) <= 64:
-            assert off.max() == 0.0, "interpolation is exact"
+        assert off.max() == 0.0
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
