@@ -36,17 +36,6 @@ from racnn.ops.regions import whole
 NEVER = 2.0  # a probability to stop at that none reaches
 
 
-class _First(nn.Module):
-    """Grey levels [n, 3, S, S] to the normalised source."""
-
-    def __init__(self, model: RACNN) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, levels: Tensor) -> Tensor:
-        return self.model.normalise(levels / 255.0)
-
-
 class _Look(nn.Module):
     """One look: from what it cuts its view of, and where, to everything that later parts need."""
 
@@ -161,8 +150,9 @@ class _Recursion:
         self.rows, self.columns = axes_of(graph, "photos", source_size, resize)
         self.levels = sources_of(graph, "photos", self.rows, self.columns, source_size)
         self.examples = _examples(model, source_size, scales)
-        example = torch.zeros(2, 3, source_size, source_size)
-        (self.source,) = graph.inline(_traced(_First(model), (example,)), [self.levels])
+        scale, shift = 1.0 / (255.0 * model.std), -model.mean / model.std
+        scaled = graph("Mul", self.levels, graph.constant(scale, np.float32))
+        self.source = graph("Add", scaled, graph.constant(shift, np.float32))  # normalised
         self.num = graph("Slice", graph("Shape", "photos"), graph.ints(0), graph.ints(1))
         zero, one = graph.constant(0, np.int64), graph.constant(1, np.int64)
         self.index = graph("Range", zero, graph("Squeeze", self.num), one)

@@ -118,7 +118,7 @@ def export_onnx(
     if int8 is not None:
         from racnn.export.int8 import measure_lost, quantised, refuse_lost
 
-        before, model = model.SerializeToString(), quantised(model, int8.calibration)
+        before, model = model.SerializeToString(), quantised(model, int8.calibration, trained.scales)
         lost = measure_lost(before, model.SerializeToString(), int8.validation)
         refuse_lost(lost, int8.most_lost)
         about["int8"] = dataclasses.asdict(lost)

@@ -145,8 +145,10 @@ def _averaged(graph: Graph, image: str, axis: Axis, number: int, side: int, even
     weights = graph("Cast", graph("Where", even, covered, mean), to=_FLOAT)
     index = graph("Cast", graph("Max", graph("Min", pixels, graph("Sub", axis.has, one)), zero), to=_INT64)
     spread = graph("Gather", image, index, axis=number)  # [N, S, K, W, 3] or [N, H, S, K, 3]
-    over = graph.ints(*((2, 3) if number == 1 else (2,)))
-    products = graph("Mul", spread, graph("Unsqueeze", weights, over))
+    weights = graph("Unsqueeze", weights, graph.ints(*((2, 3) if number == 1 else (2,))))
+    if number == 2:
+        weights = graph("Mul", weights, graph.constant([1.0, 1.0, 1.0], np.float32))  # as in _taps
+    products = graph("Mul", spread, weights)
     sums = graph("CumSum", products, graph.constant(number + 1, np.int64))
     return graph("Gather", sums, graph.constant(-1, np.int64), axis=number + 1)
 
@@ -154,24 +156,26 @@ def _averaged(graph: Graph, image: str, axis: Axis, number: int, side: int, even
 def _interpolated(graph: Graph, image: str, rows: Axis, columns: Axis, side: int) -> str:
     """Return images [N, S, S, 3] of which each pixel lies between the four nearest, in OpenCV's arithmetic of whole numbers.
 
-    Weights are parts of 2048. A row's sums lose their last four bits, a column's products 16, and the sum of these two. In
-    float64, in which all of these are exact.
+    Weights are parts of 2048. A row's sums lose their last four bits, a column's products 16, and the sum of these two. Sums
+    are exact in float32, products in float64.
     """
-    image = graph("Cast", image, to=_DOUBLE)
     left, right, before, after = _taps(graph, columns, side, number=2)
     across = graph(
-        "Add",
-        graph("Mul", graph("Gather", image, left, axis=2), before),
-        graph("Mul", graph("Gather", image, right, axis=2), after),
+        "Floor",
+        graph(
+            "Add",
+            graph("Mul", graph("Gather", image, left, axis=2), _shifted(graph, before, 4, _FLOAT)),
+            graph("Mul", graph("Gather", image, right, axis=2), _shifted(graph, after, 4, _FLOAT)),
+        ),
     )
-    across = _without_bits(graph, across, 4)
+    across = graph("Cast", across, to=_DOUBLE)
     above, below, before, after = _taps(graph, rows, side, number=1)
     ends = [
-        _without_bits(graph, graph("Mul", graph("Gather", across, index, axis=1), weight), 16)
+        graph("Floor", graph("Mul", graph("Gather", across, index, axis=1), _shifted(graph, weight, 16)))
         for index, weight in ((above, before), (below, after))
     ]
-    two = graph.constant(2.0, np.float64)
-    return graph("Cast", _without_bits(graph, graph("Add", graph("Add", *ends), two), 2), to=_FLOAT)
+    total = graph("Cast", graph("Add", *ends), to=_FLOAT)
+    return graph("Floor", graph("Mul", graph("Add", total, graph.floats(2.0)), graph.floats(0.25)))
 
 
 def _taps(graph: Graph, axis: Axis, side: int, *, number: int) -> tuple[str, str, str, str]:
@@ -191,15 +195,19 @@ def _taps(graph: Graph, axis: Axis, side: int, *, number: int) -> tuple[str, str
         place = graph("Max", graph("Min", place, last), zero)
     low = graph("Floor", place)
     scale = graph.constant(2048.0, np.float64)
-    shape = graph.ints(*((1, side, 1, 1) if number == 1 else (1, 1, side, 1)))
-    part = graph("Reshape", graph("Sub", place, low), shape)
+    part = graph(
+        "Reshape", graph("Sub", place, low), graph.ints(side, 1, 1) if number == 1 else graph.ints(side, 1)
+    )
+    if number == 2:
+        part = graph("Expand", part, graph.ints(side, 3))  # whole rows are multiplied faster than threes
     low, high = (graph("Max", graph("Min", each, last), zero) for each in (low, graph("Add", low, one)))
     before, after = (graph("Round", graph("Mul", each, scale)) for each in (graph("Sub", one, part), part))
     return graph("Cast", low, to=_INT64), graph("Cast", high, to=_INT64), before, after
 
 
-def _without_bits(graph: Graph, values: str, bits: int) -> str:
-    return graph("Floor", graph("Mul", values, graph.constant(2.0**-bits, np.float64)))
+def _shifted(graph: Graph, weights: str, bits: int, kind: int = _DOUBLE) -> str:
+    """Return weights whose products lose some bits by rounding down."""
+    return graph("Cast", graph("Mul", weights, graph.constant(2.0**-bits, np.float64)), to=kind)
 
 
 def _numbers(graph: Graph, axis: Axis, side: int) -> str:

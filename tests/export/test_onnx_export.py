@@ -23,6 +23,7 @@ from racnn.portable.onnx_bytes import KEY, SHA256, read_about, sha256_of
 pytest.importorskip("onnxscript", reason="needs the extra export")
 onnx = pytest.importorskip("onnx", reason="needs the extra export")
 from racnn.export import onnx_file  # noqa: E402
+from racnn.export.graph import Graph, Port  # noqa: E402
 from racnn.export.int8 import Lost, measure_lost, photos_of, quantised, refuse_lost  # noqa: E402
 
 SMALL = ["--backbone", "tiny", "--set", "model.weights=null", "--set", "model.view_sizes=[32, 32, 32]"]
@@ -209,12 +210,19 @@ def test_whole_numbers_answer_nearly_alike_and_what_they_cost_is_told(networks, 
     before = (made / "net.onnx").read_bytes()
     photos, known = photos_of(trained, None)
     assert len(photos) == len(trained.train_names)
-    model = quantised(onnx.load_from_string(before), photos[:6])
+    model = quantised(onnx.load_from_string(before), photos[:6], 3)
     weights = {each.name: each.data_type for each in model.graph.initializer}
     convolved = [node for node in model.graph.node if node.op_type == "Conv"]
     assert convolved
     assert onnx.TensorProto.INT8 in weights.values()
-    assert not any(node.input[1] in weights for node in convolved), "each reads weights in whole numbers"
+    as_before = [node.input[1] in weights for node in convolved]
+    of_a_look = len(convolved) // 3
+    assert as_before == [i % of_a_look == 0 for i in range(len(convolved))], "all but the first of each look"
+    graph = Graph()
+    dense = graph("MatMul", "photos", graph.constant(np.zeros((3, 90)), np.float32))
+    ports = [Port("photos", "photos", "float32", ["n", 3])], [Port(dense, "out", "float32", ["n", 90])]
+    with pytest.raises(ConfigError, match=r"--int8: .* of this network's weights they hold 0 %"):
+        quantised(graph.model(*ports, {}, {}), [], 1)
     known = list(known)
     lost = measure_lost(before, model.SerializeToString(), iter(known))
     assert lost.photos == len(trained.val_names)
