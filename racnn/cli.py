@@ -108,6 +108,14 @@ def run_with_messages(command: Callable[[], Any]) -> None:
         prefix = "training stopped"
     except ExportError as error:
         message, code = str(error), 1
+    except ModuleNotFoundError as error:
+        if not error.name or error.name.partition(".")[0] == "racnn":  # our own mistake
+            raise
+        message, code = (
+            f"this needs {error.name}, which is not installed: pip install -r requirements.txt. "
+            "Without, .onnx files are answered: racnn predict, visualize, inspect, serve",
+            2,
+        )
     except BrokenPipeError:  # the reader of our output had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
         raise SystemExit(1) from None

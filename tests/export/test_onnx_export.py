@@ -143,21 +143,32 @@ def test_whys_are_those_of_the_network(networks, made):
         np.testing.assert_allclose(found[f"why_{number}"], cells.numpy(), atol=1e-3)
 
 
-def test_it_needs_no_torch(made):
+def without_torch(*words):
+    """Call the command line where none of the large packages is installed."""
     code = (
-        "import sys; sys.argv = ['racnn', 'predict', *sys.argv[1:]]\n"
+        "import sys; sys.argv[0] = 'racnn'\n"
         "for name in ('torch', 'torchvision', 'albumentations', 'cv2', 'timm', 'scipy', 'yaml', 'onnx'):\n"
         "    sys.modules[name] = None\n"
         "from racnn.cli import main; main()"
     )
-    words = [made / "net.onnx", made / "photos", "--json", "--levels"]
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, check=False
     )
+
+
+def test_it_needs_no_torch(made):
+    done = without_torch("predict", made / "net.onnx", made / "photos", "--json", "--levels")
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(rows) == 3 * len(SHAPES)
     assert {row["sure"]["level"] for row in rows} <= {"class", "group", "unsure"}
+
+
+def test_what_needs_torch_says_so(made):
+    done = without_torch("evaluate", made / "run" / "best.pt")
+    assert done.returncode == 2
+    assert "needs torch, which is not installed" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_the_commands_that_take_it_and_those_that_do_not(made, racnn, tmp_path):
