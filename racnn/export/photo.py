@@ -81,6 +81,7 @@ def boxes_in_photo(graph: Graph, regions: str, rows: Axis, columns: Axis, side: 
     return graph("Concat", *ends, axis=1)
 
 
+TAPS = 16  # pixels of an axis that are added up one after another
 _FLOAT, _DOUBLE, _INT64 = 1, 11, 7  # of onnx.TensorProto
 
 
@@ -144,11 +145,44 @@ def _averaged(graph: Graph, image: str, axis: Axis, number: int, side: int, even
     mean = graph("Div", covered, width)
     weights = graph("Cast", graph("Where", even, covered, mean), to=_FLOAT)
     index = graph("Cast", graph("Max", graph("Min", pixels, graph("Sub", axis.has, one)), zero), to=_INT64)
+    return graph.either(
+        graph("LessOrEqual", most, graph.constant(TAPS - 2.0, np.float64)),
+        lambda inner: _added_up(inner, image, index, weights, number, most),
+        lambda inner: _added_up_at_once(inner, image, index, weights, number),
+    )
+
+
+def _added_up(graph: Graph, image: str, index: str, weights: str, number: int, most: str) -> str:
+    """Return the sums over the pixels ``index`` [S, K] of an axis with their weights [S, K], at most TAPS, one after another."""
+
+    def tap(inner: Graph, k: int) -> str:
+        here = inner.constant(k, np.int64)
+        pixels = inner("Gather", image, inner("Gather", index, here, axis=1), axis=number)
+        of_pixels = inner(
+            "Unsqueeze",
+            inner("Gather", weights, here, axis=1),
+            inner.ints(*((1, 2) if number == 1 else (1,))),
+        )
+        if number == 2:
+            of_pixels = inner("Mul", of_pixels, inner.constant([1.0, 1.0, 1.0], np.float32))  # as in _taps
+        return inner("Mul", pixels, of_pixels)
+
+    total = graph("Add", tap(graph, 0), tap(graph, 1))
+    for k in range(2, TAPS):
+        total = graph.either(
+            graph("GreaterOrEqual", most, graph.constant(k - 1.0, np.float64)),
+            lambda inner, k=k, total=total: inner("Add", total, tap(inner, k)),  # type: ignore[misc]
+            lambda inner, total=total: total,  # type: ignore[misc]
+        )
+    return total
+
+
+def _added_up_at_once(graph: Graph, image: str, index: str, weights: str, number: int) -> str:
+    """Return the same of any number of pixels, at the cost of memory."""
     spread = graph("Gather", image, index, axis=number)  # [N, S, K, W, 3] or [N, H, S, K, 3]
-    weights = graph("Unsqueeze", weights, graph.ints(*((2, 3) if number == 1 else (2,))))
-    if number == 2:
-        weights = graph("Mul", weights, graph.constant([1.0, 1.0, 1.0], np.float32))  # as in _taps
-    products = graph("Mul", spread, weights)
+    products = graph(
+        "Mul", spread, graph("Unsqueeze", weights, graph.ints(*((2, 3) if number == 1 else (2,))))
+    )
     sums = graph("CumSum", products, graph.constant(number + 1, np.int64))
     return graph("Gather", sums, graph.constant(-1, np.int64), axis=number + 1)
 

@@ -14,22 +14,10 @@ from racnn.export.graph import Graph, Port  # noqa: E402
 from racnn.export.photo import axes_of, boxes_in_photo, sources_of  # noqa: E402
 
 SHAPES = [
-    (64, 64),
-    (50, 70),
-    (300, 200),
-    (30, 500),
-    (1, 1),
-    (2, 90),
-    (65, 63),
-    (128, 96),
-    (333, 517),
-    (72, 128),
-    (128, 128),
-    (192, 256),
-    (384, 384),
-    (640, 64),
-    (128, 192),
-]  # half levels, whole blocks
+    *[(64, 64), (50, 70), (300, 200), (30, 500), (1, 1), (2, 90), (65, 63), (128, 96), (333, 517)],
+    *[(72, 128), (128, 128), (192, 256), (384, 384), (128, 192)],  # whole blocks, and means halfway
+    *[(640, 64), (1100, 200)],  # few pixels to add up, and many
+]
 
 
 @pytest.fixture(scope="module", params=["squash", "crop"])
