@@ -26,6 +26,7 @@ Pixels = Annotated[int, Field(ge=16, le=4096)]
 LEAST_SCENE = 256  # pixels
 MOST_SCALES = 16
 MOST_IDS = 10**6  # in a range of class ids
+SIGMA = 0.5
 DEFAULT_BOUNDS: tuple[Bounds, ...] = ((0.2, 0.95), (0.3, 0.8))
 
 
@@ -197,11 +198,33 @@ class ModelConfig(ModelSection):
     bounds: tuple[Bounds, ...] = Field(
         (), description="least and largest side of each region; empty: defaults"
     )
-    crop: str = Field("box", description="sampler that cuts the views")
+    sampler: str = Field(
+        "zoom",
+        description="what cuts the views: zoom, bilinear; crop, whole pixels; gaussian, as DRAW does",
+    )
+    sigma: float = Field(
+        SIGMA, gt=0.0, le=4.0, description="sampler gaussian: standard deviation, in spacings of the samples"
+    )
     zoom_from: Literal["source", "parent"] = "source"
     antialias: bool = True
     mask: bool = True
     steepness: float = Field(10.0, gt=0.0, description="the paper's k, per pixel of the image that is cut")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _crop_was_its_name(cls, values: Any) -> Any:
+        """Take what checkpoints before the samplers hold."""
+        if isinstance(values, dict) and values.get("crop") == "box":
+            values = {key: value for key, value in values.items() if key != "crop"}
+        return values
+
+    @model_validator(mode="after")
+    def _sampler_has_use_for_its_keys(self) -> ModelConfig:
+        if self.sampler != "gaussian" and self.sigma != SIGMA:
+            raise ValueError(f"sigma belongs to sampler gaussian and does nothing with {self.sampler}")
+        if self.sampler == "gaussian" and not self.antialias:
+            raise ValueError("antialias: false: a Gaussian is as wide as sigma says")
+        return self
 
     @model_validator(mode="after")
     def _frozen_stages_were_loaded(self) -> ModelConfig:

@@ -13,6 +13,7 @@ PHASES = [
     ("ranking", (1, 2), {"gradient": "mask"}),
     ("ranking", (1, 2), {"gradient": "energy"}),
     ("ranking", (1, 2), {"gradient": "smoothed", "compare": "log_prob"}),
+    ("localise", (1, 2), {}),
     ("fusion", (), {}),
 ]
 

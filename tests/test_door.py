@@ -24,7 +24,7 @@ from racnn.errors import ConfigError
 from racnn.models import BACKBONES, FAMILIES, Backbone, Family
 from racnn.models.phase import FittedPhase
 from racnn.models.racnn.phases import PHASES
-from racnn.ops.crop import CROPS, zoom
+from racnn.ops.crop import SAMPLERS, zoom
 from racnn.ops.regions import whole
 
 CPU = torch.device("cpu")
@@ -237,8 +237,8 @@ def test_a_sampler_is_a_function_and_a_line(monkeypatch, tiny, tmp_path):
         half = whole(len(image)) * 0.5
         return zoom(image, half, size, **options)
 
-    monkeypatch.setitem(CROPS, "middle", middle)
-    best, _ = fit(tiny(tmp_path / "run", schedule=[CLASSIFY], model__crop="middle"), device=CPU)
+    monkeypatch.setitem(SAMPLERS, "middle", middle)
+    best, _ = fit(tiny(tmp_path / "run", schedule=[CLASSIFY], model__sampler="middle"), device=CPU)
     model = load(best).model
     images = torch.rand(2, 3, 48, 48)
     middle_view = middle(model.normalise(images), None, (32, 32), steepness=None)
@@ -248,6 +248,6 @@ def test_a_sampler_is_a_function_and_a_line(monkeypatch, tiny, tmp_path):
 
 def test_a_sampler_that_there_is_not_is_refused(tiny, tmp_path):
     with pytest.raises(
-        ConfigError, match=r"model\.crop: no sampler is called 'bix' \(did you mean 'box'\?\)"
+        ConfigError, match=r"model\.sampler: no sampler is called 'zom' \(did you mean 'zoom'\?\)"
     ):
-        fit(tiny(tmp_path / "run", schedule=[CLASSIFY], model__crop="bix"), device=CPU)
+        fit(tiny(tmp_path / "run", schedule=[CLASSIFY], model__sampler="zom"), device=CPU)

@@ -3,13 +3,15 @@
 Convention
     Regions are (tx, ty, tl) in the frame of the image, see :mod:`racnn.ops.regions`; sizes are (h, w);
     ``align_corners=False``: sample i of n lies at ``(2 i + 1) / n - 1`` of the region. A sample reads image pixels
-    beyond the region's edge where its kernel reaches them, and repeats the edge of the image itself.
+    beyond the region's edge where its kernel reaches them, and repeats the edge of the image itself; one that lies beyond the image
+    is taken at its edge.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from racnn.ops.mask import boxcar, pixel_centres
 
+REACH = 5.0  # standard deviations of a Gaussian, beyond which it is 0
 SLACK = 1e-3  # pixels: a pixel just at the foot of a triangle weighs nothing, but its weight has a derivative
 
 
@@ -43,7 +46,7 @@ def zoom(
 
     Args:
         image: [B, C, H, W], any floating type.
-        region: [B, 3].
+        region: [B, 3], or rectangles [B, 4] of (tx, ty, sx, sy), half sides across and down.
         size: (h, w) of the view in pixels.
         antialias: Widen the kernel when shrinking; False is plain bilinear sampling.
         steepness: Steepness of the mask, per unit of the image's frame; None applies no mask. At the view's own sample
@@ -56,17 +59,154 @@ def zoom(
     Returns:
         [B, C, h, w] in the image's type.
     """
+    return _sampled(
+        image,
+        region,
+        size,
+        _Triangle(antialias),
+        steepness=steepness,
+        move_samples=move_samples,
+        dense=dense,
+    )
+
+
+def cut(
+    image: Tensor,
+    region: Tensor,
+    size: tuple[int, int],
+    *,
+    antialias: bool = True,
+    steepness: float | None = None,
+    move_samples: bool = True,
+    dense: bool | None = None,
+) -> Tensor:
+    """Cut the whole pixels nearest to a region out, at least one each way, and resize them to a view: hard attention.
+
+    Unlike :func:`zoom` it reads no pixel beyond them, and no derivative reaches the region, so that only what needs none can teach
+    it. Arguments as there.
+    """
+    centre, half = region[:, :2].detach(), _halves(region.detach())
+    centres, halves = [], []
+    for axis, pixels in ((0, image.shape[3]), (1, image.shape[2])):
+        at, by = centre[:, axis], half[:, axis]
+        low = ((at - by + 1.0) / 2.0 * pixels).round().clamp(0.0, pixels - 1.0)
+        high = torch.maximum(((at + by + 1.0) / 2.0 * pixels).round().clamp(max=pixels), low + 1.0)
+        centres.append((low + high) / pixels - 1.0)
+        halves.append((high - low) / pixels)
+    box = torch.stack([*centres, *halves], dim=1)
+    return _sampled(
+        image,
+        box,
+        size,
+        _Triangle(antialias, inside=True),
+        steepness=steepness,
+        move_samples=False,
+        dense=dense,
+    )
+
+
+def gaussian(
+    image: Tensor,
+    region: Tensor,
+    size: tuple[int, int],
+    *,
+    sigma: float = 0.5,
+    antialias: bool = True,
+    steepness: float | None = None,
+    move_samples: bool = True,
+    dense: bool | None = None,
+) -> Tensor:
+    """Sample a region by a grid of Gaussians: DRAW's glimpse.
+
+    Gregor et al., "DRAW: A Recurrent Neural Network For Image Generation", ICML 2015, equations 19 to 26. Its grid is that
+    of :func:`zoom`: a stride of d pixels between N filters is ``tl = N d / W``. Unlike there the width is no output of a network but a multiple of the
+    stride, there is no factor of intensity, and a filter beyond the edge reads the edge, where theirs reads little or nothing.
+    Rows add up to 1 over the pixels within :data:`REACH` standard deviations.
+
+    Args:
+        image: See :func:`zoom`, as all others.
+        region: Likewise.
+        size: Likewise.
+        sigma: Standard deviation, in spacings of the samples or, where these are closer, in pixels of the image.
+        antialias: Must be true: a Gaussian is as wide as it is.
+        steepness: See :func:`zoom`.
+        move_samples: Likewise.
+        dense: Likewise.
+    """
+    assert antialias, "a Gaussian has its width"
+    return _sampled(
+        image, region, size, _Gaussian(sigma), steepness=steepness, move_samples=move_samples, dense=dense
+    )
+
+
+SAMPLERS: dict[str, Callable[..., Tensor]] = {"zoom": zoom, "crop": cut, "gaussian": gaussian}
+
+
+@dataclass(frozen=True)
+class _Triangle:
+    """A triangle that falls from a sample to 0 at the next one, or at the next pixel where these are further apart.
+
+    With ``inside`` pixels beyond the region are not read.
+    """
+
+    antialias: bool
+    inside: bool = False
+
+    def support(self, spacing: Tensor) -> Tensor:
+        return spacing.clamp(min=1.0) if self.antialias else torch.ones_like(spacing)
+
+    def margin(self) -> float:
+        """Return how far inside the edge of the image samples are taken at least, in pixels."""
+        return 0.0 if self.antialias else 0.5
+
+    def weights(self, distance: Tensor, support: Tensor, valid: Tensor) -> Tensor:
+        weights = (1.0 - distance / support).clamp(min=0.0) * valid
+        return weights / weights.sum(dim=2, keepdim=True)
+
+
+@dataclass(frozen=True)
+class _Gaussian:
+    """A bell of a standard deviation in spacings, cut off where it is next to nothing."""
+
+    sigma: float
+    inside: bool = False
+
+    def support(self, spacing: Tensor) -> Tensor:
+        return (REACH * self.sigma * spacing.clamp(min=1.0)).clamp(min=1.0)  # one pixel at least is near
+
+    def margin(self) -> float:
+        return 0.0
+
+    def weights(self, distance: Tensor, support: Tensor, valid: Tensor) -> Tensor:
+        width = support / REACH
+        if REACH * self.sigma < 1.0:
+            width = width * (REACH * self.sigma)
+        logs = -0.5 * (distance / width).square()
+        return logs.masked_fill(~(valid & (distance <= support)), -math.inf).softmax(dim=2)
+
+
+def _sampled(
+    image: Tensor,
+    region: Tensor,
+    size: tuple[int, int],
+    kernel: _Triangle | _Gaussian,
+    *,
+    steepness: float | None,
+    move_samples: bool,
+    dense: bool | None,
+) -> Tensor:
+    """Return the views of :func:`zoom` by any kernel."""
     dtype = torch.promote_types(image.dtype, torch.float32)
     with torch.autocast(image.device.type, enabled=False):
         region = region.to(dtype)
-        held = region if move_samples else region.detach()
+        spans = torch.cat([region[:, :2], _halves(region)], dim=1)
+        held = spans if move_samples else spans.detach()
         if dense is None:
             dense = image.device.type != "cpu" or torch.compiler.is_exporting()
         view = image.to(dtype)
         for axis, source, target in ((1, image.shape[2], size[0]), (0, image.shape[3], size[1])):  # y, then x
-            # centre and half side
-            span, now = (torch.stack([each[:, axis], each[:, 2]], dim=1) for each in (region, held))
-            pixels, weights = _triangles(now, source, target, antialias, dense)
+            span, now = (each[:, axis::2] for each in (spans, held))  # centre and half side
+            pixels, weights = _kernels(now, source, target, kernel, dense)
             if steepness is not None:  # of the span, at the sample points of where it is held
                 mask = boxcar(_sample_points(now, target), span[:, :1], span[:, 1:], steepness)
                 weights = weights * mask[:, :, None]
@@ -74,39 +214,49 @@ def zoom(
         return view.to(image.dtype)
 
 
-CROPS: dict[str, Callable[..., Tensor]] = {"box": zoom}  # samplers by name, all called as ``zoom`` is
+def _halves(region: Tensor) -> Tensor:
+    """Return the half sides [B, 2], across and down, of squares [B, 3] or rectangles [B, 4]."""
+    return region[:, 2:].expand(-1, 2)
 
 
-def _triangles(span: Tensor, source: int, target: int, antialias: bool, dense: bool) -> tuple[Tensor, Tensor]:
+def _kernels(
+    span: Tensor, source: int, target: int, kernel: _Triangle | _Gaussian, dense: bool
+) -> tuple[Tensor, Tensor]:
     """Return which pixels of an axis each sample reads and how it weighs them.
 
     Args:
         span: [B, 2], (centre, half side) of the region on the axis.
         source: Pixels of the image on the axis.
         target: Samples of the view.
-        antialias: Whether triangles widen.
+        kernel: What weighs them.
         dense: Whether every sample reads all pixels, most of them without weight.
 
     Returns:
         Pixel numbers, broadcast to [B, target, K], and weights [B, target, K], which add up to 1.
     """
     position = (_sample_points(span, target) + 1.0) * (source / 2.0)  # in pixels of the image, outer corner 0
-    if not antialias:  # samples beyond the image, of a region that sticks out, read its edge pixel
-        position = position.clamp(0.5, source - 0.5)
-    support = torch.ones_like(span[:, 1:])  # image pixels per view pixel
-    if antialias:
-        support = (span[:, 1:] * (source / target)).clamp(min=1.0)
+    low, high = (
+        torch.zeros_like(span[:, :1]),
+        torch.full_like(span[:, :1], source),
+    )  # of the pixels that are read
+    if kernel.inside:
+        low, high = ((span[:, :1] + side * span[:, 1:] + 1.0) * (source / 2.0) for side in (-1.0, 1.0))
+    position = torch.minimum(torch.maximum(position, low + kernel.margin()), high - kernel.margin())
+    support = kernel.support(span[:, 1:] * (source / target))
     if dense:
         pixels = torch.arange(source, device=span.device)[None, None]
     else:
         pixels = _some_pixels(position.detach(), support.detach(), source)
-    distance = (position[:, :, None] - (pixels + 0.5)).abs() / support[:, :, None]
-    weights = (1.0 - distance).clamp(min=0.0) * ((pixels >= 0) & (pixels < source))
-    return pixels.clamp(0, source - 1), weights / weights.sum(dim=2, keepdim=True)
+    distance = (position[:, :, None] - (pixels + 0.5)).abs()
+    middle = pixels + 0.5
+    weights = kernel.weights(
+        distance, support[:, :, None], (middle > low[:, :, None]) & (middle < high[:, :, None])
+    )
+    return pixels.clamp(0, source - 1), weights
 
 
 def _some_pixels(position: Tensor, support: Tensor, source: int) -> Tensor:
-    """Return the numbers of the pixels that a triangle can reach, [B, target, K], some beyond the image."""
+    """Return the numbers of the pixels that a kernel can reach, [B, target, K], some beyond the image."""
     # of a network that has diverged both may be NaN: its weights, not the choice of pixels, shall tell
     position = position.nan_to_num().clamp(-source, 2 * source)
     support = support.nan_to_num(nan=1.0).clamp(max=source)

@@ -24,6 +24,7 @@ PHASES = [
     ("apn_init", (1,), {}),
     ("ranking", (1, 2), {"gradient": "exact", "margin": 2.0}),
     ("ranking", (1,), {"gradient": "smoothed", "margin": 2.0}),
+    ("localise", (2,), {"label_smoothing": 0.1}),
     ("fusion", (), {}),
 ]
 

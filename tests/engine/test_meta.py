@@ -15,6 +15,7 @@ from racnn.engine.loop import train_only
 from racnn.models import RACNN
 from racnn.models.phase import GradientPhase
 from racnn.models.racnn import make_phase, phases
+from racnn.ops.crop import SAMPLERS
 
 META = torch.device("meta")
 MOVED = {"lift_fresh", "_local_scalar_dense", "is_nonzero", "equal", "allclose"}  # to the device, or from it
@@ -102,6 +103,16 @@ def test_a_step_runs_forward_and_backward_where_its_tensors_are_and_never_waits(
 def test_every_kind_of_phase_is_among_them():
     steps = {kind for kind, phase in phases.PHASES.items() if issubclass(phase, GradientPhase)}
     assert {kind for kind, _, _ in PHASES} == steps
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_no_sampler_waits(sampler, monkeypatch):
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    regions = torch.zeros(4, 3, device=META, requires_grad=True)
+    images = torch.zeros(4, 3, 20, 30, device=META, requires_grad=True)
+    with Operations() as seen:
+        SAMPLERS[sampler](images, regions, (7, 8), steepness=9.0).sum().backward()
+    assert not seen.names & WAITING
 
 
 @pytest.mark.parametrize("view", [32, 96])

@@ -60,6 +60,7 @@ LOG_PROB = {"scale_1": -1.0, "scale_2": -2.0, "scale_3": -3.0, "mean": -1.5, "fu
         ("ranking", (1,), {"scale_2": -2.0, "scale_3": -3.0}),  # all views that region 1 moves
         ("ranking", (2,), {"scale_3": -3.0}),
         ("ranking", (1, 2), {"scale_2": -2.0, "scale_3": -3.0}),
+        ("localise", (1,), {"scale_2": -2.0, "scale_3": -3.0}),
         ("fusion", (), {"fused": -0.5}),
         ("apn_init", (1,), {"loss": -0.25}),  # smaller is better
     ],

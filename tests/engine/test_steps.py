@@ -64,6 +64,8 @@ MOVES = [
     ("ranking", (1,), ("apns.0.",)),
     ("ranking", (2,), ("apns.1.",)),
     ("ranking", (1, 2), ("apns.",)),
+    ("localise", (1,), ("apns.0.",)),
+    ("localise", (1, 2), ("apns.",)),
     ("fusion", (), ("fusion.",)),
 ]
 

@@ -26,9 +26,10 @@ SCHEDULE = [
         {"kind": "classification", "epochs": 1, "lr": 0.01, "keep": "if_better"},
     ], "rounds": 2},
     {"kind": "ranking", "epochs": 1, "gradient": "smoothed", "lr": 0.0001},
+    {"kind": "localise", "epochs": 1, "lr": 0.0001},
     {"kind": "fusion", "epochs": 2, "lr": 0.01, "keep": "if_better"},
 ]  # fmt: skip
-STOPPED_KINDS = {"classification", "apn_init", "ranking", "fusion"}
+STOPPED_KINDS = {"classification", "apn_init", "ranking", "localise", "fusion"}
 
 
 def config_of(tiny, folder, workers=0, **changes):

@@ -8,16 +8,16 @@ from racnn.models.phase import Phase
 from racnn.models.racnn.model import RACNN
 from racnn.models.racnn.phases import PHASES
 from racnn.models.racnn.schedules import SCHEDULES
-from racnn.ops.crop import CROPS
+from racnn.ops.crop import SAMPLERS
 from racnn.sections import ModelConfig
 
 
 def build(config: ModelConfig, *, num_classes: int, weights: bool) -> RACNN:
     """Return the network that the model section describes; without its weights where ``weights`` is False."""
-    if config.crop not in CROPS:
+    if config.sampler not in SAMPLERS:
         raise ConfigError(
-            f"model.crop: no sampler is called '{config.crop}'{did_you_mean(config.crop, CROPS)}; "
-            f"expected {', '.join(CROPS)}"
+            f"model.sampler: no sampler is called '{config.sampler}'{did_you_mean(config.sampler, SAMPLERS)}; "
+            f"expected {', '.join(SAMPLERS)}"
         )
     options = config.model_dump(exclude={"family", "weights", "bounds"})
     return RACNN(

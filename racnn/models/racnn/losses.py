@@ -42,6 +42,32 @@ def classification_losses(
     return losses | {"loss": torch.stack(list(losses.values())).sum()}
 
 
+def localise_losses(
+    logits: Sequence[Tensor],
+    labels: Tensor,
+    regions: Sequence[int],
+    *,
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Return for each region the classification loss of the scale that looks at it.
+
+    Args:
+        logits: [B, C] per scale.
+        labels: [B].
+        regions: Those that are trained, counted from 1; scale s + 1 looks at region s.
+        label_smoothing: See :func:`classification_losses`.
+        class_weights: Likewise.
+
+    Returns:
+        ``localise_s`` per region and their sum ``loss``.
+    """
+    losses = {
+        f"localise_{s}": _cross_entropy(logits[s], labels, class_weights, label_smoothing) for s in regions
+    }
+    return losses | {"loss": torch.stack(list(losses.values())).sum()}
+
+
 def ranking_losses(
     logits: Sequence[Tensor],
     labels: Tensor,

@@ -19,6 +19,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -29,7 +30,7 @@ from racnn.errors import ConfigError
 from racnn.models.backbone import Backbone, build_backbone, reason_against_view
 from racnn.models.racnn.apn import build_apn
 from racnn.models.racnn.losses import evidence_map, response_map
-from racnn.ops.crop import CROPS
+from racnn.ops.crop import SAMPLERS, gaussian
 from racnn.ops.mask import frame_steepness
 from racnn.ops.regions import compose, jitter, whole
 from racnn.sections import default_bounds
@@ -117,7 +118,8 @@ class RACNN(nn.Module):
             at length 1 (Perronnin, Sanchez, Mensink, "Improving the Fisher Kernel for Large-Scale Image Classification",
             ECCV 2010). A few strong channels then decide less, which linear heads on a frozen trunk gain by.
         bounds: Least and largest side of each proposal, as fractions of its view's side.
-        crop: The sampler that cuts views, a name in :data:`racnn.ops.crop.CROPS`.
+        sampler: What cuts views, a name in :data:`racnn.ops.crop.SAMPLERS`.
+        sigma: Of the sampler 'gaussian', see :func:`racnn.ops.crop.gaussian`.
         zoom_from: 'source' crops every view from the image through composed regions: no double interpolation, and real
             detail where the image has more pixels than view 1. 'parent' crops it from the previous view, as the paper does.
         antialias: Widen the sampling kernel where a region has more pixels than its view.
@@ -140,7 +142,8 @@ class RACNN(nn.Module):
         apn: str = "compact",
         descriptor: str = "mean",
         bounds: Sequence[tuple[float, float]] | None = None,
-        crop: str = "box",
+        sampler: str = "zoom",
+        sigma: float = 0.5,
         zoom_from: str = "source",
         antialias: bool = True,
         mask: bool = True,
@@ -152,7 +155,8 @@ class RACNN(nn.Module):
         self.view_sizes = tuple(view_sizes)
         self.num_scales = len(self.view_sizes)
         self.num_classes = num_classes
-        self.sample = CROPS[crop]
+        sample = SAMPLERS[sampler]
+        self.sample = partial(sample, sigma=sigma) if sample is gaussian else sample
         self.root = descriptor == "root"
         self.zoom_from = zoom_from
         self.antialias = antialias

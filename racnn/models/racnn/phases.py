@@ -4,6 +4,7 @@ classification   backbones and classifiers; the APNs are frozen                 
 cross_fit        the backbones, by heads in closed form that have not seen the photo, see :mod:`racnn.models.racnn.cross_fit`
 apn_init         an APN, towards the pseudo box that its frozen scale's map shows
 ranking          the APNs, so that the finer scale is more certain of the true class   (equation 9)
+localise         the APNs, by the finer scale's classification loss, as spatial transformers learn
 fusion           the layer over all descriptors                                        (equation 10)
 looks            all but the trunk, in one go, see :mod:`racnn.models.racnn.looks`
 """
@@ -220,13 +221,36 @@ class ApnInit(_RegionPhase):
         return found
 
 
-class Ranking(_RegionPhase):
+class _ByFinerScale(_RegionPhase):
+    """Moves regions by what the finer scales, which are frozen, say of their views."""
+
+    no_score_may_fall: ClassVar[bool] = True
+
+    def score_names(self, num_scales: int) -> list[str]:
+        """Return all finer scales: a region moves every finer view, not only the next one."""
+        return [f"scale_{scale}" for scale in range(min(self.scales) + 1, num_scales + 1)]
+
+    def num_scales_run(self, num_scales: int) -> int:
+        return max(self.scales) + 1
+
+    def follows_view(self) -> bool:
+        """Return whether its derivative reaches the region through the sampler."""
+        return True
+
+    def misfits(self, model: Any) -> list[str]:
+        found = super().misfits(model)
+        if model.sampler == "crop" and self.follows_view():
+            found.append(
+                f"a {self.kind} phase follows a derivative through the sampler, and model.sampler crop lets none through"
+            )
+        return found
+
+
+class Ranking(_ByFinerScale):
     """Move the APNs so that each finer scale gives the true class a higher probability than the coarser one.
 
     The coarser scale's probability is detached: a pair moves only the APN whose region its finer scale classifies.
     """
-
-    no_score_may_fall: ClassVar[bool] = True
 
     kind: Literal["ranking"]
     margin: float = Field(0.05, ge=0.0)
@@ -243,15 +267,11 @@ class Ranking(_RegionPhase):
         """Return the ranking losses of the regions, ``ranking_s``, and their sum ``loss``."""
         return GRADIENTS[self.gradient](model, batch, self)
 
-    def score_names(self, num_scales: int) -> list[str]:
-        """Return all finer scales: a region moves every finer view, not only the next one."""
-        return [f"scale_{scale}" for scale in range(min(self.scales) + 1, num_scales + 1)]
+    def follows_view(self) -> bool:
+        return self.gradient in ("exact", "mask")
 
     def num_noise(self) -> int:
         return 3 * self.pairs * len(self.scales) if self.gradient == "smoothed" else 0
-
-    def num_scales_run(self, num_scales: int) -> int:
-        return max(self.scales) + 1
 
     def idle_keys(self, num_scales: int) -> dict[str, str]:
         idle = super().idle_keys(num_scales)
@@ -266,6 +286,28 @@ class Ranking(_RegionPhase):
         if self.gradient == "mask" and not model.mask:
             found.append("a ranking phase with gradient mask needs model.mask")
         return found
+
+
+class Localise(_ByFinerScale):
+    """Move the APNs by the finer scales' own classification loss, through the sampler into the place.
+
+    How spatial transformers (Jaderberg et al. 2015) and DRAW learn where to look: no coarser look is compared with. The scales themselves
+    are frozen.
+    """
+
+    kind: Literal["localise"]
+    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
+
+    def losses(self, model: RACNN, batch: Batch, class_weights: Tensor | None = None) -> dict[str, Tensor]:
+        """Return the losses of the regions, ``localise_s``, and their sum ``loss``."""
+        output = model(batch["image"], num_scales=max(self.scales) + 1)
+        return losses.localise_losses(
+            output.logits,
+            batch["label"],
+            self.scales,
+            label_smoothing=self.label_smoothing,
+            class_weights=class_weights,
+        )
 
 
 class Fusion(GradientPhase):
@@ -311,6 +353,7 @@ PHASES: dict[str, type[Phase]] = {
     "cross_fit": CrossFit,
     "apn_init": ApnInit,
     "ranking": Ranking,
+    "localise": Localise,
     "fusion": Fusion,
     "looks": Looks,
 }
