@@ -337,6 +337,9 @@ def visualize(
             "--why", help="Also show what on each view speaks for the answer and against the next best class."
         ),
     ] = False,
+    attention: Annotated[
+        bool, typer.Option("--attention", help="Also show how each view's cells are weighed (model.pooling).")
+    ] = False,
     device: Device = "auto",
 ) -> None:
     """Show where a network looked: one picture a photo, and regions.json with the boxes in the photo's pixels."""
@@ -365,7 +368,9 @@ def visualize(
     trained = restore_any(checkpoint, device)
     if why:
         trained.refuse_why()
-    rows = _draw(trained, readable(), out, why=why)
+    if attention:
+        _refuse_attention(trained, why=why)
+    rows = _draw(trained, readable(), out, why=why, attention=attention)
     if rows:
         print(f"{len(rows)} pictures and regions.json in {out}")
     if passed:
@@ -537,18 +542,40 @@ def _refuse_pictures(out: Path, names: Iterable[str], photo_folders: Iterable[Pa
     refuse_foreign([out / name for name in (*names, REGIONS)], flag="--out", photo_folders=photo_folders)
 
 
+def _refuse_attention(predictor: Predictor | PortableNetwork, *, why: bool) -> None:
+    """Refuse to draw weights of cells that there are not, or beside something else in the same place.
+
+    Raises:
+        ConfigError: They cannot be drawn.
+    """
+    if why:
+        raise ConfigError("--why and --attention exclude each other: both lie over the views")
+    if not hasattr(predictor, "config"):
+        raise ConfigError(
+            "--attention: how cells are weighed does not come out of an .onnx file; give its checkpoint"
+        )
+    if getattr(predictor.config.model, "pooling", "mean") != "attention":
+        raise ConfigError("--attention: this network weighs all cells alike (model.pooling: mean)")
+
+
 def _draw(
     predictor: Predictor | PortableNetwork,
     photos: Iterable[tuple[Path, str, np.ndarray]],
     out: Path,
     *,
     why: bool = False,
+    attention: bool = False,
 ) -> list[dict[str, Any]]:
     """Write one picture a photo, under the name given, and regions.json."""
     rows = []
     for path, name, photo in photos:
         found = predictor.predict(photo, why=why)
-        write_file(out / name, partial(found.show().save, format="PNG"), flag="--out", checked=True)
+        write_file(
+            out / name,
+            partial(found.show(attention=attention).save, format="PNG"),
+            flag="--out",
+            checked=True,
+        )
         rows.append({"photo": str(path), "picture": name, **found.to_dict()})
     if rows:
         write_json(out / REGIONS, rows, flag="--out")

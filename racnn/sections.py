@@ -195,6 +195,10 @@ class ModelConfig(ModelSection):
     descriptor: Literal["mean", "root"] = Field(
         "mean", description="of the features over the map; root: its signed square root, at length 1"
     )
+    pooling: Literal["mean", "attention"] = Field(
+        "mean",
+        description="of the features over the map; attention: weighed cell by cell first, as is learnt",
+    )
     bounds: tuple[Bounds, ...] = Field(
         (), description="least and largest side of each region; empty: defaults"
     )

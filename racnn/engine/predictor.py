@@ -25,7 +25,7 @@ from racnn.models import build_model
 from racnn.models.family import combined_log_probs
 from racnn.models.parts import Parts
 from racnn.models.racnn.early_exit import EarlyExit, look_until_confident, stored_early_exit
-from racnn.models.racnn.model import RACNN
+from racnn.models.racnn.model import RACNN, RACNNOutput
 from racnn.ops.regions import to_boxes_xyxy
 from racnn.portable.answers import Prediction, answer_dict, load_photos, sure_dict
 from racnn.written import refuse_foreign
@@ -114,6 +114,7 @@ class Predictor:
         fused = output.fused if self.fused else None
         answers = combined_log_probs(output.logits, fused)
         cells = why_cells(self.model, output, answers) if why else None
+        weighed = output.attentions if isinstance(output, RACNNOutput) else None
         looks = {f"scale_{number}": logits for number, logits in enumerate(output.logits, start=1)}
         looks |= {} if fused is None else {"fused": fused}
         sure = None if self.caution is None else sure_answers(self.caution, answers.cpu().exp().numpy())
@@ -130,6 +131,7 @@ class Predictor:
                 looks={name: _best(logits[i], self.class_names) for name, logits in looks.items()},
                 sure=None if sure is None else sure[i],
                 why=None if cells is None else [each[i].cpu() for each in cells],
+                attention=None if weighed is None else [each[i].cpu() for each in weighed],
             )
             for i, (path, photo) in enumerate(photos)
         ]

@@ -32,6 +32,7 @@ class Prediction:
         views: What each look saw, [3, side, side] in [0, 1]; tensors on the CPU, of an exported network arrays.
         looks: The answer of each look by itself: ``scale_1``, ..., and ``fused`` where there is one.
         sure: What is sure of the photo, a class or a group of some level, where levels were loaded.
+        attention: How each look weighs the cells of its map, [h, w] of mean 1, where ``model.pooling`` is attention.
         why: Where each look sees the answer rather than the second most probable class, [h, w], at least 0, in logits; where
             that was asked for.
     """
@@ -44,6 +45,7 @@ class Prediction:
     looks: dict[str, Answer] = field(repr=False)
     why: list[Any] | None = field(default=None, repr=False)
     sure: SureAnswer | None = None
+    attention: list[Any] | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
@@ -55,14 +57,18 @@ class Prediction:
         """Probability of the most probable class."""
         return self.top[0][1]
 
-    def show(self) -> Image.Image:
-        """Return a picture: the photo with its boxes, the views, and what each look made of them; and why, if it was asked."""
+    def show(self, *, attention: bool = False) -> Image.Image:
+        """Return a picture: the photo with its boxes, the views, and what each look made of them.
+
+        Over the views lies why, if that was asked, or with ``attention`` how their cells were weighed.
+        """
         scales = [answer for name, answer in self.looks.items() if name != "fused"]
         views = [np.moveaxis(np.asarray(view), 0, -1) for view in self.views]
-        title = None
-        if self.why is not None:
-            views = [np.asarray(draw.heat(view, cells)) for view, cells in zip(views, self.why, strict=True)]
-            title = f"why {self.top[0][0]} and not {self.top[1][0]}"
+        title, cells = None, self.attention if attention else self.why
+        if cells is not None:
+            views = [np.asarray(draw.heat(view, each)) for view, each in zip(views, cells, strict=True)]
+            against = "" if attention else f"why {self.top[0][0]} and not {self.top[1][0]}"
+            title = against or "what each look weighs"
         return draw.panel(self.photo, self.boxes_xyxy, views, scales, self.looks.get("fused"), title)
 
     def to_dict(self) -> dict[str, Any]:

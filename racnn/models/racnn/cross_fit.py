@@ -58,7 +58,8 @@ class CrossFit(GradientPhase):
 
     def trained(self, model: RACNN) -> tuple[list[nn.Module], list[nn.Module]]:
         backbones = dict.fromkeys(model.backbone(scale) for scale in self.scales)
-        return [backbone.trainable() for backbone in backbones], []
+        attentions = [module for scale in self.scales for module in model.attention(scale)]
+        return [*(backbone.trainable() for backbone in backbones), *attentions], []
 
     def fitted(self, model: RACNN) -> list[nn.Module]:
         return [*model.classifiers, *model.apns, model.fusion]

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from racnn.errors import ConfigError
 from racnn.models.backbone import Backbone, build_backbone, reason_against_view
 from racnn.models.racnn.apn import build_apn
+from racnn.models.racnn.attention import CellAttention
 from racnn.models.racnn.losses import evidence_map, response_map
 from racnn.ops.crop import SAMPLERS, gaussian
 from racnn.ops.mask import frame_steepness
@@ -49,6 +50,7 @@ class ScaleOutput:
         descriptor: [B, C], features averaged over the map, float32; see ``descriptor`` of :class:`RACNN`.
         logits: [B, num_classes].
         proposal: [B, 3], the region to crop next in the frame of this view; None at the finest scale.
+        attention: [B, h', w'] of mean 1, how the cells of the features were weighed; None: all alike.
     """
 
     region: Tensor
@@ -57,6 +59,7 @@ class ScaleOutput:
     descriptor: Tensor
     logits: Tensor
     proposal: Tensor | None
+    attention: Tensor | None = None
 
     @property
     def next_region(self) -> Tensor:
@@ -98,6 +101,12 @@ class RACNNOutput:
         return [scale.view for scale in self.scales]
 
     @property
+    def attentions(self) -> list[Tensor] | None:
+        """[B, h, w] per scale, see :class:`ScaleOutput`; None where cells are weighed alike."""
+        found = [scale.attention for scale in self.scales if scale.attention is not None]
+        return found or None
+
+    @property
     def descriptors(self) -> list[Tensor]:
         """[B, C] per scale."""
         return [scale.descriptor for scale in self.scales]
@@ -117,6 +126,8 @@ class RACNN(nn.Module):
         descriptor: 'mean' of the features over the map, as the paper has it, or 'root': the signed square root of the mean,
             at length 1 (Perronnin, Sanchez, Mensink, "Improving the Fisher Kernel for Large-Scale Image Classification",
             ECCV 2010). A few strong channels then decide less, which linear heads on a frozen trunk gain by.
+        pooling: 'mean' of the features over the map, or 'attention': of features that are weighed cell by cell first, see
+            :class:`racnn.models.racnn.attention.CellAttention`. What proposes regions reads the weighed ones too.
         bounds: Least and largest side of each proposal, as fractions of its view's side.
         sampler: What cuts views, a name in :data:`racnn.ops.crop.SAMPLERS`.
         sigma: Of the sampler 'gaussian', see :func:`racnn.ops.crop.gaussian`.
@@ -141,6 +152,7 @@ class RACNN(nn.Module):
         shared_backbone: bool = False,
         apn: str = "compact",
         descriptor: str = "mean",
+        pooling: str = "mean",
         bounds: Sequence[tuple[float, float]] | None = None,
         sampler: str = "zoom",
         sigma: float = 0.5,
@@ -175,6 +187,8 @@ class RACNN(nn.Module):
             each.freeze(frozen_stages)
         self.backbones = nn.ModuleList([first, *copies])
         self.classifiers = nn.ModuleList([nn.Linear(first.channels, num_classes) for _ in self.view_sizes])
+        attended = self.view_sizes if pooling == "attention" else ()
+        self.attentions = nn.ModuleList(CellAttention(first.channels) for _ in attended)
         self.apns = nn.ModuleList(
             build_apn(apn, first, view_size=size, bounds=bounds, scale=scale)
             for scale, (size, bounds) in enumerate(zip(self.view_sizes, self.bounds, strict=False), start=1)
@@ -232,7 +246,8 @@ class RACNN(nn.Module):
         if apn is not None and apn.reads == "inner":
             features, inner = self._extract_with_inner(scale, view)
         else:
-            features = self.extract(scale, view)
+            features = self._extract(scale, view)
+        features, attention = self._attend(scale, features)
         descriptor = self.describe(features)
         logits = self.classifiers[scale - 1](descriptor)
         proposal = None
@@ -240,7 +255,14 @@ class RACNN(nn.Module):
             proposal = apn(self.evidence(scale, features, logits.argmax(dim=1)))
         elif apn is not None:
             proposal = apn((features if inner is None else inner).detach())
-        return ScaleOutput(region, view, features, descriptor, logits, proposal)
+        return ScaleOutput(region, view, features, descriptor, logits, proposal, attention)
+
+    def _attend(self, scale: int, features: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return features as they are pooled, and the weights of their cells."""
+        if not self.attentions:
+            return features, None
+        weights: Tensor = self.attentions[scale - 1](features)
+        return features * weights[:, None].to(features.dtype), weights
 
     def describe(self, features: Tensor) -> Tensor:
         """Return the descriptors [B, C], float32, of features [B, C, h, w]."""
@@ -325,7 +347,10 @@ class RACNN(nn.Module):
         )
 
     def extract(self, scale: int, view: Tensor) -> Tensor:
-        """Return the features [B, C, h', w'] of a normalised view [B, 3, h, w]."""
+        """Return the features [B, C, h', w'] of a normalised view [B, 3, h, w], as they are pooled."""
+        return self._attend(scale, self._extract(scale, view))[0]
+
+    def _extract(self, scale: int, view: Tensor) -> Tensor:
         with self._autocast(view):
             return self.backbone(scale)(view)
 
@@ -339,12 +364,14 @@ class RACNN(nn.Module):
     def extract_rest(self, scale: int, maps: Tensor) -> Tensor:
         """Return the features [B, C, h', w'] of what :meth:`extract_frozen` returned."""
         with self._autocast(maps):
-            return self.backbone(scale).forward_rest(maps)
+            features = self.backbone(scale).forward_rest(maps)
+        return self._attend(scale, features)[0]
 
     @torch.no_grad()
     def extract_with_inner(self, scale: int, view: Tensor) -> tuple[Tensor, Tensor]:
         """Return the same, and the features that the backbone's last block is given, see :meth:`Backbone.forward_with_inner`."""
-        return self._extract_with_inner(scale, view)
+        features, inner = self._extract_with_inner(scale, view)
+        return self._attend(scale, features)[0], inner
 
     def _extract_with_inner(self, scale: int, view: Tensor) -> tuple[Tensor, Tensor]:
         with self._autocast(view):
@@ -388,7 +415,13 @@ class RACNN(nn.Module):
     def copy_scale(self, source: int, target: int) -> None:
         """Copy the backbone and classifier of one scale to another."""
         self.backbone(target).load_state_dict(self.backbone(source).state_dict())
+        if self.attentions:
+            self.attentions[target - 1].load_state_dict(self.attentions[source - 1].state_dict())
         self.classifiers[target - 1].load_state_dict(self.classifiers[source - 1].state_dict())
+
+    def attention(self, scale: int) -> list[nn.Module]:
+        """Return what weighs the cells of a scale's features: nothing, or one module."""
+        return [self.attentions[scale - 1]] if self.attentions else []
 
     def backbone(self, scale: int) -> Backbone:
         """Return the backbone of a scale."""

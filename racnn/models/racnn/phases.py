@@ -49,6 +49,7 @@ class Classification(GradientPhase):
     def trained(self, model: RACNN) -> tuple[list[nn.Module], list[nn.Module]]:
         backbones = dict.fromkeys(model.backbone(scale) for scale in self.scales)
         heads: list[nn.Module] = [model.classifiers[scale - 1] for scale in self.scales]
+        heads += [module for scale in self.scales for module in model.attention(scale)]
         return [backbone.trainable() for backbone in backbones], heads
 
     def losses(self, model: RACNN, batch: Batch, class_weights: Tensor | None = None) -> dict[str, Tensor]:
