@@ -180,7 +180,7 @@ class PortableNetwork:
             found = dict(zip(names, self.session.run(list(names), given, options), strict=True))
         except Exception as error:  # onnxruntime raises nearly anything
             raise CheckpointError(f"{self.path}: cannot be run: {_first_line(error)}") from None
-        if not np.isfinite(found["probabilities"]).all():
+        if not np.isfinite(found.get("probabilities", 0.0)).all():
             raise CheckpointError(f"{self.path}: its answers are not finite")
         return found
 
