@@ -80,6 +80,8 @@ def refuse_existing(out: Path, suffix: str, *, overwrite: bool) -> None:
     Raises:
         ConfigError: The suffix is another one, or something is there.
     """
+    if any(0xD800 <= ord(character) < 0xE000 for character in str(out)):
+        raise ConfigError(f"--out {out}: expected a name in UTF-8, or other programs cannot read it")
     if out.suffix != suffix:
         raise ConfigError(f"--out {out}: expected a name that ends with {suffix}")
     if os.path.lexists(out) and (out.is_dir() or not overwrite):
@@ -87,14 +89,18 @@ def refuse_existing(out: Path, suffix: str, *, overwrite: bool) -> None:
         raise ConfigError(f"--out {out}: {hint}")
 
 
-def _card(checkpoint: Path, out: Path) -> str:
+def _card_file(out: Path) -> Path:
+    return out.with_name(out.name + ".md")
+
+
+def _card(checkpoint: Path, out: Path, int8: dict[str, Any] | None = None) -> str:
     """Return the model card of a checkpoint that is handed on; refuse to put it in the place of somebody else's file."""
     from racnn.engine.advise import read_advice
     from racnn.engine.card import model_card
     from racnn.engine.checkpoint import open_checkpoint
 
-    refuse_foreign([out.with_suffix(".md")], flag="--out")
-    return model_card(open_checkpoint(checkpoint), out.name, read_advice(checkpoint.parent))
+    refuse_foreign([_card_file(out)], flag="--out")
+    return model_card(open_checkpoint(checkpoint), out.name, read_advice(checkpoint.parent), int8)
 
 
 def export_weights(
@@ -107,13 +113,11 @@ def export_weights(
     from racnn.engine.predictor import export_trained
 
     refuse_existing(out, SUFFIX, overwrite=overwrite)
-    if any(0xD800 <= ord(character) < 0xE000 for character in str(out)):
-        raise ConfigError(f"--out {out}: expected a name in UTF-8, or safetensors cannot read it")
     card = _card(checkpoint, out)
     export_trained(checkpoint, out, card)
-    write_text(out.with_suffix(".md"), card, flag="--out")
+    write_text(_card_file(out), card, flag="--out")
     print(
-        f"written to {out}: {out.stat().st_size:,} bytes; what it is: {out.with_suffix('.md')}, racnn inspect {out}"
+        f"written to {out}: {out.stat().st_size:,} bytes; what it is: {_card_file(out)}, racnn inspect {out}"
     )
 
 
@@ -129,8 +133,11 @@ def export(
         typer.Option("--int8", help="Convolutions in whole numbers of 8 bits: smaller, faster, less exact."),
     ] = False,
     most_lost: Annotated[
-        float, typer.Option(min=0.0, help="Points of top-1 on validation photos that --int8 may lose.")
-    ] = 1.0,
+        float | None,
+        typer.Option(
+            min=0.0, help="Points of top-1 on validation photos that --int8 may lose.  [default: 1]"
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier file.")] = False,
 ) -> None:
     """Write a network as one .onnx file: from the pixels of a photo of any size to names and places, checked on photos.
@@ -138,13 +145,15 @@ def export(
     Early exit and levels go into it where they were chosen before.
     """
     refuse_existing(out, ONNX, overwrite=overwrite)
+    if most_lost is not None and not int8:
+        raise ConfigError(f"--most-lost {most_lost:g}: belongs to --int8")
     if importlib.util.find_spec("onnxscript") is None or importlib.util.find_spec("onnxruntime") is None:
         raise ConfigError(
             "export: needs onnx, onnxscript and onnxruntime: pip install them, or the extra 'export'"
         )
     from racnn.engine.predictor import network_digest
     from racnn.evaluation.levels import caution_file, load_caution
-    from racnn.export.int8 import photos_of
+    from racnn.export.int8 import MOST_LOST, photos_of
     from racnn.export.onnx_file import MOST_OFF, Int8, export_onnx, sample_photos
     from racnn.models.racnn.early_exit import early_exit_file, load_early_exit
 
@@ -153,23 +162,30 @@ def export(
         trained.early_exit = load_early_exit(checkpoint, network_digest(trained))
     if caution_file(checkpoint).is_file():
         trained.caution = load_caution(checkpoint, network_digest(trained), trained.class_names)
-    card = _card(checkpoint, out)
-    whole_numbers = Int8(*photos_of(trained, data), most_lost) if int8 else None
-    content, about = export_onnx(trained, sample_photos(trained, data, NUM_CHECKED), card, whole_numbers)
+    _card(checkpoint, out)  # what cannot be written is said now
+    whole_numbers = None
+    if int8:
+        whole_numbers = Int8(*photos_of(trained, data), MOST_LOST if most_lost is None else most_lost)
+    photos = sample_photos(trained, data, NUM_CHECKED)
+    content, about = export_onnx(
+        trained, photos, lambda found: _card(checkpoint, out, found["int8"]), whole_numbers
+    )
     write_bytes(out, content, flag="--out")
-    write_text(out.with_suffix(".md"), card, flag="--out")
+    write_text(_card_file(out), _card(checkpoint, out, about["int8"]), flag="--out")
+    before = "before, in float32, " if int8 else ""
     print(
-        "checked on {photos} photos of {sizes} sizes: off by at most {probability:.1e} in a probability ({most:.0e} is let pass), "
-        "{box:.1e} pixels in a box; from the photo on {from_photo:.1e}".format(
-            **about["checked"], most=MOST_OFF
+        "{before}checked on {photos} photos of {sizes} sizes: off by at most {probability:.1e} in a probability ({most:.0e} is let "
+        "pass), {box:.1e} pixels in a box; from the photo on {from_photo:.1e}".format(
+            **about["checked"], most=MOST_OFF, before=before
         )
     )
     if lost := about["int8"]:
         print(
             f"in whole numbers {100 * lost['top1']:.1f} % of {lost['photos']} validation photos are answered right, before "
-            f"{100 * lost['float32']:.1f} %; {100 * lost['agree']:.1f} % are answered alike"
+            f"{100 * lost['float32']:.1f} %; {100 * lost['agree']:.1f} % are answered alike; on the photos above probabilities are off by up to "
+            f"{lost['probability']:.2f}, boxes by {lost['box']:.1f} pixels"
         )
-    print(f"written to {out}: {len(content) / 1e6:.1f} MB; what it is: {out.with_suffix('.md')}")
+    print(f"written to {out}: {len(content) / 1e6:.1f} MB; what it is: {_card_file(out)}")
     print(f"next: {shlex.join(['racnn', 'predict', str(out)])} PHOTOS")
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from racnn.cli_checkpoint import Device, restore_any
-from racnn.errors import ConfigError, DataError
+from racnn.cli_checkpoint import ONNX, Device, restore_any
+from racnn.errors import ConfigError
 
 if TYPE_CHECKING:
     from racnn.engine.predictor import Predictor
@@ -45,7 +45,9 @@ def serve(
         ) from None
     answering = _with_levels(network, device)
     listening = _listen(host, port)
-    app = create_app(answering, name=network.resolve().parent.name + "/" + network.name, hosts=names or [])
+    app = create_app(
+        answering, name=network.resolve().parent.name + "/" + network.name, hosts=[host, *(names or [])]
+    )
     shown = "127.0.0.1" if host in ("0.0.0.0", "") else f"[{host}]" if ":" in host else host
     print(f"http://{shown}:{listening.getsockname()[1]}/  (Ctrl-C ends it)", flush=True)
     config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
@@ -54,10 +56,13 @@ def serve(
 
 def _with_levels(network: Path, device: str) -> Predictor | PortableNetwork:
     """Return a network that answers at the level that is sure where that was chosen before."""
-    try:
-        return restore_any(network, device, levels=True)
-    except DataError:
-        return restore_any(network, device)
+    if network.suffix == ONNX:
+        from racnn.portable.network import describe_onnx
+
+        return restore_any(network, device, levels=describe_onnx(network)["caution"] is not None)
+    from racnn.evaluation.levels import caution_file
+
+    return restore_any(network, device, levels=caution_file(network).is_file())
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -6,6 +6,7 @@ Mitchell et al., "Model Cards for Model Reporting", FAT* 2019.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,21 +18,28 @@ ONNX_CALL = """
 Without this program, with onnxruntime alone (`photos` is uint8 [N, H, W, 3], RGB, upright, of any size):
 
 ```python
-import numpy, onnxruntime, PIL.Image
-session = onnxruntime.InferenceSession("{file}")
-photo = numpy.asarray(PIL.Image.open("photo.jpg").convert("RGB"))[None]
+import numpy, onnxruntime, PIL.Image, PIL.ImageOps
+session = onnxruntime.InferenceSession({file})
+photo = PIL.ImageOps.exif_transpose(PIL.Image.open("photo.jpg")).convert("RGB")
+photo = numpy.asarray(photo)[None]
 probabilities, boxes = session.run(["probabilities"{boxes}], {{"photos": photo}})
 ```
 """
 
 
-def model_card(stored: Stored, file: str, advice: Mapping[str, Any] | None = None) -> str:
+def model_card(
+    stored: Stored,
+    file: str,
+    advice: Mapping[str, Any] | None = None,
+    int8: Mapping[str, Any] | None = None,
+) -> str:
     """Return a model card in Markdown.
 
     Args:
         stored: The checkpoint that is handed on.
         file: Name of the file that it is handed on as.
         advice: What ``racnn advise`` measured on the same photos, see :func:`racnn.engine.advise.read_advice`; None: nothing.
+        int8: What whole numbers of 8 bits cost, as :func:`racnn.export.onnx_file.export_onnx` has it; None: it has none.
     """
     content, config = stored.content, stored.config
     looks = max(1, content.trained_scales)
@@ -43,12 +51,13 @@ def model_card(stored: Stored, file: str, advice: Mapping[str, Any] | None = Non
         if looks == 1
         else f"looks at a photo, decides where to look closer, zooms, and looks again, {looks} times in all"
     )
+    shown = " ".join(file.encode("utf-8", "replace").decode().replace("`", "'").split())
     parts = [
         f"# {_plain(file)}",
         f"A network (RA-CNN) that tells {len(names)} classes apart on photos. It {looking}: views of {sizes} px, "
         f"{_plain(config.model.backbone)}. It answers with probabilities of the classes and the boxes that it looked at.",
         "## How good it is",
-        _figures(content.val_report, advice),
+        _figures(content.val_report, advice) + _lost(int8),
         "## What it was trained on",
         f"{len(content.train_names)} photos of the data set `{_plain(content.dataset)}`; {len(content.val_names)} others "
         f"were kept for validation. The network started from "
@@ -64,12 +73,12 @@ def model_card(stored: Stored, file: str, advice: Mapping[str, Any] | None = Non
         "The program that made it is under the Apache License 2.0. The weights come of the photos and of the weights that they "
         "started from, whose licences may ask for more: see those of the data set and of the backbone.",
         "## How to call it",
-        f"```bash\nracnn predict {file} PHOTO_OR_FOLDER --json\n```\n\n"
-        f'```python\nimport racnn\nprint(racnn.load("{file}").predict("photo.jpg").top)\n```',
+        f"```bash\nracnn predict {shlex.quote(shown)} PHOTO_OR_FOLDER --json\n```\n\n"
+        f'```python\nimport racnn\nprint(racnn.load({shown!r}).predict("photo.jpg").top)\n```',
     ]
     if file.endswith(".onnx"):
         call = ONNX_CALL if looks > 1 else ONNX_CALL.replace("probabilities, boxes", "(probabilities,)")
-        parts.append(call.strip().format(file=file, boxes=', "boxes"' if looks > 1 else ""))
+        parts.append(call.strip().format(file=repr(shown), boxes=', "boxes"' if looks > 1 else ""))
     parts += ["## Classes", ", ".join(names) + more + "."]
     parts.append(f"Written by racnn {__version__}.")
     return "\n\n".join(parts) + "\n"
@@ -108,6 +117,17 @@ def _figures(report: Mapping[str, Any] | None, advice: Mapping[str, Any] | None)
     ]
     head = "| frozen, fitted on the same photos | px | billion multiplications | top-1 % |\n|---|---|---|---|"
     return f"{text}\n\nWhat costs as much (`racnn advise`):\n\n" + "\n".join([head, *ways])
+
+
+def _lost(int8: Mapping[str, Any] | None) -> str:
+    if int8 is None:
+        return ""
+    return (
+        "\n\nThese are figures before its convolutions were put into whole numbers of 8 bits. After, "
+        f"{100 * int8['top1']:.1f} % of {int8['photos']} validation photos are answered right, by the same program in float32 "
+        f"{100 * int8['float32']:.1f} %; {100 * int8['agree']:.1f} % are answered alike. On a few photos a probability is off by up to "
+        f"{int8['probability']:.2f}, a box by {int8['box']:.1f} pixels."
+    )
 
 
 def _provenance(starts: list[dict[str, Any]]) -> str:

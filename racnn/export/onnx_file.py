@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from racnn import __version__
 from racnn.data.transforms import SourceTransform
-from racnn.engine.predictor import Predictor, network_digest
+from racnn.engine.predictor import Predictor, network_digest, why_cells
 from racnn.errors import ConfigError, ExportError
 from racnn.models.family import combined_log_probs
+from racnn.models.racnn.early_exit import pooled_answer
 from racnn.models.racnn.model import RACNN
 from racnn.ops.regions import to_boxes_xyxy
 from racnn.portable.onnx_bytes import CARD, FORMAT, KEY, SHA256, sha256_of
@@ -26,6 +26,8 @@ from racnn.sections import DataConfig
 
 MOST_OFF = 1e-4  # in a probability, from the same source
 MOST_OFF_FROM_PHOTO = 2e-3  # where OpenCV resized the photo, which on other processors may round otherwise
+MOST_OFF_BOX = 0.1  # pixels of the photo
+MOST_OFF_WHY = 1e-3  # of the largest value of a map
 MOST_LEVELS = 1  # of which a pixel of the source may then be off
 SHAPES = ((96, 96), (300, 200), (333, 517), (900, 600), (41, 640), (720, 1280))  # of drawn birds to check on
 LARGEST = 2**31 - 1  # bytes that Protocol Buffers can hold
@@ -38,10 +40,12 @@ class Checked:
     Attributes:
         photos: How many.
         sizes: How many different sizes they have.
-        probability: Largest difference in a probability, of all looks together or a single one, from the same source.
+        probability: Largest difference in a probability, of all looks together, a single one, or those that early exit leaves
+            off after, from the same source.
         from_photo: The same from the photo, which the network's own pipeline resizes by OpenCV.
         levels: Largest difference of the two sources, in grey levels.
         box: Largest difference of a box's edge, in pixels of the photo, from the same source.
+        why: Largest difference of what speaks for the answer, as a share of the largest value of its map, likewise.
     """
 
     photos: int
@@ -50,6 +54,17 @@ class Checked:
     from_photo: float
     levels: float
     box: float
+    why: float
+
+    def is_good(self) -> bool:
+        """Return whether the network may be called the same."""
+        return (
+            self.probability <= MOST_OFF
+            and self.from_photo <= MOST_OFF_FROM_PHOTO
+            and self.levels <= MOST_LEVELS
+            and self.box <= MOST_OFF_BOX
+            and self.why <= MOST_OFF_WHY
+        )
 
 
 @dataclass(frozen=True)
@@ -68,18 +83,21 @@ class Int8:
 
 
 def export_onnx(
-    trained: Predictor, photos: Sequence[np.ndarray], card: str = "", int8: Int8 | None = None
+    trained: Predictor,
+    photos: Sequence[np.ndarray],
+    card: Callable[[dict[str, Any]], str] = lambda _: "",
+    int8: Int8 | None = None,
 ) -> tuple[bytes, dict[str, Any]]:
     """Return the content of an .onnx file, checked on photos of several sizes, and what it says of itself.
 
     The metadata has ``model_card``, in Markdown, and ``racnn``, in JSON: ``format``, ``version``, ``network`` (digest of the weights), ``class_names``, ``scales``, ``fused``, ``source`` (``size`` and ``resize``), ``view_sizes``, ``backbone``,
-    ``dataset``, ``early_exit`` (probabilities to stop at) and ``caution`` (levels), both null where nothing was chosen, ``checked``, ``int8``
-    (:class:`racnn.export.int8.Lost`, or null), and ``sha256``, see :mod:`racnn.portable.onnx_bytes`.
+    ``dataset``, ``early_exit`` (probabilities to stop at) and ``caution`` (levels), both null where nothing was chosen, ``checked`` (in float32), ``int8``
+    (:class:`racnn.export.int8.Lost`, and how far a ``probability`` and a ``box`` are then off on the same photos; or null), and ``sha256``, see :mod:`racnn.portable.onnx_bytes`.
 
     Args:
         trained: On the CPU.
         photos: uint8 [h, w, 3] each.
-        card: See :func:`racnn.engine.card.model_card`.
+        card: Returns a model card of what the file says of itself, see :func:`racnn.engine.card.model_card`.
         int8: Whether its convolutions are to be in whole numbers; it is checked before they are.
 
     Raises:
@@ -107,12 +125,12 @@ def export_onnx(
             f"export: the network takes {model.ByteSize() / 1e9:.1f} GB, and an .onnx file holds 2.1"
         )
     checked = check(trained, model.SerializeToString(), photos)
-    good = checked.probability <= MOST_OFF and checked.from_photo <= MOST_OFF_FROM_PHOTO
-    if not good or checked.levels > MOST_LEVELS:
+    if not checked.is_good():
         raise ExportError(
             f"the exported network answers otherwise on {checked.photos} photos: by {checked.probability:.1e} in a probability "
             f"({MOST_OFF:.0e} is let pass), from the photo on {checked.from_photo:.1e} ({MOST_OFF_FROM_PHOTO:.0e}), sources by "
-            f"{checked.levels:g} grey levels ({MOST_LEVELS}). Nothing was written"
+            f"{checked.levels:g} grey levels ({MOST_LEVELS}), boxes by {checked.box:.1e} pixels ({MOST_OFF_BOX:g}), what speaks for "
+            f"answers by {checked.why:.1e} ({MOST_OFF_WHY:.0e}). Nothing was written"
         )
     about = {**_about(trained), "checked": dataclasses.asdict(checked), "int8": None}
     if int8 is not None:
@@ -121,9 +139,10 @@ def export_onnx(
         before, model = model.SerializeToString(), quantised(model, int8.calibration, trained.scales)
         lost = measure_lost(before, model.SerializeToString(), int8.validation)
         refuse_lost(lost, int8.most_lost)
-        about["int8"] = dataclasses.asdict(lost)
+        off = check(trained, model.SerializeToString(), photos)
+        about["int8"] = {**dataclasses.asdict(lost), "probability": off.probability, "box": off.box}
         del model.metadata_props[:]
-    model.metadata_props.add(key=CARD, value=card)
+    model.metadata_props.add(key=CARD, value=card(about))
     about[SHA256] = sha256_of(model.SerializeToString(), about)
     model.metadata_props.add(key=KEY, value=json.dumps(about))
     return model.SerializeToString(), about
@@ -153,36 +172,50 @@ def check(trained: Predictor, content: bytes, photos: Sequence[np.ndarray]) -> C
     """Compare an exported network with the one that it is of, float32, from the same pixels on."""
     import onnxruntime
 
+    from racnn.export.network import NEVER
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     names = [each.name for each in session.get_outputs()]
     data = trained.config.data
     transform = SourceTransform(data.source_size, data.resize)
-    off = dict.fromkeys(("probability", "from_photo", "levels", "box"), 0.0)
+    off = dict.fromkeys(("probability", "from_photo", "levels", "box", "why"), 0.0)
     for photo in photos:
         size = (photo.shape[0], photo.shape[1])
         found = dict(zip(names, session.run(names, {"photos": photo[None]}), strict=True))
         source = transform.source(photo, size)
         off["levels"] = _further(off["levels"], found["source"][0], source.numpy())
-        for key, pixels in (("probability", torch.from_numpy(found["source"])), ("from_photo", source[None])):
-            answers, boxes = _answers(trained, pixels)
-            names_of = ["probabilities", *(f"look_{i}" for i in range(1, trained.scales + 1))]
-            for name, wanted in zip(names_of, answers, strict=True):
-                off[key] = _further(off[key], found[name], wanted)
-            if key == "probability" and boxes:
-                in_photo = [transform.to_photo(box, size) for box in boxes]
-                off["box"] = _further(off["box"], found["boxes"][0], np.array(in_photo))
+        output = trained.model(torch.from_numpy(found["source"]), num_scales=trained.scales)
+        for name, wanted in _answers(trained, output).items():
+            off["probability"] = _further(off["probability"], found[name], wanted)
+        for name, wanted in _answers(trained, trained.model(source[None], num_scales=trained.scales)).items():
+            off["from_photo"] = _further(off["from_photo"], found[name], wanted)
+        for region, box in zip(output.regions[1:], found.get("boxes", [[]])[0], strict=True):
+            in_source = to_boxes_xyxy(region, (data.source_size, data.source_size))[0].tolist()
+            off["box"] = _further(off["box"], box, np.array(transform.to_photo(in_source, size)))
+        if len(trained.class_names) > 1:
+            for number, cells in enumerate(
+                why_cells(trained.model, output, torch.from_numpy(found["probabilities"])), start=1
+            ):
+                scale = max(float(cells.max()), 1e-6)
+                off["why"] = _further(off["why"], found[f"why_{number}"] / scale, cells.numpy() / scale)
+        for depth, pool in enumerate(trained.early_exit.pools if trained.early_exit else (), start=1):
+            stop = np.full(trained.scales - 1, NEVER, np.float32)
+            stop[depth - 1] = 0.0  # every photo leaves off after this look
+            given = {"photos": photo[None], "stop": stop}
+            stopped, looks = session.run(["probabilities", "looks"], given)
+            wanted = pooled_answer(output.logits, pool).exp().numpy()
+            off["probability"] = _further(off["probability"], stopped, wanted)
+            assert looks.tolist() == [depth], (looks, depth)
     return Checked(len(photos), len({photo.shape for photo in photos}), **off)
 
 
-def _answers(trained: Predictor, source: Tensor) -> tuple[list[np.ndarray], list[list[float]]]:
-    """Return the probabilities [1, C] of all looks together and of each, and the boxes of the finer ones in pixels of the source."""
-    output = trained.model(source, num_scales=trained.scales)
+def _answers(trained: Predictor, output: Any) -> dict[str, np.ndarray]:
+    """Return the probabilities [1, C] of all looks together and of each, by their names in the graph."""
     together = combined_log_probs(output.logits, output.fused if trained.fused else None).exp()
-    side = source.shape[-1]
-    boxes = [to_boxes_xyxy(region, (side, side))[0].tolist() for region in output.regions[1:]]
-    return [together.numpy(), *(logits.softmax(dim=1).numpy() for logits in output.logits)], boxes
+    looks = {f"look_{i}": logits.softmax(dim=1).numpy() for i, logits in enumerate(output.logits, start=1)}
+    return {"probabilities": together.numpy(), **looks}
 
 
 def _further(most: float, ours: np.ndarray, theirs: np.ndarray) -> float:

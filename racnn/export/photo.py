@@ -51,13 +51,13 @@ def axes_of(graph: Graph, photos: str, side: int, resize: Literal["squash", "cro
 
 def sources_of(graph: Graph, photos: str, rows: Axis, columns: Axis, side: int) -> str:
     """Return sources [N, 3, S, S] in grey levels, float32, of photos uint8 [N, H, W, 3]."""
-    image = graph("Cast", photos, to=_FLOAT)
+    image = photos
     blocks = _Blocks(graph, rows, columns)
     for axis, number in ((columns, 2), (rows, 1)):  # in OpenCV's order
         image = graph.either(
             axis.shrinks,
             lambda inner, axis=axis, number=number: _averaged(inner, image, axis, number, side, blocks.even),  # type: ignore[misc]  # noqa: B023
-            lambda inner: image,  # noqa: B023
+            lambda inner: inner("Cast", image, to=_FLOAT),  # noqa: B023
         )
     image = blocks.rounded(image)
     image = graph.either(
@@ -81,7 +81,7 @@ def boxes_in_photo(graph: Graph, regions: str, rows: Axis, columns: Axis, side: 
     return graph("Concat", *ends, axis=1)
 
 
-TAPS = 16  # pixels of an axis that are added up one after another
+TAPS = 32  # pixels of an axis that are added up one after another
 _FLOAT, _DOUBLE, _INT64 = 1, 11, 7  # of onnx.TensorProto
 
 
@@ -157,7 +157,9 @@ def _added_up(graph: Graph, image: str, index: str, weights: str, number: int, m
 
     def tap(inner: Graph, k: int) -> str:
         here = inner.constant(k, np.int64)
-        pixels = inner("Gather", image, inner("Gather", index, here, axis=1), axis=number)
+        pixels = inner(
+            "Cast", inner("Gather", image, inner("Gather", index, here, axis=1), axis=number), to=_FLOAT
+        )
         of_pixels = inner(
             "Unsqueeze",
             inner("Gather", weights, here, axis=1),
@@ -179,7 +181,9 @@ def _added_up(graph: Graph, image: str, index: str, weights: str, number: int, m
 
 def _added_up_at_once(graph: Graph, image: str, index: str, weights: str, number: int) -> str:
     """Return the same of any number of pixels, at the cost of memory."""
-    spread = graph("Gather", image, index, axis=number)  # [N, S, K, W, 3] or [N, H, S, K, 3]
+    spread = graph(
+        "Cast", graph("Gather", image, index, axis=number), to=_FLOAT
+    )  # [N, S, K, W, 3] or [N, H, S, K, 3]
     products = graph(
         "Mul", spread, graph("Unsqueeze", weights, graph.ints(*((2, 3) if number == 1 else (2,))))
     )

@@ -15,7 +15,7 @@ import numpy as np
 
 from racnn.data.image_io import read_reduced
 from racnn.data.listing import check_places, iter_photos
-from racnn.data.shapes import Resize, resized_shape
+from racnn.data.shapes import resized_shape
 from racnn.errors import CheckpointError, ConfigError, DataError
 from racnn.evaluation.hedge import Caution, sure_answers
 from racnn.portable.answers import Prediction, answer_dict, best, load_photos, sure_dict
@@ -30,6 +30,7 @@ class PortableNetwork:
     """A network from an .onnx file and what is needed to use it.
 
     Attributes:
+        path: Of the file.
         session: Of onnxruntime.
         about: What the file says of itself, see :func:`racnn.export.onnx_file.export_onnx`.
         class_names: In the order of the probabilities.
@@ -39,6 +40,7 @@ class PortableNetwork:
         caution: The levels of the classes and how careful to be, where they were asked for.
     """
 
+    path: Path
     session: Any
     about: dict[str, Any]
     class_names: list[str]
@@ -174,7 +176,13 @@ class PortableNetwork:
             given["stop"] = np.asarray(early, np.float32)
         options = onnxruntime.RunOptions()
         options.only_execute_path_to_fetches = True
-        return dict(zip(names, self.session.run(list(names), given, options), strict=True))
+        try:
+            found = dict(zip(names, self.session.run(list(names), given, options), strict=True))
+        except Exception as error:  # onnxruntime raises nearly anything
+            raise CheckpointError(f"{self.path}: cannot be run: {_first_line(error)}") from None
+        if not np.isfinite(found.get("probabilities", 0.0)).all():
+            raise CheckpointError(f"{self.path}: its answers are not finite")
+        return found
 
 
 def open_onnx(path: Path, *, device: str = "cpu", levels: bool = False) -> PortableNetwork:
@@ -202,12 +210,14 @@ def open_onnx(path: Path, *, device: str = "cpu", levels: bool = False) -> Porta
     except ImportError:
         raise ConfigError(f"{path}: .onnx files need onnxruntime: pip install onnxruntime") from None
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "0") or 0)
+    threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    options.intra_op_num_threads = int(threads) if threads.isdecimal() else 0
     options.log_severity_level = 4  # what is wrong is said below
     try:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         caution = about["caution"]
         network = PortableNetwork(
+            path=path,
             session=session,
             about=about,
             class_names=list(about["class_names"]),
@@ -218,8 +228,7 @@ def open_onnx(path: Path, *, device: str = "cpu", levels: bool = False) -> Porta
         )
         _check_outputs(network)
     except Exception as error:  # onnxruntime raises nearly anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: cannot be used: {reason}") from None
+        raise CheckpointError(f"{path}: cannot be used: {_first_line(error)}") from None
     if levels and caution is None:
         raise DataError(
             f"levels: {path}: none were chosen before the export; `racnn evaluate CHECKPOINT --levels TAXONOMY`, then export anew"
@@ -244,9 +253,14 @@ def _caution(found: dict[str, Any]) -> Caution:
     return Caution(**{**found, "names": tuple(found["names"]), "groups": groups})
 
 
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 def _check_outputs(network: PortableNetwork) -> None:
     shapes = {each.name: each.shape for each in network.session.get_outputs()}
-    resize: Resize = network.about["source"]["resize"]
-    assert resize in ("squash", "crop"), resize
-    assert shapes["probabilities"][1] == len(network.class_names), "the classes are not those of the graph"
-    assert f"look_{network.scales}" in shapes, "the looks are not those of the graph"
+    if shapes["probabilities"][1] != len(network.class_names):
+        raise ValueError("the classes are not those of the graph")
+    wanted = [*(f"{kind}_{i}" for kind in ("look", "view") for i in range(1, network.scales + 1)), "looks"]
+    if not set(wanted) <= set(shapes):
+        raise ValueError("the looks are not those of the graph")

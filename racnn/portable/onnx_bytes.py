@@ -21,7 +21,14 @@ FORMAT = 1
 GRAPH, METADATA, TRAINING, FUNCTIONS = 7, 14, 20, 25  # fields of a model
 NODE, INITIALIZER, SPARSE = 1, 5, 15  # of a graph
 OPERATOR, ATTRIBUTE, DOMAIN = 4, 5, 7  # of a node
-TENSOR, INNER_GRAPH, TENSORS, INNER_GRAPHS = 5, 6, 10, 11  # of an attribute
+TENSOR, INNER_GRAPH, TENSORS, INNER_GRAPHS, SPARSE_TENSOR, SPARSE_TENSORS = (
+    5,
+    6,
+    10,
+    11,
+    22,
+    23,
+)  # of an attribute
 EXTERNAL, LOCATION = 13, 14  # of a tensor
 LOOPS = ("Loop", "Scan", "SequenceMap")
 DEEPEST = 4  # graphs in graphs
@@ -41,6 +48,8 @@ def read_about(content: bytes, name: str) -> dict[str, Any]:
         graph, about = memoryview(b""), None
         for number, value in _fields(memoryview(content)):
             if number == GRAPH and isinstance(value, memoryview):
+                if graph:  # others would read the two as one
+                    raise CheckpointError(f"{name}: holds several graphs, which no export of racnn does")
                 graph = value
             elif number in (TRAINING, FUNCTIONS):
                 raise CheckpointError(
@@ -59,6 +68,8 @@ def read_about(content: bytes, name: str) -> dict[str, Any]:
         if sha256_of(content, about) != about.get(SHA256):
             raise CheckpointError(f"{name}: is damaged, or was changed after it was exported")
         _check_graph(graph, name, 0)
+        if reason := _misfit(about):
+            raise CheckpointError(f"{name}: what it says of itself cannot be: {reason}")
     except CheckpointError:
         raise
     except (ValueError, LookupError, TypeError, RecursionError):
@@ -66,6 +77,33 @@ def read_about(content: bytes, name: str) -> dict[str, Any]:
             f"{name}: expected an .onnx file, found something else, or it is damaged"
         ) from None
     return about
+
+
+def _misfit(about: dict[str, Any]) -> str | None:
+    """Return why the parts of what a file says of itself do not fit each other, in words."""
+    names, scales, source = about["class_names"], about["scales"], about["source"]
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        return "class_names"
+    if any(ord(character) < 32 for name in names for character in name):
+        return "class_names hold control characters"
+    if type(scales) is not int or not 1 <= scales <= 16:
+        return "scales"
+    if (
+        type(source["size"]) is not int
+        or not 1 <= source["size"] <= 4096
+        or source["resize"] not in ("squash", "crop")
+    ):
+        return "source"
+    early, caution = about["early_exit"], about["caution"]
+    if early is not None and (len(early) != scales - 1 or not all(isinstance(each, float) for each in early)):
+        return "early_exit"
+    if caution is None:
+        return None
+    levels = caution["names"], caution["groups"]
+    whole = len(levels[0]) == len(levels[1]) > 1 and all(len(each) == len(names) for each in levels[1])
+    texts = [*levels[0], *(group for each in levels[1] for group in each)]
+    weighed = caution["weight"] is None or isinstance(caution["weight"], float)
+    return None if whole and weighed and all(isinstance(each, str) for each in texts) else "caution"
 
 
 def sha256_of(content: bytes, about: dict[str, Any]) -> str:
@@ -119,6 +157,8 @@ def _check_node(node: memoryview, name: str, depth: int) -> None:
                     _check_graph(part, name, depth + 1)
                 elif inner in (TENSOR, TENSORS):
                     _check_tensor(part, name)
+                elif inner in (SPARSE_TENSOR, SPARSE_TENSORS):
+                    raise CheckpointError(f"{name}: holds sparse weights, which no export of racnn does")
 
 
 def _check_tensor(tensor: memoryview, name: str) -> None:
@@ -136,6 +176,8 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     while place < len(message):
         key, place = _varint(message, place)
         number, kind = key >> 3, key & 7
+        if number == 0 or key >= 2**32:  # which others would read as another number
+            raise ValueError(key)
         if kind == 0:
             value, place = _varint(message, place)
             yield number, value

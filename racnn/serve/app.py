@@ -11,19 +11,23 @@ import asyncio
 import base64
 import io
 import ipaddress
+import json
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from importlib import resources
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from PIL import Image
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 
 from racnn import __version__
 from racnn.data.image_io import read_reduced
@@ -33,8 +37,9 @@ from racnn.portable.answers import Prediction
 
 MOST_BYTES = 20_000_000  # of a photo
 MOST_PIXELS = 64_000_000
+MOST_SIDE = 16_384  # pixels
 MOST_WAITING = 64  # requests
-MOST_RECEIVED = 8  # photos that are on their way or in memory
+MOST_RECEIVED = 32  # photos that are on their way or in memory
 NO_FORM = "expected a form (multipart/form-data) with a file in the field 'photo'"
 READING = 30.0  # seconds that a client has to send a photo
 SHOWN = 900, 320  # longest sides of the photo and of a view on the page, pixels
@@ -78,16 +83,25 @@ def create_app(network: Any, *, name: str, hosts: Iterable[str] = ()) -> FastAPI
     async def guarded(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
         if not _is_allowed(request.headers.get("host", ""), allowed):
             response: Response = _refusal(421, "this host name is not served here; see racnn serve --name")
-        elif request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+        elif _comes_from_elsewhere(request):
             response = _refusal(403, "pages of other sites are not answered")
         else:
-            response = await answer(request)
+            try:
+                response = await answer(request)
+            except Exception:
+                log.exception("a request could not be answered")
+                response = _refusal(500, "the photo could not be answered; the server's log says why")
         response.headers.update(HEADERS)
         return response
 
     @app.exception_handler(HTTPException)
     async def refused(_: Request, error: HTTPException) -> Response:
         return _refusal(error.status_code, str(error.detail))
+
+    @app.exception_handler(RequestValidationError)
+    async def misread(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        return _refusal(422, f"{first['loc'][-1]}: {first['msg']}")
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
@@ -103,7 +117,9 @@ def create_app(network: Any, *, name: str, hosts: Iterable[str] = ()) -> FastAPI
         app.get(path)(page(path))
 
     @app.post("/predict")
-    async def predict(request: Request, pictures: bool = False, top: int = 5) -> Response:
+    async def predict(
+        request: Request, pictures: bool = False, top: Annotated[int, Query(ge=1, le=50)] = 5
+    ) -> Response:
         nonlocal waiting
         if waiting >= MOST_WAITING:
             raise HTTPException(503, "too many photos are waiting; try again in a moment")
@@ -112,28 +128,33 @@ def create_app(network: Any, *, name: str, hosts: Iterable[str] = ()) -> FastAPI
             raise HTTPException(413, _too_large())
         waiting += 1
         try:
-            async with received:  # so that who sends slowly keeps nobody else waiting
+            async with received:  # others need not wait for one who sends slowly
                 content = await asyncio.wait_for(_photo_of(request), READING)
                 async with one_at_a_time:
-                    found = await run_in_threadpool(
-                        partial(_answer, network, content, pictures, max(1, min(top, 50)))
-                    )
+                    found = await run_in_threadpool(partial(_answer, network, content, pictures, top))
         except TimeoutError:
             raise HTTPException(408, f"the photo took longer than {READING:.0f} seconds to come") from None
+        except ClientDisconnect:
+            raise HTTPException(400, "the photo did not come to its end") from None
         except DataError as error:
             raise HTTPException(422, str(error)) from None
         finally:
             waiting -= 1
-        return JSONResponse(found)
+        return Response(json.dumps(found), media_type="application/json")  # names may hold what is no UTF-8
 
     return app
 
 
 def _answer(network: Any, content: bytes, pictures: bool, top: int) -> dict[str, Any]:
     photo, _ = read_reduced(content, None, most_pixels=MOST_PIXELS)
+    if max(photo.shape) > MOST_SIDE:
+        raise DataError(
+            f"expected at most {MOST_SIDE} pixels a side, found {photo.shape[1]}x{photo.shape[0]}"
+        )
     can_say_why = pictures and len(network.class_names) > 1
     found: Prediction = network.predict(photo, top=top, why=can_say_why)
     plain = found.to_dict()
+    plain["top"] = plain["top"][:top]
     if not pictures:
         return plain
     height, width = photo.shape[:2]
@@ -166,14 +187,17 @@ async def _photo_of(request: Request) -> bytes:
 
     request._receive = counted
     try:
-        async with request.form(max_files=1, max_fields=4) as form:
-            photo = form.get("photo")
-            if photo is None or isinstance(photo, str):
-                raise HTTPException(400, NO_FORM)
-            content = await photo.read()
-    except HTTPException as error:  # 400 is what a form is answered with that cannot be read
-        if error.status_code != 400:
-            raise
+        if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+            raise HTTPException(400, NO_FORM)
+        parser = MultiPartParser(request.headers, request.stream(), max_files=1, max_fields=4)
+        parser.spool_max_size = 2 * MOST_BYTES  # in memory, not in a file
+        form = await parser.parse()
+        photo = form.get("photo")
+        if photo is None or isinstance(photo, str):
+            raise HTTPException(400, NO_FORM)
+        content = await photo.read()
+        await form.close()
+    except (MultiPartException, KeyError):  # KeyError: no boundary
         raise HTTPException(400, NO_FORM) from None
     if not content:
         raise HTTPException(422, "the photo is empty")
@@ -190,6 +214,14 @@ def _is_allowed(host: str, allowed: set[str]) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _comes_from_elsewhere(request: Request) -> bool:
+    """Return whether a page of another site asks, as browsers tell by one header or the other."""
+    if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+        return True
+    origin = request.headers.get("origin")
+    return origin is not None and origin.partition("://")[2] != request.headers.get("host", "")
 
 
 def _as_text(picture: Any, side: int) -> str:

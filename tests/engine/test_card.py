@@ -59,12 +59,12 @@ def test_names_are_text(finished):
 def test_it_goes_with_every_export(finished, racnn, tmp_path):
     out = tmp_path / "net.safetensors"
     assert racnn("export-weights", finished.folder / "best.pt", "--out", out).code == 0
-    card = (tmp_path / "net.md").read_text()
+    card = (tmp_path / "net.safetensors.md").read_text()
     assert card == model_card(open_checkpoint(finished.folder / "best.pt"), "net.safetensors")
     header = json.loads(out.read_bytes()[8 : 8 + int.from_bytes(out.read_bytes()[:8], "little")])
     assert header["__metadata__"]["model_card"] == card
-    (tmp_path / "other.md").write_text("mine")
+    (tmp_path / "other.safetensors.md").write_text("mine")
     refused = racnn("export-weights", finished.folder / "best.pt", "--out", tmp_path / "other.safetensors")
     assert refused.code == 2
-    assert (tmp_path / "other.md").read_text() == "mine"
+    assert (tmp_path / "other.safetensors.md").read_text() == "mine"
     assert not (tmp_path / "other.safetensors").exists()

@@ -1,5 +1,6 @@
 """racnn export: the file answers as the checkpoint does, needs no torch, and what is not such a file is refused."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -197,18 +198,58 @@ def test_the_commands_that_take_it_and_those_that_do_not(made, racnn, tmp_path):
 
 def test_a_network_that_answers_otherwise_is_not_written(networks, monkeypatch):
     trained, _ = networks
-    monkeypatch.setattr(onnx_file, "MOST_OFF", -1.0)
     content = onnx.helper.make_model(onnx.helper.make_graph([], "g", [], []))
     monkeypatch.setattr("racnn.export.network.build_onnx", lambda *_, **__: content)
-    monkeypatch.setattr(onnx_file, "check", lambda *_: onnx_file.Checked(1, 1, 5e-4, 5e-4, 1.0, 0.0))
-    with pytest.raises(Exception, match=r"answers otherwise.*5\.0e-04.*Nothing was written"):
+    monkeypatch.setattr(onnx_file, "check", lambda *_: onnx_file.Checked(1, 1, 5e-4, 5e-4, 1.0, 0.0, 0.0))
+    with pytest.raises(ExportError, match=r"answers otherwise.*5\.0e-04.*Nothing was written"):
         onnx_file.export_onnx(trained, [])
+
+
+@pytest.mark.parametrize(
+    ("output", "op", "by", "key", "least"),
+    [
+        ("boxes", "Add", 1.0, "box", 0.99), ("why_2", "Mul", 0.9, "why", 0.09),
+        ("look_2", "Mul", 0.5, "probability", 0.01), ("source", "", 0, "levels", 100),
+    ],
+)  # fmt: skip
+def test_what_differs_is_found(output, op, by, key, least, networks, made):
+    trained, _ = networks
+    model = onnx.load_from_string((made / "net.onnx").read_bytes())
+    (node,) = (each for each in model.graph.node if output in each.output)
+    if op:
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(by), "by"))
+        changed = onnx.helper.make_node(op, [node.input[0], "by"], [output])
+    else:
+        changed = onnx.helper.make_node("BitwiseNot", [node.input[0]], [output])
+    node.CopyFrom(changed)
+    photos = onnx_file.sample_photos(trained, None, 1)[:2]
+    found = onnx_file.check(trained, model.SerializeToString(), photos)
+    assert getattr(found, key) >= least
+    assert not found.is_good()
+    assert onnx_file.check(trained, (made / "net.onnx").read_bytes(), photos).is_good()
+
+
+def test_an_answer_that_leaves_off_early_is_checked_too(networks, made, monkeypatch):
+    trained, _ = networks
+    other = tuple(tuple(-weight for weight in pool) for pool in trained.early_exit.pools)
+    monkeypatch.setattr(trained, "early_exit", dataclasses.replace(trained.early_exit, pools=other))
+    photos = onnx_file.sample_photos(trained, None, 1)[:1]
+    assert onnx_file.check(trained, (made / "net.onnx").read_bytes(), photos).probability > 0.01
 
 
 def sign(model, about):
     """Write what a model says of itself, as somebody would who can."""
     about[SHA256] = sha256_of(model.SerializeToString(), about)
     own(model).value = json.dumps(about)
+
+
+def varint(value):
+    """Return a number as Protocol Buffers write it."""
+    found = b""
+    while value >= 128:
+        found += bytes([value & 127 | 128])
+        value >>= 7
+    return found + bytes([value])
 
 
 def own(model):
@@ -299,7 +340,8 @@ class TestForeign:
         ("kind", "said"),
         [
             ("domain", "operators of 'evil'"), ("loop", "a loop"), ("inner", "a loop"), ("external", "other files"),
-            ("functions", "functions"), ("format", "export it anew"),
+            ("functions", "functions"), ("format", "export it anew"), ("sparse", "sparse"), ("early", "early_exit"),
+            ("names", "control characters"), ("caution", "caution"), ("source", "source"),
         ],
     )  # fmt: skip
     def test_what_reaches_outside_of_itself(self, kind, said, made, tmp_path, racnn):
@@ -319,15 +361,62 @@ class TestForeign:
             tensor.external_data.add(key="location", value="/etc/passwd")
         elif kind == "functions":
             model.functions.add(name="f", domain="d")
+        elif kind == "sparse":
+            values = onnx.TensorProto(name="v", data_type=1, dims=[1], data_location=1)
+            node = onnx.helper.make_node("Constant", [], ["x"])
+            node.attribute.add(name="sparse_value", type=11).sparse_tensor.values.CopyFrom(values)
+            model.graph.node.append(node)
+        elif kind == "names":
+            about["class_names"][0] = "\x1b[31mred"
+        elif kind == "early":
+            about["early_exit"] = ["x"]
+        elif kind == "caution":
+            about["caution"]["names"] = about["caution"]["names"][:1]
+        elif kind == "source":
+            about["source"]["size"] = "q"
         else:
             about["format"] = 99
         sign(model, about)
         assert said in self.refused(model.SerializeToString(), tmp_path, racnn)
 
+    @pytest.mark.parametrize("how", ["twice", "wide"])
+    def test_what_another_reader_would_take_for_the_graph(self, how, made, tmp_path, racnn):
+        """Protocol Buffers joins fields of the same number, and cuts a number to 32 bits."""
+        model = onnx.load_from_string((made / "net.onnx").read_bytes())
+        looping = onnx.helper.make_graph(
+            [onnx.helper.make_node("Loop", [], ["x"])], "g", [], []
+        ).SerializeToString()
+        tag = b"\x3a" if how == "twice" else varint((7 << 3 | 2) | 1 << 34)
+        extra = tag + varint(len(looping)) + looping
+        about = json.loads(own(model).value)
+        if how == "twice":
+            about[SHA256] = sha256_of(extra + model.SerializeToString(), about)
+            own(model).value = json.dumps(about)
+        self.refused(extra + model.SerializeToString(), tmp_path, racnn)
+
+    def test_a_graph_that_fails_when_it_is_run(self, made, tmp_path, racnn):
+        model = onnx.load_from_string((made / "net.onnx").read_bytes())
+        (node,) = (each for each in model.graph.node if "probabilities" in each.output)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([7, 77]), "shape"))
+        node.CopyFrom(onnx.helper.make_node("Reshape", [node.input[0], "shape"], ["probabilities"]))
+        model.graph.output[0].type.tensor_type.ClearField("shape")
+        model.graph.output[0].CopyFrom(
+            onnx.helper.make_tensor_value_info(
+                "probabilities", 1, [7, len(json.loads(own(model).value)["class_names"])]
+            )
+        )
+        sign(model, json.loads(own(model).value))
+        file = tmp_path / "bad.onnx"
+        file.write_bytes(model.SerializeToString())
+        result = racnn("predict", file, made / "photos")
+        assert result.code == 2
+        assert "bad.onnx: cannot be" in result.err
+
     def test_a_graph_that_is_none_of_ours_behind_a_good_digest(self, made, tmp_path, racnn):
         model = onnx.load_from_string((made / "net.onnx").read_bytes())
         about = json.loads(own(model).value)
         about["class_names"] = about["class_names"][:-1]
+        about["caution"] = None
         sign(model, about)
         file = tmp_path / "bad.onnx"
         file.write_bytes(model.SerializeToString())

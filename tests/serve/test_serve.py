@@ -2,12 +2,14 @@
 
 import io
 import re
+import shutil
 import socket
 import struct
 import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -86,6 +88,11 @@ def test_it_answers_as_predict_does(client, network):
         wanted = network.predict(image, top=5).to_dict()
     assert found.json() == wanted
     assert len(ask(client, content, params={"top": 2}).json()["top"]) == 2
+    assert len(ask(client, content, params={"top": 1, "pictures": 1}).json()["top"]) == 1
+    for top in ("abc", 0, 51):
+        refused = ask(client, content, params={"top": top})
+        assert refused.status_code == 422
+        assert refused.json()["error"].startswith("top: ")
     assert client.get("/health").json()["network"] == "run/best.pt"
 
 
@@ -113,9 +120,10 @@ def test_a_photo_is_turned_upright(client):
         (bomb(), 422, "400000000 pixels"),
         (bomb(9_000, 9_000), 422, "expected at most 64000000 pixels, the header says 9000x9000"),
         (photo(format="JPEG")[:900], 422, "cannot be read as a photo"),
+        (photo((9, 20_000)), 422, "expected at most 16384 pixels a side, found 9x20000"),
         (b"\xff" * 21_000_000, 413, "larger than 20 MB"),
     ],
-    ids=["a text", "nothing", "400 megapixels", "81 megapixels", "a cut JPEG", "21 MB"],
+    ids=["a text", "nothing", "400 megapixels", "81 megapixels", "a cut JPEG", "a thread", "21 MB"],
 )  # fmt: skip
 def test_what_is_no_photo_gets_a_sentence(content, code, words, client):
     found = ask(client, content)
@@ -176,6 +184,8 @@ def test_its_own_names_are_answered(host, client):
 def test_pages_of_other_sites_are_refused(client):
     for site, code in (("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)):
         assert client.get("/health", headers={"sec-fetch-site": site}).status_code == code
+    for origin, code in (("http://evil.example", 403), ("null", 403), (LOCAL, 200)):  # of older browsers
+        assert client.get("/health", headers={"origin": origin}).status_code == code
 
 
 def test_pages_say_what_they_may_load_and_nothing_is_kept(client):
@@ -215,6 +225,31 @@ def test_many_at_once_are_all_answered_one_after_the_other(network, monkeypatch)
     assert {each.status_code for each in found} == {200}
     assert most == 1
     assert len({each.text for each in found}) > 1
+
+
+def test_what_fails_inside_is_an_answer_with_all_headers(network, monkeypatch):
+    def fails(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(module, "_answer", fails)
+    found = ask(TestClient(module.create_app(network, name="n"), base_url=LOCAL), photo())
+    assert found.status_code == 500
+    assert "server's log" in found.json()["error"]
+    assert found.headers.items() >= {key.lower(): value for key, value in module.HEADERS.items()}.items()
+
+
+def test_names_that_are_no_text_are_sent(network, monkeypatch):
+    monkeypatch.setattr(module, "_answer", lambda *_: {"top": [{"name": "bad\udcff"}]})
+    found = ask(TestClient(module.create_app(network, name="n"), base_url=LOCAL), photo())
+    assert found.json()["top"][0]["name"] == "bad\udcff"
+
+
+def test_levels_that_are_damaged_are_told(finished, racnn, tmp_path):
+    checkpoint = Path(shutil.copy(finished.folder / "best.pt", tmp_path))
+    (tmp_path / "best.levels.json").write_text("{")
+    refused = racnn("serve", checkpoint, "--port", 0)
+    assert refused.code == 2
+    assert "best.levels.json" in refused.err
 
 
 def test_more_than_can_wait_are_told(network, monkeypatch):
@@ -297,6 +332,10 @@ def test_a_browser_shows_it(served, browser, tmp_path):
         for kind in ("drop", "paste"):
             page.evaluate(give, [kind, f"{kind}.png"])
             page.locator("#said", has_text=re.compile(f"^{kind}.png$")).wait_for(timeout=20_000)
+        page.evaluate(
+            "document.body.dispatchEvent(new DragEvent('drop', {dataTransfer: new DataTransfer(), bubbles: true}))"
+        )
+        assert page.locator("#answer").is_visible(), "text that is dropped takes nothing away"
         assert not problems
         for name in ("text.txt", "cut.jpg"):
             page.set_input_files("#file", tmp_path / name)

@@ -206,6 +206,7 @@ class CrossFit(GradientPhase):
     def finish(self, context: PhaseContext) -> None:
         """Choose how sure each scale is, how much it counts, and when no further look is needed, by validation photos."""
         model: RACNN = context.model
+        model.round_weights()
         answers, labels = context.answers()
         slopes = [best_slope(logits, labels)[0] for logits in answers]
         for slope, classifier in zip(slopes, model.classifiers, strict=True):

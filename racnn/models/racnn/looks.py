@@ -80,6 +80,7 @@ class Looks(FittedPhase):
 
     def fit(self, context: PhaseContext) -> None:
         model: RACNN = context.model
+        model.round_weights()
         if model.num_scales > 1:
             self.find_object(context)
         looks = list[Look]()

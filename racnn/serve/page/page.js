@@ -79,8 +79,8 @@
   };
 
   const ask = async file => {
-    const own = ++number;
     if (!file) return;
+    const own = ++number;
     if (file.size > most) return say(`${file.name || "the photo"} is larger than ${most / 1e6} MB`, true);
     say(`looking at ${file.name || "the photo"} ...`);
     const form = new FormData();

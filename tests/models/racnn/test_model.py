@@ -506,3 +506,24 @@ def test_what_tells_two_classes_apart_adds_up_to_the_difference_of_their_logits(
         gap = (logits.gather(1, first[:, None]) - logits.gather(1, second[:, None]))[:, 0]
         net = (for_first - for_second).sum(dim=(1, 2))
         torch.testing.assert_close(net, gap, rtol=1e-3, atol=1e-5)
+
+
+def test_rounded_weights_change_nothing_where_they_are_rounded_anyway() -> None:
+    torch.manual_seed(0)
+    model = RACNN(num_classes=3, backbone="tiny", view_sizes=(32, 32)).eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    model.round_weights()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    model.compute_dtype = torch.bfloat16
+    images = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(1))
+    found = model(images)
+    model.round_weights()
+    again = model(images)
+    assert torch.equal(again.fused, found.fused)
+    assert torch.equal(again.regions[1], found.regions[1])
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed
+    for key in changed:
+        assert key.startswith("backbones.")
+        value = model.state_dict()[key]
+        assert torch.equal(value, value.bfloat16().float())
