@@ -173,7 +173,7 @@ def test_a_file_is_exported_over_only_when_asked(finished, racnn, tmp_path):
     assert racnn(*again).code == 0
     assert racnn(*again).code == 2
     (tmp_path / ".racnn-written").unlink()  # as an earlier version exported it
-    (tmp_path / "birds.md").unlink()
+    (tmp_path / "birds.safetensors.md").unlink()
     assert racnn(*again, "--overwrite").code == 0
     assert load(out).scales == 3
 

@@ -26,11 +26,13 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from racnn.export.graph import OPSET, TYPES, Graph, Port
 from racnn.export.photo import axes_of, boxes_in_photo, sources_of
 from racnn.models.racnn.model import RACNN, RACNNOutput, ScaleOutput
+from racnn.ops.crop import zoom
 from racnn.ops.regions import whole
 
 NEVER = 2.0  # a probability to stop at that none reaches
@@ -55,10 +57,33 @@ class _Look(nn.Module):
         parent = None
         if model.zoom_from == "parent" and scale > 1:
             parent = ScaleOutput(region, image, image, region, region, cut)
-        view = model.crop(scale, image, cut, parent=parent)
+        if scale == 1 and (factor := _whole_factor(model, image.shape[-1])):
+            view = _shrunk(image, factor)
+        else:
+            view = model.crop(scale, image, cut, parent=parent)
         found = model.forward_scale(scale, view, region)
         made = (found.logits, found.descriptor, found.features, view, model.to_pixels(view))
         return made if found.proposal is None else (*made, found.proposal, found.next_region)
+
+
+def _whole_factor(model: RACNN, source_size: int) -> int | None:
+    """Return how many pixels of the source, a side, the first view has one for; None: no whole number, or another sampler than the zoom."""
+    factor, rest = divmod(source_size, model.view_sizes[0])
+    return factor if factor > 1 and not rest and model.antialias and model.sample is zoom else None
+
+
+def _shrunk(image: Tensor, factor: int) -> Tensor:
+    """Return images [n, 3, S, S] at a whole fraction of their size, as :func:`racnn.ops.crop.zoom` samples the whole image.
+
+    There every sample has the same triangle, so that few products do.
+    """
+    taps = 2 * factor - factor % 2
+    triangle = 1.0 - (torch.arange(taps) - (taps - 1) / 2).abs() / factor
+    kernel = triangle[:, None] * triangle
+    pad = (taps - factor) // 2
+    ones = torch.ones(1, 1, *image.shape[2:])
+    inside = F.conv2d(ones, kernel[None, None], stride=factor, padding=pad)  # less at the edge
+    return F.conv2d(image, kernel.expand(3, 1, -1, -1), stride=factor, padding=pad, groups=3) / inside
 
 
 class _Why(nn.Module):
@@ -167,9 +192,11 @@ class _Recursion:
 
     def look(self, scale: int) -> None:
         """Add a look."""
-        part = _traced(_Look(self.model, scale), self.examples[scale - 1])
+        near = scale > 1 and self.model.zoom_from == "source"
+        part = _traced(_Look(self.model, scale), self.examples[scale - 1], any_side=near)
+        image, cut = self._near(self.model.view_sizes[scale - 1]) if near else (self.image, self.cut)
         logits, descriptor, features, view, pixels, *ahead = self.graph.inline(
-            part, [self.image, self.cut, self.region]
+            part, [image, cut, self.region]
         )
         self.made.append(_Made(logits, descriptor, features, view, pixels, self.index, *ahead))
         shares = self.graph("Softmax", logits, axis=1)
@@ -177,6 +204,55 @@ class _Recursion:
         if scale > 1:
             boxes = boxes_in_photo(self.graph, self.region, self.rows, self.columns, self.source_size)
             self.boxes.append(self._put(self._filled(np.nan, 4), boxes))
+
+    def _near(self, target: int) -> tuple[str, str]:
+        """Return the square of the sources that holds all that views of some side are sampled from, and the regions in its frame.
+
+        A view is sampled by products with whole rows and columns, most of which weigh nothing.
+        """
+        graph, size = self.graph, float(self.source_size)
+        side, half = graph.floats(size), graph.floats(size / 2)
+        *centres, tl = graph.node("Split", [self.region, graph.ints(1, 1, 1)], 3, axis=1)
+        one = graph.floats(1.0)
+        spacing = graph("Mul", tl, graph.floats(size / target))
+        reach = graph("Add", graph("Max", spacing, one), one)  # of a sample's triangle, and a pixel to spare
+        middles = [graph("Mul", graph("Add", centre, one), half) for centre in centres]
+        extent = graph("Add", graph("Mul", tl, half), reach)
+        rest = (
+            graph.constant([[size]], np.float32),
+            graph.constant([[0.0]], np.float32),
+        )  # where no photo is left
+        lows = [
+            graph("ReduceMin", graph("Concat", graph("Sub", each, extent), rest[0], axis=0), keepdims=0)
+            for each in middles
+        ]
+        highs = [
+            graph("ReduceMax", graph("Concat", graph("Add", each, extent), rest[1], axis=0), keepdims=0)
+            for each in middles
+        ]
+        widths = [graph("Sub", high, low) for low, high in zip(lows, highs, strict=True)]
+        length = graph("Min", graph("Add", graph("Ceil", graph("Max", *widths, one)), one), side)
+        room = graph("Sub", side, length)
+        starts = [graph("Floor", graph("Min", graph("Max", low, graph.floats(0.0)), room)) for low in lows]
+        ends = [graph("Add", start, length) for start in starts]
+        down_then_across = [
+            graph(
+                "Concat",
+                *(
+                    graph("Unsqueeze", graph("Cast", each, to=TYPES["int64"]), graph.ints(0))
+                    for each in reversed(pair)
+                ),
+                axis=0,
+            )
+            for pair in (starts, ends)
+        ]
+        image = graph("Slice", self.image, *down_then_across, graph.ints(2, 3))
+        factor = graph("Div", graph.floats(2.0), length)
+        moved = [
+            graph("Sub", graph("Mul", graph("Sub", middle, start), factor), one)
+            for middle, start in zip(middles, starts, strict=True)
+        ]
+        return image, graph("Concat", *moved, graph("Mul", tl, graph("Div", side, length)), axis=1)
 
     def go_on(self, scale: int, pool: Sequence[float] | None) -> None:
         """Choose what the next look is given: which photos, and what of them.
@@ -271,7 +347,7 @@ class _Recursion:
 
 @torch.no_grad()
 def _examples(model: RACNN, source_size: int, scales: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Return what each look may be given: :class:`_Look`'s arguments for two photos."""
+    """Return what each look may be given: :class:`_Look`'s arguments for two photos, none of them another's."""
     source = model.normalise(
         torch.rand(2, 3, source_size, source_size, generator=torch.Generator().manual_seed(0))
     )
@@ -281,7 +357,7 @@ def _examples(model: RACNN, source_size: int, scales: int) -> list[tuple[Tensor,
         assert before.proposal is not None
         parent = model.zoom_from == "parent"
         examples.append(
-            (before.view, before.proposal, now.region) if parent else (source, now.region, now.region)
+            (before.view, before.proposal, now.region) if parent else (source, now.region, now.region.clone())
         )
     return examples
 
@@ -292,10 +368,13 @@ def _features(model: RACNN, scale: int, example: tuple[Tensor, Tensor, Tensor]) 
     return features
 
 
-def _traced(part: nn.Module, example: tuple[Tensor, ...]) -> onnx.ModelProto:
-    """Return a part as an ONNX model of any number of photos."""
+def _traced(part: nn.Module, example: tuple[Tensor, ...], *, any_side: bool = False) -> onnx.ModelProto:
+    """Return a part as an ONNX model of any number of photos; with ``any_side`` its images are squares of any side."""
     photos = torch.export.Dim("photos", min=1, max=1024)
-    given = tuple({0: photos} for _ in example)
+    given: tuple[dict[int, Any], ...] = tuple({0: photos} for _ in example)
+    if any_side:
+        side = torch.export.Dim("side", min=2, max=8192)
+        given = ({0: photos, 2: side, 3: side}, *given[1:])
     shapes: Any = (given,) if isinstance(part, _Fusion) else given
     with (
         warnings.catch_warnings(),
