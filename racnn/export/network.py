@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from racnn.export.graph import OPSET, TYPES, Graph, Port
 from racnn.export.photo import axes_of, boxes_in_photo, sources_of
 from racnn.models.racnn.model import RACNN, RACNNOutput, ScaleOutput
-from racnn.ops.crop import zoom
+from racnn.ops.crop import cut, zoom
 from racnn.ops.regions import whole
 
 NEVER = 2.0  # a probability to stop at that none reaches
@@ -192,11 +192,11 @@ class _Recursion:
 
     def look(self, scale: int) -> None:
         """Add a look."""
-        near = scale > 1 and self.model.zoom_from == "source"
+        near = scale > 1 and self.model.zoom_from == "source" and self.model.sample in (zoom, cut)
         part = _traced(_Look(self.model, scale), self.examples[scale - 1], any_side=near)
-        image, cut = self._near(self.model.view_sizes[scale - 1]) if near else (self.image, self.cut)
+        image, place = self._near(self.model.view_sizes[scale - 1]) if near else (self.image, self.cut)
         logits, descriptor, features, view, pixels, *ahead = self.graph.inline(
-            part, [image, cut, self.region]
+            part, [image, place, self.region]
         )
         self.made.append(_Made(logits, descriptor, features, view, pixels, self.index, *ahead))
         shares = self.graph("Softmax", logits, axis=1)
