@@ -1,4 +1,5 @@
-"""Measure where what speaks for an answer lies: against the runner-up, beside plain class activation and the middle of the view.
+"""Measure where what speaks for an answer lies: against the runner-up, beside plain class activation, the middle of the view, and
+where the network has it (model.pooling), attention.
 
     python tools/why.py runs/mine/best.pt
 
@@ -90,7 +91,9 @@ def measure(
             gain = model.gain(scale.features)
             plain = response_map(scale.features, weight=head, labels=answers.argmax(dim=1), gain=gain)
             middle = torch.zeros_like(plain[:, :1, :1])
-            for name, shown in (("why", cells), ("class activation", plain), ("the middle", middle)):
+            kinds = [("why", cells), ("class activation", plain), ("the middle", middle)]
+            kinds += [] if scale.attention is None else [("attention", scale.attention)]
+            for name, shown in kinds:
                 at = peak(shown, scale.region).cpu()
                 found.setdefault(f"look {number}: {name}", []).append(hits(at, boxes, points))
     joined = {

@@ -10,6 +10,7 @@ from racnn.engine.predictor import load
 from racnn.models import RACNN
 from racnn.models.racnn import make_phase
 from racnn.models.racnn.attention import CellAttention
+from why import measure as peaks
 
 
 def features(*shape, seed=0):
@@ -133,6 +134,8 @@ def test_a_run_of_it_is_evaluated_and_drawn(tiny_file, racnn, tmp_path, finished
     assert found.attention[0].std() > 0.0
     found.show(attention=True).save(photo)
     assert racnn("evaluate", best).code == 0
+    rows = peaks(load(best), limit=6)
+    assert {name for name in rows if "attention" in name} == {f"look {i}: attention" for i in (1, 2, 3)}
     words = ("visualize", best, photo, "--attention", "--out", tmp_path / "seen")
     result = racnn(*words)
     assert result.code == 0, result.err
