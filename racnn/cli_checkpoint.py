@@ -64,14 +64,38 @@ def inspect(
         from racnn.portable.network import describe_onnx
 
         about = describe_onnx(checkpoint)
-        print(
-            json.dumps(about, indent=2) if as_json else "\n".join(f"{key:<12} {about[key]}" for key in about)
-        )
+        print(json.dumps(about, indent=2) if as_json else _onnx_in_words(checkpoint, about))
         return
     from racnn.engine.checkpoint import describe, format_description
 
     found = describe(checkpoint)
     print(json.dumps(found, indent=2) if as_json else format_description(found))
+
+
+def _onnx_in_words(file: Path, about: dict[str, Any]) -> str:
+    """Return what an .onnx file says of itself, a line each."""
+    checked, int8, stop, caution = (about[key] for key in ("checked", "int8", "early_exit", "caution"))
+    names = about["class_names"]
+    sizes = " / ".join(map(str, about["view_sizes"]))
+    lines = {
+        "file": f"{file.stat().st_size:,} bytes, export format {about['format']}, racnn {about['version']}",
+        "weights": about["network"],
+        "dataset": about["dataset"],
+        "classes": f"{len(names)}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}",
+        "network": f"{about['backbone']}, {about['scales']} looks, views of {sizes} px",
+        "photos": f"{about['source']['resize']} to {about['source']['size']} px",
+        "early exit": "not chosen before the export"
+        if stop is None
+        else "stops at a probability of " + ", ".join(f"{each:.2f}" for each in stop),
+        "levels": "not chosen before the export" if caution is None else ", ".join(caution["names"]),
+        "checked": f"on {checked['photos']} photos in float32: off by at most {checked['probability']:.1e} in a probability, "
+        f"{checked['box']:.1e} pixels in a box",
+        "int8": "no"
+        if int8 is None
+        else f"{100 * int8['top1']:.1f} % right of {int8['photos']} validation photos, "
+        f"in float32 {100 * int8['float32']:.1f} %",
+    }
+    return "\n".join([str(file), *(f"  {key:<13} {value}" for key, value in lines.items())])
 
 
 def refuse_existing(out: Path, suffix: str, *, overwrite: bool) -> None:

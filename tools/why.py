@@ -88,8 +88,8 @@ def measure(
             every = why_cells(model, output, answers)
         for number, (cells, scale) in enumerate(zip(every, output.scales, strict=True), start=1):
             head = model.classifiers[number - 1].get_parameter("weight")
-            gain = model.gain(scale.features)
-            plain = response_map(scale.features, weight=head, labels=answers.argmax(dim=1), gain=gain)
+            gain = model.gain(scale.weighed)
+            plain = response_map(scale.weighed, weight=head, labels=answers.argmax(dim=1), gain=gain)
             middle = torch.zeros_like(plain[:, :1, :1])
             kinds = [("why", cells), ("class activation", plain), ("the middle", middle)]
             kinds += [] if scale.attention is None else [("attention", scale.attention)]

@@ -130,10 +130,10 @@ def _opened(path: Path | bytes) -> Iterator[Image.Image]:
             with _file_of(path) as file:
                 if is_heif(file.read(32)):
                     reason = f"a HEIF picture {NEEDS_HEIF}: pip install pillow-heif"
-        if isinstance(path, bytes):  # Pillow calls it by its place in memory
-            reason = reason.replace("cannot identify image file", "no picture of a known kind").partition(
-                " <_io"
-            )[0]
+        # Pillow calls it by its place in memory
+        reason = reason.replace("cannot identify image file", "no picture of a known kind").partition(
+            " <_io"
+        )[0]
         raise DataError(f"{name}: cannot be read as a photo: {reason}") from None
 
 

@@ -207,7 +207,7 @@ def why_cells(model: RACNN, output: Any, answers: Tensor) -> list[Tensor]:
     """Return where each look sees the most probable class of answers [B, C] rather than the second, [B, h, w] each."""
     first, second = answers.topk(2, dim=1).indices.unbind(dim=1)
     return [
-        model.difference(number, scale.features, first, second)
+        model.difference(number, scale.weighed, first, second)
         for number, scale in enumerate(output.scales, start=1)
     ]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from racnn.evaluation.draw import SCALE_COLORS
 
-LEFT, RIGHT, TOP, BOTTOM = 46, 350, 30, 210  # of the frame in a chart of 360 x 250 pixels
+LEFT, RIGHT, TOP, BOTTOM = 54, 350, 30, 210  # of the frame in a chart of 360 x 250 pixels
 INK, QUIET, LINE = "#1d2530", "#6b7480", "#d9dee5"
 BINS = 10
 

@@ -62,7 +62,7 @@ class _Look(nn.Module):
         else:
             view = model.crop(scale, image, cut, parent=parent)
         found = model.forward_scale(scale, view, region)
-        made = (found.logits, found.descriptor, found.features, view, model.to_pixels(view))
+        made = (found.logits, found.descriptor, found.weighed, view, model.to_pixels(view))
         return made if found.proposal is None else (*made, found.proposal, found.next_region)
 
 

@@ -60,5 +60,5 @@ def test_every_way_of_looking_is_exported(options):
     )
     torch.testing.assert_close(torch.from_numpy(view), model.to_pixels(output.views[1]), rtol=0, atol=1e-4)
     first, second = output.fused.topk(2, dim=1).indices.unbind(dim=1)
-    expected = model.difference(2, output.scales[1].features, first, second)
+    expected = model.difference(2, output.scales[1].weighed, first, second)
     torch.testing.assert_close(torch.from_numpy(why), expected, rtol=1e-3, atol=1e-5)

@@ -179,7 +179,7 @@ def test_the_commands_that_take_it_and_those_that_do_not(made, racnn, tmp_path):
     assert seen.code == 0, seen.err
     assert len(list((tmp_path / "seen").glob("*.png"))) == 2
     assert json.loads(racnn("inspect", file, "--json").out)["checked"]["probability"] <= onnx_file.MOST_OFF
-    assert "class_names" in racnn("inspect", file).out
+    assert "off by at most" in racnn("inspect", file).out
     for words in (("evaluate", file), ("report", file), ("export-weights", file, "--out", "a.safetensors")):
         refused = racnn(*words)
         assert refused.code == 2, words

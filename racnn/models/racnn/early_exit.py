@@ -11,7 +11,7 @@ Convention
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -271,9 +271,11 @@ def look_until_confident(
 
 def _select(scale: ScaleOutput, index: Tensor) -> ScaleOutput:
     """Return the output of the images with indices [K]."""
-    proposal = None if scale.proposal is None else scale.proposal[index]
-    tensors = (scale.region, scale.view, scale.features, scale.descriptor, scale.logits)
-    return ScaleOutput(*(tensor[index] for tensor in tensors), proposal=proposal)  # type: ignore[misc]
+    found: dict[str, Any] = {}
+    for field in fields(scale):
+        value = getattr(scale, field.name)
+        found[field.name] = None if value is None else value[index]
+    return ScaleOutput(**found)
 
 
 def _next_scale(model: RACNN, source: Tensor, before: Sequence[ScaleOutput]) -> ScaleOutput:

@@ -46,7 +46,7 @@ class ScaleOutput:
     Attributes:
         region: [B, 3], where the view lies in the image.
         view: [B, 3, h, w], the normalised crop that was classified.
-        features: [B, C, h', w'] of the backbone.
+        features: [B, C, h', w'] of the backbone; what proposes and teaches regions reads these.
         descriptor: [B, C], features averaged over the map, float32; see ``descriptor`` of :class:`RACNN`.
         logits: [B, num_classes].
         proposal: [B, 3], the region to crop next in the frame of this view; None at the finest scale.
@@ -60,6 +60,11 @@ class ScaleOutput:
     logits: Tensor
     proposal: Tensor | None
     attention: Tensor | None = None
+
+    @property
+    def weighed(self) -> Tensor:
+        """The features that the descriptor is pooled from, [B, C, h', w']."""
+        return weigh(self.features, self.attention)
 
     @property
     def next_region(self) -> Tensor:
@@ -127,7 +132,7 @@ class RACNN(nn.Module):
             at length 1 (Perronnin, Sanchez, Mensink, "Improving the Fisher Kernel for Large-Scale Image Classification",
             ECCV 2010). A few strong channels then decide less, which linear heads on a frozen trunk gain by.
         pooling: 'mean' of the features over the map, or 'attention': of features that are weighed cell by cell first, see
-            :class:`racnn.models.racnn.attention.CellAttention`. What proposes regions reads the weighed ones too.
+            :class:`racnn.models.racnn.attention.CellAttention`.
         bounds: Least and largest side of each proposal, as fractions of its view's side.
         sampler: What cuts views, a name in :data:`racnn.ops.crop.SAMPLERS`.
         sigma: Of the sampler 'gaussian', see :func:`racnn.ops.crop.gaussian`.
@@ -246,23 +251,24 @@ class RACNN(nn.Module):
         if apn is not None and apn.reads == "inner":
             features, inner = self._extract_with_inner(scale, view)
         else:
-            features = self._extract(scale, view)
-        features, attention = self._attend(scale, features)
-        descriptor = self.describe(features)
+            features = self.extract_raw(scale, view)
+        attention = self._attention(scale, features)
+        weighed = weigh(features, attention)
+        descriptor = self.describe(weighed)
         logits = self.classifiers[scale - 1](descriptor)
         proposal = None
         if apn is not None and apn.reads == "evidence":
-            proposal = apn(self.evidence(scale, features, logits.argmax(dim=1)))
+            proposal = apn(self.evidence(scale, weighed, logits.argmax(dim=1)))
         elif apn is not None:
             proposal = apn((features if inner is None else inner).detach())
         return ScaleOutput(region, view, features, descriptor, logits, proposal, attention)
 
-    def _attend(self, scale: int, features: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return features as they are pooled, and the weights of their cells."""
-        if not self.attentions:
-            return features, None
-        weights: Tensor = self.attentions[scale - 1](features)
-        return features * weights[:, None].to(features.dtype), weights
+    def _attention(self, scale: int, features: Tensor) -> Tensor | None:
+        """Return how much the cells of a scale's features count, [B, h, w]; None: all alike."""
+        return self.attentions[scale - 1](features) if self.attentions else None
+
+    def _weighed(self, scale: int, features: Tensor) -> Tensor:
+        return weigh(features, self._attention(scale, features))
 
     def describe(self, features: Tensor) -> Tensor:
         """Return the descriptors [B, C], float32, of features [B, C, h, w]."""
@@ -348,9 +354,10 @@ class RACNN(nn.Module):
 
     def extract(self, scale: int, view: Tensor) -> Tensor:
         """Return the features [B, C, h', w'] of a normalised view [B, 3, h, w], as they are pooled."""
-        return self._attend(scale, self._extract(scale, view))[0]
+        return self._weighed(scale, self.extract_raw(scale, view))
 
-    def _extract(self, scale: int, view: Tensor) -> Tensor:
+    def extract_raw(self, scale: int, view: Tensor) -> Tensor:
+        """Return the same before their cells are weighed."""
         with self._autocast(view):
             return self.backbone(scale)(view)
 
@@ -365,13 +372,13 @@ class RACNN(nn.Module):
         """Return the features [B, C, h', w'] of what :meth:`extract_frozen` returned."""
         with self._autocast(maps):
             features = self.backbone(scale).forward_rest(maps)
-        return self._attend(scale, features)[0]
+        return self._weighed(scale, features)
 
     @torch.no_grad()
     def extract_with_inner(self, scale: int, view: Tensor) -> tuple[Tensor, Tensor]:
         """Return the same, and the features that the backbone's last block is given, see :meth:`Backbone.forward_with_inner`."""
         features, inner = self._extract_with_inner(scale, view)
-        return self._attend(scale, features)[0], inner
+        return self._weighed(scale, features), inner
 
     def _extract_with_inner(self, scale: int, view: Tensor) -> tuple[Tensor, Tensor]:
         with self._autocast(view):
@@ -486,6 +493,11 @@ class RACNN(nn.Module):
         if self.compute_dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(view.device.type, dtype=self.compute_dtype)
+
+
+def weigh(features: Tensor, attention: Tensor | None) -> Tensor:
+    """Return features [B, C, h, w] times how much their cells [B, h, w] count."""
+    return features if attention is None else features * attention[:, None].to(features.dtype)
 
 
 def _root_gain(mean: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ def read_boxes(
             response = common.response(model.extract_with_inner(scale, view)[1])
         else:
             seen = output.scales[scale - 1]
-            features = seen.features if view is seen.view else model.extract(scale, view)
+            features = seen.features if view is seen.view else model.extract_raw(scale, view)
             response = response_map(features, weight=weight, labels=labels, gain=model.gain(features))
         if config.target == "peak":
             box = peak_point(response).repeat(1, 2)

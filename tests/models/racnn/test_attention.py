@@ -86,7 +86,7 @@ def test_the_descriptor_is_the_weighted_mean_and_the_evidence_adds_up_to_it():
     torch.testing.assert_close(model.describe(model.extract(1, view)), found.descriptor)
     one, other = torch.tensor([0, 1]), torch.tensor([2, 3])
     both = [
-        model.difference(1, found.features, *pair).sum(dim=(1, 2)) for pair in ((one, other), (other, one))
+        model.difference(1, found.weighed, *pair).sum(dim=(1, 2)) for pair in ((one, other), (other, one))
     ]
     bias = model.classifiers[0].bias
     margin = (found.logits - bias).gather(1, one[:, None]) - (found.logits - bias).gather(1, other[:, None])
