@@ -86,7 +86,8 @@ def _onnx_in_words(file: Path, about: dict[str, Any]) -> str:
         "photos": f"{about['source']['resize']} to {about['source']['size']} px",
         "early exit": "not chosen before the export"
         if stop is None
-        else "stops at a probability of " + ", ".join(f"{each:.2f}" for each in stop),
+        else "stops at a probability of "
+        + ", ".join(f"{each:.2f}" if each <= 1.0 else "none" for each in stop),
         "levels": "not chosen before the export" if caution is None else ", ".join(caution["names"]),
         "checked": f"on {checked['photos']} photos in float32: off by at most {checked['probability']:.1e} in a probability, "
         f"{checked['box']:.1e} pixels in a box",

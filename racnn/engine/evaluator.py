@@ -189,15 +189,16 @@ def _shown(scores: Mapping[str, float]) -> str:
     return f"loss {-mean:.4f}" if "loss" in scores else f"log-probability {mean:.3f}"
 
 
-def preview(predictions: Predictions, photos: PhotoDataset, config: Config) -> np.ndarray:
-    """Return a picture [H, W, 3] of the first photos with their regions and views."""
+def preview(predictions: Predictions, photos: PhotoDataset, config: Config, model: Any) -> np.ndarray:
+    """Return a picture [H, W, 3] of the first photos with their regions and views, cut as the network cuts them."""
+    sample = getattr(model, "sample", zoom)
     plain = photos.without_augmentation()
     images = torch.stack([plain[(0, i)]["image"] for i in range(min(config.run.num_preview, len(plain)))])
     images = images.float() / 255.0
     regions = [region[: len(images)] for region in predictions.regions[1:]]
     boxes = [to_boxes_xyxy(region, (images.shape[2], images.shape[3])) for region in regions]
     sizes = zip(regions, config.model.view_sizes[1:], strict=False)
-    views = [zoom(images, region, (side, side)).clamp(0, 1) for region, side in sizes]
+    views = [sample(images, region, (side, side)).clamp(0, 1) for region, side in sizes]
     return draw.preview(images, boxes, views)
 
 

@@ -429,7 +429,7 @@ class Trainer:
         for warning in collapse_warnings(result["regions"], self.model.bounds, steps=steps):
             logger.log(f"warning: {warning}")
         if self.config.run.num_preview and predictions.proposals and self.processes.is_main_process:
-            picture = preview(predictions, self.data.splits["val"], self.config)
+            picture = preview(predictions, self.data.splits["val"], self.config, self.model)
             logger.picture("val/regions", picture, step=progress.step)
         return scores
 

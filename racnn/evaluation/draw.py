@@ -86,19 +86,20 @@ def draw_boxes(
     return image
 
 
-def heat(picture: Picture, cells: Any, strength: float = 0.65) -> Image.Image:
+def heat(picture: Picture, cells: Any, strength: float = 0.65, most: float | None = None) -> Image.Image:
     """Lay a map over a picture: dark where it is 0, up to bright yellow at its highest cell.
 
     Args:
         picture: Picture of any size.
         cells: [h, w], array or tensor, at least 0; where all are 0 the picture stays as it is.
         strength: How much of the picture is covered at the highest cell.
+        most: Value of the brightest cells; None: the highest.
     """
     image = to_image(picture)
     values = np.asarray(cells.detach().cpu() if hasattr(cells, "detach") else cells, np.float32)
-    peak = float(values.max())
-    if peak <= 0.0:
+    if float(values.max()) <= 0.0:
         return image
+    peak = float(values.max()) if most is None else most
     small = Image.fromarray((values / peak).clip(0.0, 1.0))
     level = np.asarray(small.resize(image.size, Image.Resampling.BILINEAR))
     steps = np.linspace(0.0, 1.0, len(HEAT))

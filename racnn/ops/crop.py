@@ -82,8 +82,8 @@ def cut(
 ) -> Tensor:
     """Cut the whole pixels nearest to a region out, at least one each way, and resize them to a view: hard attention.
 
-    Unlike :func:`zoom` it reads no pixel beyond them, and no derivative reaches the region, so that only what needs none can teach
-    it. Arguments as there.
+    Unlike :func:`zoom` it reads no pixel beyond them, stretches what is left of a region that sticks out of the image, and lets no
+    derivative reach the region, so that only what needs none can teach it. Arguments as there.
     """
     centre, half = region[:, :2].detach(), _halves(region.detach())
     centres, halves = [], []
@@ -159,8 +159,8 @@ class _Triangle:
         """Return how far inside the edge of the image samples are taken at least, in pixels."""
         return 0.0 if self.antialias else 0.5
 
-    def weights(self, distance: Tensor, support: Tensor, valid: Tensor) -> Tensor:
-        weights = (1.0 - distance / support).clamp(min=0.0) * valid
+    def weights(self, distance: Tensor, spacing: Tensor, valid: Tensor) -> Tensor:
+        weights = (1.0 - distance / self.support(spacing)).clamp(min=0.0) * valid
         return weights / weights.sum(dim=2, keepdim=True)
 
 
@@ -177,12 +177,9 @@ class _Gaussian:
     def margin(self) -> float:
         return 0.0
 
-    def weights(self, distance: Tensor, support: Tensor, valid: Tensor) -> Tensor:
-        width = support / REACH
-        if REACH * self.sigma < 1.0:
-            width = width * (REACH * self.sigma)
-        logs = -0.5 * (distance / width).square()
-        return logs.masked_fill(~(valid & (distance <= support)), -math.inf).softmax(dim=2)
+    def weights(self, distance: Tensor, spacing: Tensor, valid: Tensor) -> Tensor:
+        logs = -0.5 * (distance / (self.sigma * spacing.clamp(min=1.0))).square()
+        return logs.masked_fill(~(valid & (distance <= self.support(spacing))), -math.inf).softmax(dim=2)
 
 
 def _sampled(
@@ -242,15 +239,15 @@ def _kernels(
     if kernel.inside:
         low, high = ((span[:, :1] + side * span[:, 1:] + 1.0) * (source / 2.0) for side in (-1.0, 1.0))
     position = torch.minimum(torch.maximum(position, low + kernel.margin()), high - kernel.margin())
-    support = kernel.support(span[:, 1:] * (source / target))
+    spacing = span[:, 1:] * (source / target)  # of the samples, in pixels
     if dense:
         pixels = torch.arange(source, device=span.device)[None, None]
     else:
-        pixels = _some_pixels(position.detach(), support.detach(), source)
+        pixels = _some_pixels(position.detach(), kernel.support(spacing).detach(), source)
     distance = (position[:, :, None] - (pixels + 0.5)).abs()
     middle = pixels + 0.5
     weights = kernel.weights(
-        distance, support[:, :, None], (middle > low[:, :, None]) & (middle < high[:, :, None])
+        distance, spacing[:, :, None], (middle > low[:, :, None]) & (middle < high[:, :, None])
     )
     return pixels.clamp(0, source - 1), weights
 

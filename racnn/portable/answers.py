@@ -16,6 +16,7 @@ from racnn.errors import DataError
 from racnn.evaluation import draw
 from racnn.evaluation.hedge import SureAnswer
 
+BRIGHTEST = 3.0  # doublings of the mean weight, as a map of attention is drawn
 Answer = list[tuple[str, float]]  # names with probabilities, the most probable first
 Photo = str | Path | np.ndarray | Image.Image
 
@@ -64,11 +65,18 @@ class Prediction:
         """
         scales = [answer for name, answer in self.looks.items() if name != "fused"]
         views = [np.moveaxis(np.asarray(view), 0, -1) for view in self.views]
-        title, cells = None, self.attention if attention else self.why
-        if cells is not None:
-            views = [np.asarray(draw.heat(view, each)) for view, each in zip(views, cells, strict=True)]
-            against = "" if attention else f"why {self.top[0][0]} and not {self.top[1][0]}"
-            title = against or "what each look weighs"
+        title = None
+        if attention:
+            assert self.attention is not None, "this network weighs all cells alike"
+            doublings = [np.log2(np.maximum(np.asarray(each), 1.0)) for each in self.attention]
+            views = [
+                np.asarray(draw.heat(view, each, most=BRIGHTEST))
+                for view, each in zip(views, doublings, strict=True)
+            ]
+            title = "what counts more than the mean"
+        elif self.why is not None:
+            views = [np.asarray(draw.heat(view, each)) for view, each in zip(views, self.why, strict=True)]
+            title = f"why {self.top[0][0]} and not {self.top[1][0]}"
         return draw.panel(self.photo, self.boxes_xyxy, views, scales, self.looks.get("fused"), title)
 
     def to_dict(self) -> dict[str, Any]:

@@ -130,10 +130,11 @@ class TestGaussian:
         photo = image(2, 3, 11, 18)
         torch.testing.assert_close(gaussian(photo, whole(2, dtype=torch.float64), (11, 18), **NARROW), photo)
 
-    @pytest.mark.parametrize("sigma", [0.05, 0.5, 1.5])
-    def test_it_is_what_the_paper_writes_down(self, sigma):
+    @pytest.mark.parametrize("side", [30, 448])
+    @pytest.mark.parametrize("sigma", [0.1, 0.15, 0.5, 1.5])
+    def test_it_is_what_the_paper_writes_down(self, sigma, side):
         """Equations 19 to 26 in numpy, with 1-based pixels, for a square image."""
-        side, num = 30, 6
+        num = 6
         photo = image(1, 1, side, side)
         tx, ty, tl = 0.15, -0.1, 0.5
         stride = tl * side / num
@@ -183,3 +184,24 @@ def test_what_checkpoints_before_the_samplers_hold_is_read(tiny):
     )
     with pytest.raises(ConfigError, match="crop"):
         parse_config(values | {"model": values["model"] | {"crop": "other"}}, origin="old")
+
+
+@pytest.mark.parametrize(
+    ("model", "phase", "said"),
+    [
+        ({"sampler": "crop"}, {"kind": "localise"}, "lets none through"),
+        ({"sampler": "crop"}, {"kind": "ranking", "gradient": "exact"}, "lets none through"),
+        ({"sampler": "crop"}, {"kind": "ranking", "gradient": "energy"}, "lets none through"),
+        ({"sampler": "crop"}, {"kind": "ranking", "gradient": "smoothed"}, None),
+        ({"pooling": "attention"}, {"kind": "cross_fit"}, "attention is not learnt"),
+    ],
+    ids=str,
+)
+def test_phases_that_need_what_a_way_of_looking_has_not_are_refused(model, phase, said, tiny):
+    changes = {f"model__{key}": value for key, value in model.items()}
+    schedule = [{"epochs": 1, "lr": 0.1, **phase}]
+    if said is None:
+        assert tiny(schedule=schedule, **changes).model.sampler == "crop"
+        return
+    with pytest.raises(ConfigError, match=said):
+        tiny(schedule=schedule, **changes)

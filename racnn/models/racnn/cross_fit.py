@@ -58,8 +58,7 @@ class CrossFit(GradientPhase):
 
     def trained(self, model: RACNN) -> tuple[list[nn.Module], list[nn.Module]]:
         backbones = dict.fromkeys(model.backbone(scale) for scale in self.scales)
-        attentions = [module for scale in self.scales for module in model.attention(scale)]
-        return [*(backbone.trainable() for backbone in backbones), *attentions], []
+        return [backbone.trainable() for backbone in backbones], []
 
     def fitted(self, model: RACNN) -> list[nn.Module]:
         return [*model.classifiers, *model.apns, model.fusion]
@@ -261,6 +260,10 @@ class CrossFit(GradientPhase):
         found = super().misfits(model)
         if model.zoom_from != "source" and model.num_scales > 1:
             found.append(f"a cross_fit phase needs model.zoom_from source, not {model.zoom_from}")
+        if model.pooling == "attention":
+            found.append(
+                "a cross_fit phase fits heads in closed form, by which model.pooling attention is not learnt"
+            )
         return found
 
 

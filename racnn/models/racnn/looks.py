@@ -63,6 +63,10 @@ class Looks(FittedPhase):
         found = super().misfits(model)
         if self.scales:
             found.append("'scales' does nothing in a looks phase, which fits all")
+        if model.pooling == "attention":
+            found.append(
+                "a looks phase fits heads in closed form, by which model.pooling attention is not learnt"
+            )
         if model.weights is None and model.backbone != "tiny":
             found.append("a looks phase leaves the trunk as loaded, so that it needs model.weights")
         if model.num_scales > 1 and model.apn != "response":

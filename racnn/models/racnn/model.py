@@ -46,7 +46,7 @@ class ScaleOutput:
     Attributes:
         region: [B, 3], where the view lies in the image.
         view: [B, 3, h, w], the normalised crop that was classified.
-        features: [B, C, h', w'] of the backbone; what proposes and teaches regions reads these.
+        features: [B, C, h', w'] of the backbone; networks that propose, and maps that teach them, read these.
         descriptor: [B, C], features averaged over the map, float32; see ``descriptor`` of :class:`RACNN`.
         logits: [B, num_classes].
         proposal: [B, 3], the region to crop next in the frame of this view; None at the finest scale.
@@ -267,7 +267,8 @@ class RACNN(nn.Module):
         """Return how much the cells of a scale's features count, [B, h, w]; None: all alike."""
         return self.attentions[scale - 1](features) if self.attentions else None
 
-    def _weighed(self, scale: int, features: Tensor) -> Tensor:
+    def weighed(self, scale: int, features: Tensor) -> Tensor:
+        """Return features as a scale's descriptor is pooled from them."""
         return weigh(features, self._attention(scale, features))
 
     def describe(self, features: Tensor) -> Tensor:
@@ -354,7 +355,7 @@ class RACNN(nn.Module):
 
     def extract(self, scale: int, view: Tensor) -> Tensor:
         """Return the features [B, C, h', w'] of a normalised view [B, 3, h, w], as they are pooled."""
-        return self._weighed(scale, self.extract_raw(scale, view))
+        return self.weighed(scale, self.extract_raw(scale, view))
 
     def extract_raw(self, scale: int, view: Tensor) -> Tensor:
         """Return the same before their cells are weighed."""
@@ -372,13 +373,12 @@ class RACNN(nn.Module):
         """Return the features [B, C, h', w'] of what :meth:`extract_frozen` returned."""
         with self._autocast(maps):
             features = self.backbone(scale).forward_rest(maps)
-        return self._weighed(scale, features)
+        return self.weighed(scale, features)
 
     @torch.no_grad()
     def extract_with_inner(self, scale: int, view: Tensor) -> tuple[Tensor, Tensor]:
         """Return the same, and the features that the backbone's last block is given, see :meth:`Backbone.forward_with_inner`."""
-        features, inner = self._extract_with_inner(scale, view)
-        return self._weighed(scale, features), inner
+        return self._extract_with_inner(scale, view)
 
     def _extract_with_inner(self, scale: int, view: Tensor) -> tuple[Tensor, Tensor]:
         with self._autocast(view):

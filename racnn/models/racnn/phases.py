@@ -269,7 +269,7 @@ class Ranking(_ByFinerScale):
         return GRADIENTS[self.gradient](model, batch, self)
 
     def follows_view(self) -> bool:
-        return self.gradient in ("exact", "mask")
+        return self.gradient != "smoothed"
 
     def num_noise(self) -> int:
         return 3 * self.pairs * len(self.scales) if self.gradient == "smoothed" else 0

@@ -53,7 +53,8 @@ def find_common_part(
         images, labels = batch["image"].to(device), batch["label"].to(device)
         view = model.enlarged_view(scale, images, model(images, num_scales=scale), config.enlarge)
         features, inner = model.extract_with_inner(scale, view)
-        seen = response_map(features, weight=weight, labels=labels, gain=model.gain(features))
+        gain = model.gain(model.weighed(scale, features))
+        seen = response_map(features, weight=weight, labels=labels, gain=gain)
         return descriptor_sums(inner, seen)
 
     own: list[DescriptorSums] = []  # at most one: a process may have had no photos
@@ -104,7 +105,8 @@ def read_boxes(
         else:
             seen = output.scales[scale - 1]
             features = seen.features if view is seen.view else model.extract_raw(scale, view)
-            response = response_map(features, weight=weight, labels=labels, gain=model.gain(features))
+            gain = model.gain(model.weighed(scale, features))
+            response = response_map(features, weight=weight, labels=labels, gain=gain)
         if config.target == "peak":
             box = peak_point(response).repeat(1, 2)
         else:
