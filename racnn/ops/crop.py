@@ -118,20 +118,23 @@ def gaussian(
 ) -> Tensor:
     """Sample a region by a grid of Gaussians: DRAW's glimpse.
 
-    Gregor et al., "DRAW: A Recurrent Neural Network For Image Generation", ICML 2015, equations 19 to 26. Its grid is that
+    Gregor et al., "DRAW: A Recurrent Neural Network For Image Generation", ICML 2015, the selective attention. Its grid is that
     of :func:`zoom`: a stride of d pixels between N filters is ``tl = N d / W``. Unlike there the width is no output of a network but a multiple of the
     stride, there is no factor of intensity, and a filter beyond the edge reads the edge, where theirs reads little or nothing.
     Rows add up to 1 over the pixels within :data:`REACH` standard deviations.
 
     Args:
-        image: See :func:`zoom`, as all others.
-        region: Likewise.
-        size: Likewise.
+        image: [B, C, H, W], any floating type.
+        region: [B, 3], or rectangles [B, 4], see :func:`zoom`.
+        size: (h, w) of the view in pixels.
         sigma: Standard deviation, in spacings of the samples or, where these are closer, in pixels of the image.
         antialias: Must be true: a Gaussian is as wide as it is.
         steepness: See :func:`zoom`.
-        move_samples: Likewise.
-        dense: Likewise.
+        move_samples: See :func:`zoom`.
+        dense: See :func:`zoom`.
+
+    Returns:
+        [B, C, h, w] in the image's type.
     """
     assert antialias, "a Gaussian has its width"
     return _sampled(

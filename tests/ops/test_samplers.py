@@ -133,7 +133,7 @@ class TestGaussian:
     @pytest.mark.parametrize("side", [30, 448])
     @pytest.mark.parametrize("sigma", [0.1, 0.15, 0.5, 1.5])
     def test_it_is_what_the_paper_writes_down(self, sigma, side):
-        """Equations 19 to 26 in numpy, with 1-based pixels, for a square image."""
+        """The filters of the paper in numpy, with 1-based pixels, for a square image."""
         num = 6
         photo = image(1, 1, side, side)
         tx, ty, tl = 0.15, -0.1, 0.5

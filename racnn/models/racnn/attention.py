@@ -1,6 +1,6 @@
 """Soft attention over the cells of a map: what the mean over the map weighs more, and what less.
 
-The deterministic attention of Xu et al., "Show, Attend and Tell", ICML 2015 (equations 4 to 6 and 13), without a query: a look
+The deterministic soft attention of Xu et al., "Show, Attend and Tell", ICML 2015, without a query: a look
 knows nothing yet when it weighs its cells.
 """
 

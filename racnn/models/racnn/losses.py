@@ -57,7 +57,7 @@ def localise_losses(
         labels: [B].
         regions: Those that are trained, counted from 1; scale s + 1 looks at region s.
         label_smoothing: See :func:`classification_losses`.
-        class_weights: Likewise.
+        class_weights: See :func:`classification_losses`.
 
     Returns:
         ``localise_s`` per region and their sum ``loss``.
