@@ -109,10 +109,9 @@ class _Blocks:
         """Return whole grey levels of sums or means; half levels become even ones, but of blocks of two by two the higher ones."""
         graph = self.graph
         means = graph("Mul", sums, self.share)
-        half = graph("Where", self.of_two, graph.floats(0.5), graph.floats(0.0))
         whole = graph.either(
             self.of_two,
-            lambda inner: inner("Floor", inner("Add", means, half)),
+            lambda inner: inner("Floor", inner("Add", means, inner.floats(0.5))),
             lambda inner: inner("Round", means),
         )
         return graph("Clip", whole, graph.floats(0.0), graph.floats(255.0))
