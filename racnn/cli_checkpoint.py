@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections import Counter
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -118,14 +119,14 @@ def _card_file(out: Path) -> Path:
     return out.with_name(out.name + ".md")
 
 
-def _card(checkpoint: Path, out: Path, int8: dict[str, Any] | None = None) -> str:
-    """Return the model card of a checkpoint that is handed on; refuse to put it in the place of somebody else's file."""
+def _card(checkpoint: Path, out: Path) -> partial[str]:
+    """Return what makes the model card of a checkpoint that is handed on; refuse to put it in the place of somebody else's file."""
     from racnn.engine.advise import read_advice
     from racnn.engine.card import model_card
     from racnn.engine.checkpoint import open_checkpoint
 
     refuse_foreign([_card_file(out)], flag="--out")
-    return model_card(open_checkpoint(checkpoint), out.name, read_advice(checkpoint.parent), int8)
+    return partial(model_card, open_checkpoint(checkpoint), out.name, read_advice(checkpoint.parent))
 
 
 def export_weights(
@@ -138,7 +139,7 @@ def export_weights(
     from racnn.engine.predictor import export_trained
 
     refuse_existing(out, SUFFIX, overwrite=overwrite)
-    card = _card(checkpoint, out)
+    card = _card(checkpoint, out)()
     export_trained(checkpoint, out, card)
     write_text(_card_file(out), card, flag="--out")
     print(
@@ -187,16 +188,14 @@ def export(
         trained.early_exit = load_early_exit(checkpoint, network_digest(trained))
     if caution_file(checkpoint).is_file():
         trained.caution = load_caution(checkpoint, network_digest(trained), trained.class_names)
-    _card(checkpoint, out)  # what cannot be written is said now
+    card = _card(checkpoint, out)
     whole_numbers = None
     if int8:
         whole_numbers = Int8(*photos_of(trained, data), MOST_LOST if most_lost is None else most_lost)
     photos = sample_photos(trained, data, NUM_CHECKED)
-    content, about = export_onnx(
-        trained, photos, lambda found: _card(checkpoint, out, found["int8"]), whole_numbers
-    )
+    content, about = export_onnx(trained, photos, lambda found: card(int8=found["int8"]), whole_numbers)
     write_bytes(out, content, flag="--out")
-    write_text(_card_file(out), _card(checkpoint, out, about["int8"]), flag="--out")
+    write_text(_card_file(out), card(int8=about["int8"]), flag="--out")
     before = "before, in float32, " if int8 else ""
     print(
         "{before}checked on {photos} photos of {sizes} sizes: off by at most {probability:.1e} in a probability ({most:.0e} is let "

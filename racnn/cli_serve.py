@@ -57,9 +57,9 @@ def serve(
 def _with_levels(network: Path, device: str) -> Predictor | PortableNetwork:
     """Return a network that answers at the level that is sure where that was chosen before."""
     if network.suffix == ONNX:
-        from racnn.portable.network import describe_onnx
+        from racnn.portable.network import open_onnx
 
-        return restore_any(network, device, levels=describe_onnx(network)["caution"] is not None)
+        return open_onnx(network, device=device, levels=None)
     from racnn.evaluation.levels import caution_file
 
     return restore_any(network, device, levels=caution_file(network).is_file())

@@ -21,7 +21,7 @@ class Port:
 
     Attributes:
         made: Name of what makes it; of an input its own.
-        name: Of the port.
+        name: Name of the port.
         kind: One of ``TYPES``.
         shape: Lengths of its axes; a text is one that is known when it runs.
     """

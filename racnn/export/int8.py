@@ -65,12 +65,8 @@ def quantised(model: onnx.ModelProto, photos: Sequence[np.ndarray], looks: int) 
         node.name = f"n{number}"  # by which they are told apart
     _refuse_unconvolved(model)
     sizes = {each.name: each.dims for each in model.graph.initializer}
-    convolutions = [
-        node.name
-        for node in model.graph.node
-        if node.op_type == "Conv" and sizes[node.input[1]][0] > 3  # not what shrinks the photo
-    ]
-    every = [node.name for node in model.graph.node if node.op_type == "Conv"]
+    every = {node.name: sizes[node.input[1]][0] for node in model.graph.node if node.op_type == "Conv"}
+    convolutions = [name for name, channels in every.items() if channels > 3]  # not what shrinks the photo
     of_a_look = len(convolutions) // looks
     kept = [name for i, name in enumerate(convolutions) if i % of_a_look < KEPT * of_a_look]
     onnxruntime.set_default_logger_severity(3)
@@ -83,7 +79,7 @@ def quantised(model: onnx.ModelProto, photos: Sequence[np.ndarray], looks: int) 
             Reader(),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["Conv"],
-            nodes_to_exclude=[*kept, *(set(every) - set(convolutions))],
+            nodes_to_exclude=[*kept, *(every.keys() - convolutions)],
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,

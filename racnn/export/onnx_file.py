@@ -189,7 +189,9 @@ def check(trained: Predictor, content: bytes, photos: Sequence[np.ndarray]) -> C
         output = trained.model(torch.from_numpy(found["source"]), num_scales=trained.scales)
         for name, wanted in _answers(trained, output).items():
             off["probability"] = _further(off["probability"], found[name], wanted)
-        for name, wanted in _answers(trained, trained.model(source[None], num_scales=trained.scales)).items():
+        same = np.array_equal(found["source"][0], source.numpy())
+        from_photo = output if same else trained.model(source[None], num_scales=trained.scales)
+        for name, wanted in _answers(trained, from_photo).items():
             off["from_photo"] = _further(off["from_photo"], found[name], wanted)
         for region, box in zip(output.regions[1:], found.get("boxes", [[]])[0], strict=True):
             in_source = to_boxes_xyxy(region, (data.source_size, data.source_size))[0].tolist()

@@ -129,9 +129,9 @@ def gaussian(
         size: (h, w) of the view in pixels.
         sigma: Standard deviation, in spacings of the samples or, where these are closer, in pixels of the image.
         antialias: Must be true: a Gaussian is as wide as it is.
-        steepness: See :func:`zoom`.
-        move_samples: See :func:`zoom`.
-        dense: See :func:`zoom`.
+        steepness: Steepness of the mask, see :func:`zoom`; None applies no mask.
+        move_samples: Whether the derivative in the region follows the sample points, see :func:`zoom`.
+        dense: Whether whole matrices are multiplied, see :func:`zoom`.
 
     Returns:
         [B, C, h, w] in the image's type.

@@ -30,7 +30,7 @@ class PortableNetwork:
     """A network from an .onnx file and what is needed to use it.
 
     Attributes:
-        path: Of the file.
+        path: Path of the file.
         session: Of onnxruntime.
         about: What the file says of itself, see :func:`racnn.export.onnx_file.export_onnx`.
         class_names: In the order of the probabilities.
@@ -185,13 +185,13 @@ class PortableNetwork:
         return found
 
 
-def open_onnx(path: Path, *, device: str = "cpu", levels: bool = False) -> PortableNetwork:
+def open_onnx(path: Path, *, device: str = "cpu", levels: bool | None = False) -> PortableNetwork:
     """Return the network of an .onnx file that ``racnn export`` wrote.
 
     Args:
         path: The file.
         device: 'cpu', or 'auto', which is the same.
-        levels: Answer also at the level that is sure, as it was chosen before the export.
+        levels: Answer also at the level that is sure, as it was chosen before the export; None: where it was.
 
     Raises:
         CheckpointError: It is missing, damaged or no such file.
@@ -224,7 +224,7 @@ def open_onnx(path: Path, *, device: str = "cpu", levels: bool = False) -> Porta
             scales=int(about["scales"]),
             fused=bool(about["fused"]),
             early_exit=None if about["early_exit"] is None else tuple(about["early_exit"]),
-            caution=None if caution is None or not levels else _caution(caution),
+            caution=None if caution is None or levels is False else _caution(caution),
         )
         _check_outputs(network)
     except Exception as error:  # onnxruntime raises nearly anything

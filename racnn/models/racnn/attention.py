@@ -13,12 +13,12 @@ from torch import Tensor, nn
 class CellAttention(nn.Module):
     """Weigh the cells of a map: ``e = v . tanh(W f + b)``, ``w = L softmax(e)`` over its L cells.
 
-    The weights add up to L, not 1, so that the mean of weighed features is the weighted sum, and everything that reads a map reads the
-    weighed one. They start at exactly 1, where the mean is the plain one. Features are divided by their mean size
+    The weights add up to L, not 1, so that the mean of weighed features is the weighted sum. Classifiers, and what says why, read the
+    weighed map, networks that propose regions the map before. Weights start at exactly 1, where the mean is the plain one. Features are divided by their mean size
     first, as the attention proposal networks do.
 
     Args:
-        channels: Of the features.
+        channels: Channels of the features.
         hidden: Units between.
     """
 

@@ -56,8 +56,8 @@ def localise_losses(
         logits: [B, C] per scale.
         labels: [B].
         regions: Those that are trained, counted from 1; scale s + 1 looks at region s.
-        label_smoothing: See :func:`classification_losses`.
-        class_weights: See :func:`classification_losses`.
+        label_smoothing: Share of the target spread over all classes.
+        class_weights: [C] or None, see :func:`classification_losses`.
 
     Returns:
         ``localise_s`` per region and their sum ``loss``.

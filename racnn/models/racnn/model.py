@@ -135,7 +135,7 @@ class RACNN(nn.Module):
             :class:`racnn.models.racnn.attention.CellAttention`.
         bounds: Least and largest side of each proposal, as fractions of its view's side.
         sampler: What cuts views, a name in :data:`racnn.ops.crop.SAMPLERS`.
-        sigma: Of the sampler 'gaussian', see :func:`racnn.ops.crop.gaussian`.
+        sigma: Width of the filters of the sampler 'gaussian', see :func:`racnn.ops.crop.gaussian`.
         zoom_from: 'source' crops every view from the image through composed regions: no double interpolation, and real
             detail where the image has more pixels than view 1. 'parent' crops it from the previous view, as the paper does.
         antialias: Widen the sampling kernel where a region has more pixels than its view.
