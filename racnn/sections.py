@@ -204,7 +204,10 @@ class ModelConfig(ModelSection):
     )
     sampler: str = Field(
         "zoom",
-        description="what cuts the views: zoom, bilinear; crop, whole pixels; gaussian, as DRAW does",
+        description="what cuts the views: zoom, bilinear; crop, whole pixels; gaussian, as DRAW does; affine, rectangles",
+    )
+    regions: Literal["nested", "parallel"] = Field(
+        "nested", description="proposed each from the view before; parallel: all from the first view"
     )
     sigma: float = Field(
         SIGMA, gt=0.0, le=4.0, description="sampler gaussian: standard deviation, in spacings of the samples"
@@ -228,6 +231,21 @@ class ModelConfig(ModelSection):
             raise ValueError(f"sigma belongs to sampler gaussian and does nothing with {self.sampler}")
         if self.sampler == "gaussian" and not self.antialias:
             raise ValueError("antialias: false: a Gaussian is as wide as sigma says")
+        return self
+
+    @model_validator(mode="after")
+    def _parallel_regions_fit(self) -> ModelConfig:
+        if self.regions == "nested":
+            return self
+        if len(self.view_sizes) < 3:
+            raise ValueError("regions parallel: takes three view_sizes or more; of two there is one region")
+        if self.zoom_from == "parent":
+            raise ValueError("zoom_from parent: parallel regions lie in the photo, not in the view before")
+        if self.apn == "response" and len(self.view_sizes) > 3:
+            raise ValueError(
+                "apn response knows two regions of a view, the object and where its class shows, so that regions parallel "
+                f"take three view_sizes, not {len(self.view_sizes)}"
+            )
         return self
 
     @model_validator(mode="after")

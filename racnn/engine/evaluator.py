@@ -87,15 +87,17 @@ def predict(
 
     def answers(batch: Batch) -> dict[str, Any]:
         output = model(batch["image"].to(device, non_blocking=True), num_scales=num_scales)
-        regions, proposals = output.regions, output.proposals[: len(output.regions) - 1 + propose]
+        regions, kept = output.regions, len(output.regions) - 1 + propose
+        proposals, frames = output.proposals[:kept], output.frames[:kept]
         if propose:  # where nothing has looked yet
-            regions = [*regions, compose(regions[-1], proposals[-1])]
+            regions = [*regions, compose(frames[-1], proposals[-1])]
         if not all(logits.isfinite().all() for logits in output.logits):
             raise TrainingError("the network gives answers that are not finite: its training has diverged")
         return {
             "logits": [x.float().cpu() for x in output.logits],
             "fused": None if output.fused is None else output.fused.float().cpu(),
             "proposals": [x.cpu() for x in proposals],
+            "frames": [x.cpu() for x in frames],
             "regions": [x.cpu() for x in regions],
             "descriptors": [x.float().cpu() for x in output.descriptors] if descriptors else [],
             **{key: batch.get(key) for key in ("label", "box", "parts", "pseudo_box")},
@@ -111,6 +113,7 @@ def predict(
         fused=every["fused"],
         labels=every["label"],
         proposals=every["proposals"],
+        frames=every["frames"],
         regions=every["regions"],
         boxes=every["box"],
         parts=every["parts"],

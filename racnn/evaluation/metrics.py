@@ -5,7 +5,7 @@ Pure functions of tensors; everything is computed in float64 on the CPU whatever
 
 Convention
     Scores are [N, C] logits or probabilities, labels [N] integers in [0, C). A region is [N, 3] = (tx, ty, tl) and covers
-    (tx - tl, ty - tl, tx + tl, ty + tl). Boxes are [N, 4] xyxy and points [N, 2] (x, y), x right, y down, in the frame of
+    (tx - tl, ty - tl, tx + tl, ty + tl), or a rectangle [N, 4], see :mod:`racnn.ops.regions`. Boxes are [N, 4] xyxy and points [N, 2] (x, y), x right, y down, in the frame of
     the source image: [-1, 1], the outer corners at +-1. Shares of areas do not change when both axes are scaled, so an
     overlap in the squashed square source is the overlap in the photo. NaN means unknown: such rows are left out, and what
     is known nowhere is None.
@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from racnn.ops.regions import halves
 
 MOST_PAIRS = 20  # of classes that are taken for one another
 AT_BOUND = 0.02  # a side is at a bound within this share of the range: a sigmoid never touches it
@@ -234,21 +236,27 @@ def region_statistics(region: Tensor, bounds: tuple[float, float]) -> dict[str, 
     """Summarise what an attention proposal network proposes, to see at once whether it has collapsed.
 
     Args:
-        region: [N, 3] in the frame of its parent.
-        bounds: Least and largest ``tl`` that the network can propose.
+        region: [N, 3] in the frame of the view that it was proposed from, or rectangles [N, 4].
+        bounds: Least and largest side that the network can propose.
 
     Returns:
         ``tx_mean``, ``tx_std`` and so on: mean and standard deviation over the photos given (0 for one); ``at_bound``: the
-        share of photos whose tl is within 2 % of the range from either bound.
+        share of photos with a side within 2 % of the range from either bound. Of rectangles ``tl`` is the half side of the square
+        of the same area, and there are ``sx`` and ``sy``.
     """
     region = _exact(region)
     low, high = bounds
     report: dict[str, float] = {}
-    for name, values in zip(("tx", "ty", "tl"), region.unbind(dim=1), strict=True):
+    columns = dict(zip(("tx", "ty"), region.unbind(dim=1), strict=False))
+    columns["tl"] = region[:, 2] if region.shape[1] == 3 else region[:, 2:].prod(dim=1).sqrt()
+    if region.shape[1] == 4:
+        columns |= {"sx": region[:, 2], "sy": region[:, 3]}
+    for name, values in columns.items():
         report[f"{name}_mean"] = float(values.mean())
         report[f"{name}_std"] = float(values.std(correction=0))
     margin = AT_BOUND * (high - low)
-    report["at_bound"] = fraction((region[:, 2] <= low + margin) | (region[:, 2] >= high - margin))
+    sides = region[:, 2:]
+    report["at_bound"] = fraction(((sides <= low + margin) | (sides >= high - margin)).any(dim=1))
     return report
 
 
@@ -258,11 +266,11 @@ def _exact(values: Tensor) -> Tensor:
 
 def _overlap(regions: Tensor, boxes: Tensor) -> dict[str, float]:
     """Compare regions with boxes that are all known."""
-    centre, half = regions[:, :2], regions[:, 2:]
+    centre, half = regions[:, :2], halves(regions)
     low, high = torch.maximum(centre - half, boxes[:, :2]), torch.minimum(centre + half, boxes[:, 2:])
     inter = (high - low).clamp(min=0.0).prod(dim=1)
     object_area = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
-    iou = inter / ((2.0 * half[:, 0]) ** 2 + object_area - inter)
+    iou = inter / ((2.0 * half).prod(dim=1) + object_area - inter)
     inside = ((boxes[:, :2] <= centre) & (centre <= boxes[:, 2:])).all(dim=1)
     return {
         "iou": float(iou.mean()),
@@ -274,4 +282,4 @@ def _overlap(regions: Tensor, boxes: Tensor) -> dict[str, float]:
 
 def _holds(regions: Tensor, points: Tensor) -> Tensor:
     """Return whether each region holds its point, [N]."""
-    return ((points - regions[:, :2]).abs() <= regions[:, 2:]).all(dim=1)
+    return ((points - regions[:, :2]).abs() <= halves(regions)).all(dim=1)

@@ -37,12 +37,20 @@ class Predictions:
     logits: list[Tensor]  # [N, C] per scale
     fused: Tensor | None  # [N, C] logits of the fused classifier
     labels: Tensor  # [N] integers in [0, C)
-    proposals: list[Tensor]  # [N, 3] per region after the first, each in the frame of its parent view
+    proposals: list[
+        Tensor
+    ]  # [N, 3] per region after the first, each in the frame of the view that it was proposed from
     regions: list[Tensor]  # [N, 3] in the frame of the source, the whole image first
     boxes: Tensor  # [N, 4] xyxy of the objects in the frame of the source, NaN where unknown
     parts: Tensor  # [N, P, 3] of (x, y, visible) in the frame of the source; P may be 0
     descriptors: list[Tensor] = field(default_factory=list)  # [N, D] per scale, where they were asked for
     pseudo_boxes: Tensor | None = None  # [N, 4], those that the photos brought along for an APN to learn
+    frames: list[Tensor] = field(default_factory=list)  # [N, 3] per proposal, the region of that view
+
+    def __post_init__(self) -> None:
+        self.frames = (
+            self.frames or self.regions[: len(self.proposals)]
+        )  # the view before, if nothing is said
 
 
 def evaluation_report(
@@ -80,7 +88,6 @@ def evaluation_report(
     ranks = {key: rank_of_truth(values, labels) for key, values in log_probs.items()}
     single = [key for key in ranks if key != "scale_1+2"]
     points = focus_points(predictions.parts, focus_parts)
-    nested = zip(predictions.regions[1:], predictions.regions, strict=False)  # each region and its parent
     n = len(labels)
     combined = "fused" if "fused" in log_probs else "mean"
     counts = confusion(log_probs[combined].argmax(dim=1), labels, len(class_names))
@@ -99,7 +106,9 @@ def evaluation_report(
         "most_confused": most_confused(counts, class_names),
         "localisation": {
             f"region_{s}": localisation(region, predictions.boxes, points, parent)
-            for s, (region, parent) in enumerate(nested, start=1)
+            for s, (region, parent) in enumerate(
+                zip(predictions.regions[1:], predictions.frames, strict=False), start=1
+            )
         },
         "regions": {
             f"region_{s}": region_statistics(region, limits)

@@ -41,17 +41,21 @@ NEVER = 2.0  # a probability to stop at that none reaches
 class _Look(nn.Module):
     """One look: from what it cuts its view of, and where, to everything that later parts need."""
 
-    def __init__(self, model: RACNN, scale: int) -> None:
+    def __init__(self, model: RACNN, scale: int, scales: int) -> None:
         super().__init__()
         self.model, self.scale = model, scale
+        self.regions = scales - 1 if model.parallel else 0  # that the first look proposes
 
     def forward(self, image: Tensor, cut: Tensor, region: Tensor) -> tuple[Tensor, ...]:
-        """Return logits, descriptor, features, the view as it is classified and in [0, 1], and, but of the last, proposal and next region.
+        """Return logits, descriptor, features, the view as it is classified and in [0, 1], and where further looks go.
+
+        That is, but of the last look, its proposal and the next region; where regions are parallel, of the first look its proposal and all
+        of them.
 
         Args:
             image: [n, 3, h, w], the source, or with ``zoom_from`` 'parent' the view before.
-            cut: [n, 3], where the view lies in it.
-            region: [n, 3], where it lies in the source.
+            cut: [n, 3], or [n, 4], where the view lies in it.
+            region: [n, 3], or [n, 4], where it lies in the source.
         """
         model, scale = self.model, self.scale
         parent = None
@@ -62,8 +66,17 @@ class _Look(nn.Module):
         else:
             view = model.crop(scale, image, cut, parent=parent)
         found = model.forward_scale(scale, view, region)
-        made = (found.logits, found.descriptor, found.weighed, view, model.to_pixels(view))
-        return made if found.proposal is None else (*made, found.proposal, found.next_region)
+        made: tuple[Tensor, ...] = (
+            found.logits,
+            found.descriptor,
+            found.weighed,
+            view,
+            model.to_pixels(view),
+        )
+        if found.proposal is None:
+            return made
+        made = (*made, found.proposal, found.next_region)
+        return (*made, *(model.propose(r, 1, found) for r in range(2, self.regions + 1)))
 
 
 def _whole_factor(model: RACNN, source_size: int) -> int | None:
@@ -120,7 +133,6 @@ class _Made:
     pixels: str
     index: str
     proposal: str = ""
-    next_region: str = ""
 
 
 def build_onnx(
@@ -164,6 +176,7 @@ class _Recursion:
     Attributes:
         graph: That it is written to.
         index: Name of the numbers of the photos that are left.
+        ahead: Names of the regions that further looks go to, as far as they are known.
         answers: Name of what is known, [N, C], 0 of photos that are left.
         depth: Name of how many looks each photo was given, [N].
         made: What the looks have made.
@@ -186,6 +199,7 @@ class _Recursion:
         rows = graph("Concat", self.num, graph.ints(1), axis=0)
         self.region = graph("Expand", graph.constant([[0.0, 0.0, 1.0]], np.float32), rows)
         self.image, self.cut = self.source, self.region
+        self.ahead: list[str] = []
         self.made: list[_Made] = []
         self.single: list[str] = []
         self.boxes: list[str] = []
@@ -193,42 +207,55 @@ class _Recursion:
     def look(self, scale: int) -> None:
         """Add a look."""
         near = scale > 1 and self.model.zoom_from == "source" and self.model.sample in (zoom, cut)
-        part = _traced(_Look(self.model, scale), self.examples[scale - 1], any_side=near)
-        image, place = self._near(self.model.view_sizes[scale - 1]) if near else (self.image, self.cut)
+        part = _traced(_Look(self.model, scale, self.scales), self.examples[scale - 1], any_side=near)
+        image, place = self._near(scale) if near else (self.image, self.cut)
         logits, descriptor, features, view, pixels, *ahead = self.graph.inline(
             part, [image, place, self.region]
         )
-        self.made.append(_Made(logits, descriptor, features, view, pixels, self.index, *ahead))
+        self.made.append(_Made(logits, descriptor, features, view, pixels, self.index, *ahead[:1]))
+        self.ahead += ahead[1:]
         shares = self.graph("Softmax", logits, axis=1)
         self.single.append(self._put(self._filled(0.0, self.model.num_classes), shares))
         if scale > 1:
-            boxes = boxes_in_photo(self.graph, self.region, self.rows, self.columns, self.source_size)
+            centres, sides = self._parts_of_region(scale)
+            boxes = boxes_in_photo(self.graph, centres, sides, self.rows, self.columns, self.source_size)
             self.boxes.append(self._put(self._filled(np.nan, 4), boxes))
 
-    def _near(self, target: int) -> tuple[str, str]:
+    def _parts_of_region(self, scale: int) -> tuple[list[str], list[str]]:
+        """Return the centre, across and down, and the half sides of where a look goes, [n, 1] each."""
+        width = self.examples[scale - 1][2].shape[1]  # 3 of squares, 4 of rectangles
+        parts = self.graph.node("Split", [self.region, self.graph.ints(*[1] * width)], width, axis=1)
+        return parts[:2], (parts[2:] * 2)[:2]
+
+    def _near(self, scale: int) -> tuple[str, str]:
         """Return the square of the sources that holds all that views of some side are sampled from, and the regions in its frame.
 
         A view is sampled by products with whole rows and columns, most of which weigh nothing.
         """
         graph, size = self.graph, float(self.source_size)
         side, half = graph.floats(size), graph.floats(size / 2)
-        *centres, tl = graph.node("Split", [self.region, graph.ints(1, 1, 1)], 3, axis=1)
+        centres, sides = self._parts_of_region(scale)
         one = graph.floats(1.0)
-        spacing = graph("Mul", tl, graph.floats(size / target))
-        reach = graph("Add", graph("Max", spacing, one), one)  # of a sample's triangle, and a pixel to spare
         middles = [graph("Mul", graph("Add", centre, one), half) for centre in centres]
-        extent = graph("Add", graph("Mul", tl, half), reach)
+        extents = []
+        for each in dict.fromkeys(sides):  # a square has one
+            spacing = graph("Mul", each, graph.floats(size / self.model.view_sizes[scale - 1]))
+            reach = graph(
+                "Add", graph("Max", spacing, one), one
+            )  # of a sample's triangle, and a pixel to spare
+            extents.append(graph("Add", graph("Mul", each, half), reach))
+        extents = (extents * 2)[:2]
         rest = (
             graph.constant([[size]], np.float32),
             graph.constant([[0.0]], np.float32),
         )  # where no photo is left
         lows = [
             graph("ReduceMin", graph("Concat", graph("Sub", each, extent), rest[0], axis=0), keepdims=0)
-            for each in middles
+            for each, extent in zip(middles, extents, strict=True)
         ]
         highs = [
             graph("ReduceMax", graph("Concat", graph("Add", each, extent), rest[1], axis=0), keepdims=0)
-            for each in middles
+            for each, extent in zip(middles, extents, strict=True)
         ]
         widths = [graph("Sub", high, low) for low, high in zip(lows, highs, strict=True)]
         length = graph("Min", graph("Add", graph("Ceil", graph("Max", *widths, one)), one), side)
@@ -252,7 +279,8 @@ class _Recursion:
             graph("Sub", graph("Mul", graph("Sub", middle, start), factor), one)
             for middle, start in zip(middles, starts, strict=True)
         ]
-        return image, graph("Concat", *moved, graph("Mul", tl, graph("Div", side, length)), axis=1)
+        scaled = [graph("Mul", each, graph("Div", side, length)) for each in dict.fromkeys(sides)]
+        return image, graph("Concat", *moved, *scaled, axis=1)
 
     def go_on(self, scale: int, pool: Sequence[float] | None) -> None:
         """Choose what the next look is given: which photos, and what of them.
@@ -262,15 +290,18 @@ class _Recursion:
             pool: Weights of the looks so far in the answer that may be sure enough; None: all photos go on.
         """
         last = self.made[-1]
-        carried = [self.source, last.view, last.proposal, last.next_region]
+        parent = self.model.zoom_from == "parent"
+        carried = [self.source, *self.ahead, *([last.view, last.proposal] if parent else [])]
         carried += [each for past in self.made for each in (past.logits, past.descriptor)]
         if pool is not None:
             carried = self._without_sure(scale, pool, carried)
-        self.source, view, proposal, self.region, *past_outputs = carried
+        self.source, self.region, *carried = carried
+        known = len(self.ahead) - 1
+        self.ahead, carried = carried[:known], carried[known:]
+        within, past_outputs = (carried[:2], carried[2:]) if parent else ([self.source, self.region], carried)
         for past, number in zip(self.made, range(0, 2 * len(self.made), 2), strict=True):
             past.logits, past.descriptor = past_outputs[number : number + 2]
-        parent = self.model.zoom_from == "parent"
-        self.image, self.cut = (view, proposal) if parent else (self.source, self.region)
+        self.image, self.cut = within
 
     def _without_sure(self, scale: int, pool: Sequence[float], carried: Sequence[str]) -> list[str]:
         """Answer photos that are sure enough, and return the rows of the others."""
@@ -364,7 +395,7 @@ def _examples(model: RACNN, source_size: int, scales: int) -> list[tuple[Tensor,
 
 @torch.no_grad()
 def _features(model: RACNN, scale: int, example: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    features: Tensor = _Look(model, scale)(*example)[2]
+    features: Tensor = _Look(model, scale, scale)(*example)[2]
     return features
 
 

@@ -7,6 +7,7 @@ levels. Sizes are known only when the graph runs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -68,14 +69,24 @@ def sources_of(graph: Graph, photos: str, rows: Axis, columns: Axis, side: int) 
     return graph("Transpose", image, perm=[0, 3, 1, 2])
 
 
-def boxes_in_photo(graph: Graph, regions: str, rows: Axis, columns: Axis, side: int) -> str:
-    """Return boxes (x0, y0, x1, y1), float32 [n, 4] in the photos' pixels, of regions [n, 3] of the source."""
-    tx, ty, tl = graph.node("Split", [regions, graph.ints(1, 1, 1)], 3, axis=1)
+def boxes_in_photo(
+    graph: Graph, centres: Sequence[str], sides: Sequence[str], rows: Axis, columns: Axis, side: int
+) -> str:
+    """Return boxes (x0, y0, x1, y1), float32 [n, 4] in the photos' pixels, of regions of the source.
+
+    Args:
+        graph: That it is written to.
+        centres: Names of their centres, [n, 1] across and down, in the frame of the source.
+        sides: Names of their half sides, likewise.
+        rows: Of the photos.
+        columns: Likewise.
+        side: Of the source, in pixels.
+    """
     half = graph.floats(side / 2)
     ends = []
     for sign in ("Sub", "Add"):
-        for centre, axis in ((tx, columns), (ty, rows)):
-            in_source = graph("Mul", graph("Add", graph(sign, centre, tl), graph.floats(1.0)), half)
+        for centre, length, axis in zip(centres, sides, (columns, rows), strict=True):
+            in_source = graph("Mul", graph("Add", graph(sign, centre, length), graph.floats(1.0)), half)
             moved = graph("Add", in_source, graph("Cast", axis.first, to=_FLOAT))
             ends.append(graph("Mul", moved, graph("Cast", graph("Div", axis.has, axis.becomes), to=_FLOAT)))
     return graph("Concat", *ends, axis=1)

@@ -30,11 +30,15 @@ class Output(Protocol):
 
     @property
     def regions(self) -> list[Tensor]:
-        """[B, 3] per scale, where its view lies in the image, see :mod:`racnn.ops.regions`."""
+        """[B, 3], or [B, 4] of rectangles, per scale, where its view lies in the image, see :mod:`racnn.ops.regions`."""
 
     @property
     def proposals(self) -> list[Tensor]:
         """[B, 3] per region after the first, in the frame of the view that it was proposed from."""
+
+    @property
+    def frames(self) -> list[Tensor]:
+        """[B, 3] per proposal: the region of that view."""
 
     @property
     def views(self) -> list[Tensor]:

@@ -1,7 +1,7 @@
-"""The zoom: cut a square region out of an image and sample it to a view of any size, one axis after the other.
+"""The zoom: cut a region out of an image and sample it to a view of any size, one axis after the other.
 
 Convention
-    Regions are (tx, ty, tl) in the frame of the image, see :mod:`racnn.ops.regions`; sizes are (h, w);
+    Regions are squares (tx, ty, tl) or rectangles (tx, ty, sx, sy) in the frame of the image, see :mod:`racnn.ops.regions`; sizes are (h, w);
     ``align_corners=False``: sample i of n lies at ``(2 i + 1) / n - 1`` of the region. A sample reads image pixels
     beyond the region's edge where its kernel reaches them, and repeats the edge of the image itself; one that lies beyond the image
     is taken at its edge.
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from racnn.ops.mask import boxcar, pixel_centres
+from racnn.ops.regions import halves
 
 REACH = 5.0  # standard deviations of a Gaussian, beyond which it is 0
 SLACK = 1e-3  # pixels: a pixel just at the foot of a triangle weighs nothing, but its weight has a derivative
@@ -46,7 +47,8 @@ def zoom(
 
     Args:
         image: [B, C, H, W], any floating type.
-        region: [B, 3], or rectangles [B, 4] of (tx, ty, sx, sy), half sides across and down.
+        region: [B, 3], or rectangles [B, 4]: what a spatial transformer without shear or turning cuts (Jaderberg et al.,
+            "Spatial Transformer Networks", NeurIPS 2015, equation 2; here with anti-aliasing).
         size: (h, w) of the view in pixels.
         antialias: Widen the kernel when shrinking; False is plain bilinear sampling.
         steepness: Steepness of the mask, per unit of the image's frame; None applies no mask. At the view's own sample
@@ -85,15 +87,15 @@ def cut(
     Unlike :func:`zoom` it reads no pixel beyond them, stretches what is left of a region that sticks out of the image, and lets no
     derivative reach the region, so that only what needs none can teach it. Arguments as there.
     """
-    centre, half = region[:, :2].detach(), _halves(region.detach())
-    centres, halves = [], []
+    centre, half = region[:, :2].detach(), halves(region.detach())
+    centres, sides = [], []
     for axis, pixels in ((0, image.shape[3]), (1, image.shape[2])):
         at, by = centre[:, axis], half[:, axis]
         low = ((at - by + 1.0) / 2.0 * pixels).round().clamp(0.0, pixels - 1.0)
         high = torch.maximum(((at + by + 1.0) / 2.0 * pixels).round().clamp(max=pixels), low + 1.0)
         centres.append((low + high) / pixels - 1.0)
-        halves.append((high - low) / pixels)
-    box = torch.stack([*centres, *halves], dim=1)
+        sides.append((high - low) / pixels)
+    box = torch.stack([*centres, *sides], dim=1)
     return _sampled(
         image,
         box,
@@ -142,7 +144,8 @@ def gaussian(
     )
 
 
-SAMPLERS: dict[str, Callable[..., Tensor]] = {"zoom": zoom, "crop": cut, "gaussian": gaussian}
+# the affine sampler is the zoom of rectangles, which networks propose for it
+SAMPLERS: dict[str, Callable[..., Tensor]] = {"zoom": zoom, "crop": cut, "gaussian": gaussian, "affine": zoom}
 
 
 @dataclass(frozen=True)
@@ -199,7 +202,7 @@ def _sampled(
     dtype = torch.promote_types(image.dtype, torch.float32)
     with torch.autocast(image.device.type, enabled=False):
         region = region.to(dtype)
-        spans = torch.cat([region[:, :2], _halves(region)], dim=1)
+        spans = torch.cat([region[:, :2], halves(region)], dim=1)
         held = spans if move_samples else spans.detach()
         if dense is None:
             dense = image.device.type != "cpu" or torch.compiler.is_exporting()
@@ -212,11 +215,6 @@ def _sampled(
                 weights = weights * mask[:, :, None]
             view = (_multiply if dense else _gather)(view, pixels, weights)
         return view.to(image.dtype)
-
-
-def _halves(region: Tensor) -> Tensor:
-    """Return the half sides [B, 2], across and down, of squares [B, 3] or rectangles [B, 4]."""
-    return region[:, 2:].expand(-1, 2)
 
 
 def _kernels(

@@ -26,7 +26,8 @@ def both(request):
     graph = Graph()
     rows, columns = axes_of(graph, "photos", 64, request.param)
     sources = sources_of(graph, "photos", rows, columns, 64)
-    boxes = boxes_in_photo(graph, "regions", rows, columns, 64)
+    tx, ty, tl = graph.node("Split", ["regions", graph.ints(1, 1, 1)], 3, axis=1)
+    boxes = boxes_in_photo(graph, [tx, ty], [tl, tl], rows, columns, 64)
     model = graph.model(
         [
             Port("photos", "photos", "uint8", ["n", "h", "w", 3]),

@@ -28,6 +28,7 @@ class ToyOutput:
     logits: list[Tensor]
     regions: list[Tensor]
     proposals: list[Tensor]
+    frames: list[Tensor]
     views: list[Tensor]
     descriptors: list[Tensor]
     fused: Tensor | None = None
@@ -49,7 +50,7 @@ class Toy(nn.Module):
     def forward(self, images: Tensor, *, num_scales: int | None = None) -> ToyOutput:
         source = images.float() / 255.0 if images.dtype == torch.uint8 else images
         proposal = squash(self.square, *self.bounds[0]).expand(len(source), 3)
-        output = ToyOutput([], [], [proposal], [], [])
+        output = ToyOutput([], [], [proposal], [whole(len(source), device=source.device)], [], [])
         regions = [whole(len(source), device=source.device), proposal][:num_scales]
         for region, side, classifier in zip(regions, self.view_sizes, self.classifiers, strict=False):
             view = zoom(source, region, (side, side))

@@ -4,7 +4,8 @@ Two sorts: networks that learn the region by gradient steps, and proposals that 
 direction is found in a single pass over the training photos (:mod:`racnn.models.racnn.looks`).
 
 Convention
-    Regions are (tx, ty, tl) in the frame of the view that the features come from, see :mod:`racnn.ops.regions`.
+    Regions are (tx, ty, tl) in the frame of the view that the features come from, see :mod:`racnn.ops.regions`; with two ``sides``
+    rectangles (tx, ty, sx, sy).
     ``reads`` says what of a view a proposal is made from: its 'features', the 'inner' map, or the 'evidence' for its class.
 """
 
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 
 from racnn.models.backbone import Backbone
 from racnn.ops.ddt import CommonPart
-from racnn.ops.heatmap import component_region, peak_point, peak_region
-from racnn.ops.regions import clamp, squash
+from racnn.ops.heatmap import component_box, peak_point, peak_region
+from racnn.ops.regions import bounding_region, clamp, squash
 
 
 class CompactAPN(nn.Module):
@@ -35,6 +36,7 @@ class CompactAPN(nn.Module):
         width: Channels after the 1x1 convolution.
         hidden: Units of the hidden layer.
         grid: Cells per side of the pooled map.
+        sides: 1 for squares, 2 for rectangles.
         normalised: False: without those two normalisations, as checkpoints of format 1 were trained.
     """
 
@@ -48,6 +50,7 @@ class CompactAPN(nn.Module):
         width: int = 64,
         hidden: int = 256,
         grid: int = 7,
+        sides: int = 1,
         normalised: bool = True,
     ) -> None:
         super().__init__()
@@ -56,7 +59,7 @@ class CompactAPN(nn.Module):
         self.normalised = normalised
         self.reduce = nn.Conv2d(channels, width, 1)
         self.hidden = nn.Linear(width * grid * grid, hidden)
-        self.out = _middle_of_the_bounds(nn.Linear(hidden, 3))
+        self.out = _middle_of_the_bounds(nn.Linear(hidden, 2 + sides))
 
     def forward(self, features: Tensor) -> Tensor:
         """Return regions [B, 3], float32, from features [B, C, h, w]; autocast is switched off inside."""
@@ -82,17 +85,20 @@ class PaperAPN(nn.Module):
         cells: Cells per side of the feature map, which the flattened layer is tied to.
         bounds: Least and largest side of the region, fractions of the view's side.
         pool: Max-pool 2x2 first, which the paper does at scale 1.
+        sides: 1 for squares, 2 for rectangles.
     """
 
     reads = "features"
 
-    def __init__(self, *, channels: int, cells: int, bounds: tuple[float, float], pool: bool) -> None:
+    def __init__(
+        self, *, channels: int, cells: int, bounds: tuple[float, float], pool: bool, sides: int = 1
+    ) -> None:
         super().__init__()
         self.bounds = bounds
         self.pool = pool
         cells = cells // 2 if pool else cells
         self.hidden = nn.Linear(channels * cells * cells, 1024)
-        self.out = _middle_of_the_bounds(nn.Linear(1024, 3))
+        self.out = _middle_of_the_bounds(nn.Linear(1024, 2 + sides))
 
     def forward(self, features: Tensor) -> Tensor:
         """Return regions [B, 3], float32, from features [B, C, h, w]; autocast is switched off inside."""
@@ -111,7 +117,8 @@ class ObjectProposal(nn.Module):
         bounds: Least and largest side of the region, fractions of the view's side.
         level: Height of the threshold from the response's mean (0) to its maximum (1).
         trim: Share of the response that the box leaves out a side.
-        margin: Factor of the box's side.
+        margin: Factor of the box's sides.
+        sides: 1 for the bounding square, 2 for the box itself.
     """
 
     reads = "inner"
@@ -126,10 +133,11 @@ class ObjectProposal(nn.Module):
         level: float = 0.2,
         trim: float = 0.02,
         margin: float = 1.1,
+        sides: int = 1,
     ) -> None:
         super().__init__()
         self.bounds = bounds
-        self.level, self.trim, self.margin = level, trim, margin
+        self.level, self.trim, self.margin, self.sides = level, trim, margin, sides
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("direction", torch.zeros(channels))  # responds nowhere: the whole view
 
@@ -137,7 +145,7 @@ class ObjectProposal(nn.Module):
         """Return regions [B, 3], float32, from the inner map [B, C, h, w]; autocast is switched off inside."""
         with torch.autocast(inner.device.type, enabled=False):
             response = CommonPart(self.mean, self.direction).response(inner)
-            region = component_region(response, self.level, self.trim)
+            region = bounding_region(component_box(response, self.level, self.trim), self.sides)
             grown = torch.cat([region[:, :2], self.margin * region[:, 2:]], dim=1)
             return clamp(grown, *self.bounds)
 
@@ -168,19 +176,35 @@ class PartProposal(nn.Module):
 
 
 def build_apn(
-    kind: str, backbone: Backbone, *, view_size: int, bounds: tuple[float, float], scale: int
+    kind: str,
+    backbone: Backbone,
+    *,
+    view_size: int,
+    bounds: tuple[float, float],
+    scale: int,
+    sides: int = 1,
+    parallel: bool = False,
 ) -> nn.Module:
-    """Return what proposes the region after a scale, by name: 'compact', 'paper', 'compact_unnormalised' or 'response'."""
-    pool = scale == 1
+    """Return what proposes the region after a scale, by name: 'compact', 'paper', 'compact_unnormalised' or 'response'.
+
+    Args:
+        kind: The name.
+        backbone: What makes the features that it reads.
+        view_size: Side in pixels of the view that these are of.
+        bounds: Least and largest side of the region.
+        scale: Counted from 1.
+        sides: 1 for squares, 2 for rectangles; the parts of 'response' are squares of their views.
+        parallel: It reads the first view, whatever the scale.
+    """
     if kind == "response":
         if scale > 1:
             return PartProposal(bounds=bounds)
-        return ObjectProposal(channels=backbone.inner_channels(), bounds=bounds)
+        return ObjectProposal(channels=backbone.inner_channels(), bounds=bounds, sides=sides)
     if kind == "paper":
-        cells = view_size // backbone.stride
-        return PaperAPN(channels=backbone.channels, cells=cells, bounds=bounds, pool=pool)
+        cells, pool = view_size // backbone.stride, parallel or scale == 1
+        return PaperAPN(channels=backbone.channels, cells=cells, bounds=bounds, pool=pool, sides=sides)
     assert kind in ("compact", "compact_unnormalised"), kind
-    return CompactAPN(channels=backbone.channels, bounds=bounds, normalised=kind == "compact")
+    return CompactAPN(channels=backbone.channels, bounds=bounds, sides=sides, normalised=kind == "compact")
 
 
 def _middle_of_the_bounds(layer: nn.Linear) -> nn.Linear:

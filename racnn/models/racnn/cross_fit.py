@@ -34,7 +34,7 @@ from racnn.models.racnn.calibration import pool_weights, pooled_loss, weights_ou
 from racnn.models.racnn.heads import NUM_FOLDS, best_slope, fit_head
 from racnn.models.racnn.looks import SAMPLE, aim, find_looks, read_sample, set_values
 from racnn.models.racnn.model import RACNN
-from racnn.ops.regions import whole
+from racnn.ops.regions import rectangle, whole
 
 
 class CrossFit(GradientPhase):
@@ -102,7 +102,7 @@ class CrossFit(GradientPhase):
                 "strength": torch.tensor([head.strength for head in heads], dtype=torch.float64),
                 "slope": torch.tensor([head.slope for head in heads], dtype=torch.float64),
                 "pool": torch.tensor(weights_out_of_fold(heads, labels), dtype=torch.float64),
-                "region": torch.stack([look.region.expand(len(labels), 3) for look in looks]).contiguous(),
+                "region": torch.stack([_shaped(look.region, model.sides, len(labels)) for look in looks]),
             }
         factors = [float(slope) / head.slope for slope, head in zip(kept["slope"], heads, strict=True)]
         every = list(zip(factors, heads, model.classifiers, strict=True))
@@ -156,7 +156,7 @@ class CrossFit(GradientPhase):
             "strength": (torch.float64, (scales,)),
             "slope": (torch.float64, (scales,)),
             "pool": (torch.float64, (scales,)),
-            "region": (torch.float32, (scales, num, 3)),
+            "region": (torch.float32, (scales, num, 2 + model.sides)),
             "weight": (torch.float32, (scales, NUM_FOLDS + 1, *wide)),
             "bias": (torch.float32, (scales, NUM_FOLDS + 1, wide[0])),
         }
@@ -265,6 +265,11 @@ class CrossFit(GradientPhase):
                 "a cross_fit phase fits heads in closed form, by which model.pooling attention is not learnt"
             )
         return found
+
+
+def _shaped(region: Tensor, sides: int, num: int) -> Tensor:
+    """Return regions of N photos, or one for all of them, as squares [N, 3] or, with 2 sides, rectangles [N, 4]."""
+    return (region if sides == 1 else rectangle(region)).expand(num, 2 + sides)
 
 
 def _stored(scale: int, mirrored: bool = False) -> str:

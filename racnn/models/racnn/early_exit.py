@@ -24,7 +24,6 @@ from racnn.models.cost import multiplications
 from racnn.models.family import combined_log_probs
 from racnn.models.racnn.calibration import pool_weights
 from racnn.models.racnn.model import RACNN, RACNNOutput, ScaleOutput
-from racnn.ops.regions import whole
 
 CURVE_POINTS = 11
 MOST_CANDIDATES = 2000
@@ -250,7 +249,7 @@ def look_until_confident(
     output = RACNNOutput([])
     stopped = []
     for scale in range(1, scales + 1):
-        output.scales.append(_next_scale(model, source, output.scales))
+        output.scales.append(model.look(source, output.scales))
         if scale == scales:
             if fused and scale == model.num_scales:
                 output.fused = model.fuse(output.descriptors)
@@ -278,23 +277,13 @@ def _select(scale: ScaleOutput, index: Tensor) -> ScaleOutput:
     return ScaleOutput(**found)
 
 
-def _next_scale(model: RACNN, source: Tensor, before: Sequence[ScaleOutput]) -> ScaleOutput:
-    """Return the output of the scale that follows after others."""
-    parent = before[-1] if before else None
-    region = parent.next_region if parent else whole(source.shape[0], device=source.device)
-    view = model.crop(len(before) + 1, source, region, parent=parent)
-    return model.forward_scale(len(before) + 1, view, region)
-
-
 @torch.no_grad()
 def scale_costs(model: RACNN, *, source_size: int, scales: int) -> list[float]:
     """Return each scale's share of the multiplications of the recursion over so many scales."""
     source = model.mean.new_zeros(1, 3, source_size, source_size)
     model.eval()
     before: list[ScaleOutput] = []
-    counts = [
-        multiplications(lambda: before.append(_next_scale(model, source, before))) for _ in range(scales)
-    ]
+    counts = [multiplications(lambda: before.append(model.look(source, before))) for _ in range(scales)]
     return [count / sum(counts) for count in counts]
 
 

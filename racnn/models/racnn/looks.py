@@ -26,7 +26,7 @@ from racnn.models.racnn.heads import Head, fit_head
 from racnn.models.racnn.losses import evidence_map, response_map
 from racnn.models.racnn.model import RACNN
 from racnn.ops.ddt import common_part, descriptor_sums, evident_part
-from racnn.ops.regions import compose, whole
+from racnn.ops.regions import compose, rectangle, whole
 
 SAMPLE = 256  # photos, from which is found what they have in common
 ENOUGH = 0.75  # of the evidence that regions hold which go by it: what is common does as well, and holds more of an object
@@ -151,13 +151,17 @@ def find_looks(context: PhaseContext, photos: str) -> Iterator[Look]:
     """
     model: RACNN = context.model
     region: Tensor | None = None
+    first: Head | None = None
     for scale in range(1, model.num_scales + 1):
         found = _read(context, photos, scale, region)
         head = fit_head(found["descriptors"], found["labels"], model.num_classes)
+        first = first or head
         yield Look(whole(1) if region is None else region, found["descriptors"], found["labels"], head)
         if scale < model.num_scales:
             if "next_region" not in found:
-                found = _read(context, photos, scale, region, contrast=_contrast_out_of_fold(head))
+                reads, where, by = (1, None, first) if model.parallel else (scale, region, head)
+                contrast = _contrast_out_of_fold(by)
+                found = _read(context, photos, reads, where, contrast=contrast, proposes=scale)
             region = found["next_region"]
 
 
@@ -221,6 +225,7 @@ def read_look(
     *,
     region: Tensor | None = None,
     contrast: Tensor | None = None,
+    proposes: int | None = None,
     device: torch.device,
     gather: Callable[[list[Any]], list[Any]] = list,
     after_batch: Callable[[], None] = lambda: None,
@@ -234,6 +239,7 @@ def read_look(
         region: [N, 3], where it looks; None is the whole photo.
         contrast: [N, D], weights of each photo's channels whose response is the evidence; None: a scale whose proposal
             reads evidence proposes nothing yet.
+        proposes: Number of the region that is proposed, counted from 1; None: the next one.
         device: Where the network is.
         gather: Joins the rows of all processes that share the batches.
         after_batch: Called after each batch; it may raise to stop.
@@ -242,7 +248,10 @@ def read_look(
         ``labels`` [N], ``descriptors`` [N, D] unless there is a contrast and, where it can be told, ``next_region`` [N, 3] in
         the photo; on the CPU.
     """
-    proposal = model.apns[scale - 1] if scale < model.num_scales else None
+    number = scale if proposes is None else proposes
+    proposal = model.apns[number - 1] if number < model.num_scales else None
+    if model.parallel and scale > 1:  # nothing is proposed from a closer look
+        proposal = None
 
     def read(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         source = model.normalise(batch["image"].to(device))
@@ -267,15 +276,22 @@ def read_look(
 
 
 def _read(
-    context: PhaseContext, split: str, scale: int, region: Tensor | None, contrast: Tensor | None = None
+    context: PhaseContext,
+    split: str,
+    scale: int,
+    region: Tensor | None,
+    contrast: Tensor | None = None,
+    proposes: int | None = None,
 ) -> dict[str, Tensor]:
     """Return what :func:`read_look` does of all photos of a split, from the run's folder where it is there already."""
     what = f"look {scale}" if contrast is None else f"where look {scale} sees its class"
-    name = f"look_{scale}" if contrast is None else f"evidence_{scale}"
+    name = f"look_{scale}" if contrast is None else f"evidence_{proposes}"
     return context.remember(
         name,
         [region, contrast],
-        lambda: context.read(what, split, read_look, scale=scale, region=region, contrast=contrast),
+        lambda: context.read(
+            what, split, read_look, scale=scale, region=region, contrast=contrast, proposes=proposes
+        ),
     )
 
 
@@ -292,8 +308,8 @@ def evidence_held(evidence: Tensor, region: Tensor) -> float:
     """Return by how much regions [N, 3] hold more of the evidence [N, h, w] than of their views; the mean over photos."""
     height, width = evidence.shape[1:]
     x, y = ((torch.arange(num) + 0.5) * (2.0 / num) - 1.0 for num in (width, height))
-    tx, ty, tl = (value[:, None, None] for value in region.cpu().unbind(dim=1))
-    inside = ((x[None, None, :] - tx).abs() <= tl) & ((y[None, :, None] - ty).abs() <= tl)
+    tx, ty, sx, sy = (value[:, None, None] for value in rectangle(region.cpu()).unbind(dim=1))
+    inside = ((x[None, None, :] - tx).abs() <= sx) & ((y[None, :, None] - ty).abs() <= sy)
     share = (evidence * inside).sum(dim=(1, 2)) / evidence.sum(dim=(1, 2)).clamp(min=1e-12)
     return float((share - inside.float().mean(dim=(1, 2))).mean())
 

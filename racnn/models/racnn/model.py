@@ -8,8 +8,8 @@ Fu, Zheng, Mei, "Look Closer to See Better: Recurrent Attention Convolutional Ne
 Recognition", CVPR 2017.
 
 Convention
-    Regions are (tx, ty, tl), see :mod:`racnn.ops.regions`. A scale's ``region`` is where its view lies in the image, its
-    ``proposal`` is what it proposes to crop next, in the frame of its own view. Scales are counted from 1 in every
+    Regions are (tx, ty, tl), with the affine sampler (tx, ty, sx, sy), see :mod:`racnn.ops.regions`. A scale's ``region`` is where its view lies in the image, its
+    ``proposal`` is what is cropped next, in the frame of its own view, or where regions are parallel, of the first. Scales are counted from 1 in every
     argument, configuration and log; only lists are counted from 0.
 """
 
@@ -49,8 +49,9 @@ class ScaleOutput:
         features: [B, C, h', w'] of the backbone; networks that propose, and maps that teach them, read these.
         descriptor: [B, C], features averaged over the map, float32; see ``descriptor`` of :class:`RACNN`.
         logits: [B, num_classes].
-        proposal: [B, 3], the region to crop next in the frame of this view; None at the finest scale.
+        proposal: [B, 3], the region to crop next in the frame of this view, or of ``frame``; None at the finest scale.
         attention: [B, h', w'] of mean 1, how the cells of the features were weighed; None: all alike.
+        frame: [B, 3], the region of another view that the next one was proposed from; None: of this one.
     """
 
     region: Tensor
@@ -60,6 +61,7 @@ class ScaleOutput:
     logits: Tensor
     proposal: Tensor | None
     attention: Tensor | None = None
+    frame: Tensor | None = None
 
     @property
     def weighed(self) -> Tensor:
@@ -70,7 +72,12 @@ class ScaleOutput:
     def next_region(self) -> Tensor:
         """The proposal in the frame of the image, [B, 3]; no gradient reaches coarser regions."""
         assert self.proposal is not None, "the finest scale proposes nothing"
-        return compose(self.region.detach(), self.proposal)
+        return compose(self.proposed_in.detach(), self.proposal)
+
+    @property
+    def proposed_in(self) -> Tensor:
+        """The region in whose frame the proposal is, [B, 3]."""
+        return self.region if self.frame is None else self.frame
 
 
 @dataclass
@@ -99,6 +106,11 @@ class RACNNOutput:
     def proposals(self) -> list[Tensor]:
         """[B, 3] per scale but the finest, in the frame of its view; of the last that was run, nothing was cropped yet."""
         return [scale.proposal for scale in self.scales if scale.proposal is not None]
+
+    @property
+    def frames(self) -> list[Tensor]:
+        """[B, 3] per proposal, the region in whose frame it is."""
+        return [scale.proposed_in for scale in self.scales if scale.proposal is not None]
 
     @property
     def views(self) -> list[Tensor]:
@@ -134,7 +146,9 @@ class RACNN(nn.Module):
         pooling: 'mean' of the features over the map, or 'attention': of features that are weighed cell by cell first, see
             :class:`racnn.models.racnn.attention.CellAttention`.
         bounds: Least and largest side of each proposal, as fractions of its view's side.
-        sampler: What cuts views, a name in :data:`racnn.ops.crop.SAMPLERS`.
+        sampler: What cuts views, a name in :data:`racnn.ops.crop.SAMPLERS`; for 'affine' regions are rectangles.
+        regions: 'nested': each is proposed from the view before, within it. 'parallel': all are proposed from the first view, anywhere
+            in the photo, as Jaderberg et al. (NeurIPS 2015, section 4.3) do with their transformers.
         sigma: Width of the filters of the sampler 'gaussian', see :func:`racnn.ops.crop.gaussian`.
         zoom_from: 'source' crops every view from the image through composed regions: no double interpolation, and real
             detail where the image has more pixels than view 1. 'parent' crops it from the previous view, as the paper does.
@@ -160,6 +174,7 @@ class RACNN(nn.Module):
         pooling: str = "mean",
         bounds: Sequence[tuple[float, float]] | None = None,
         sampler: str = "zoom",
+        regions: str = "nested",
         sigma: float = 0.5,
         zoom_from: str = "source",
         antialias: bool = True,
@@ -174,6 +189,8 @@ class RACNN(nn.Module):
         self.num_classes = num_classes
         sample = SAMPLERS[sampler]
         self.sample = partial(sample, sigma=sigma) if sample is gaussian else sample
+        self.parallel = regions == "parallel"
+        self.sides = 2 if sampler == "affine" else 1
         self.root = descriptor == "root"
         self.zoom_from = zoom_from
         self.antialias = antialias
@@ -195,7 +212,15 @@ class RACNN(nn.Module):
         attended = self.view_sizes if pooling == "attention" else ()
         self.attentions = nn.ModuleList(CellAttention(first.channels) for _ in attended)
         self.apns = nn.ModuleList(
-            build_apn(apn, first, view_size=size, bounds=bounds, scale=scale)
+            build_apn(
+                apn,
+                first,
+                view_size=self.view_sizes[0] if self.parallel else size,
+                bounds=bounds,
+                scale=scale,
+                sides=self.sides,
+                parallel=self.parallel,
+            )
             for scale, (size, bounds) in enumerate(zip(self.view_sizes, self.bounds, strict=False), start=1)
         )
         self.fusion = nn.Linear(first.channels * self.num_scales, num_classes)
@@ -227,24 +252,46 @@ class RACNN(nn.Module):
         assert 1 <= last <= self.num_scales, num_scales
         source = self.normalise(images)
         scales: list[ScaleOutput] = []
-        for scale in range(1, last + 1):
-            parent = scales[-1] if scales else None
-            if parent is not None and parent.proposal is not None and noise is not None:
-                low, high = self.bounds[scale - 2]
-                parent.proposal = jitter(parent.proposal, noise[:, scale - 2], low=low, high=high)
-            region = parent.next_region if parent else whole(source.shape[0], device=source.device)
-            view = self.crop(scale, source, region, parent=parent, move_samples=move_samples)
-            scales.append(self.forward_scale(scale, view, region))
+        for _ in range(last):
+            scales.append(self.look(source, scales, noise=noise, move_samples=move_samples))
         complete = last == self.num_scales
         return RACNNOutput(scales, self.fuse([each.descriptor for each in scales]) if complete else None)
 
-    def forward_scale(self, scale: int, view: Tensor, region: Tensor) -> ScaleOutput:
+    def look(
+        self,
+        source: Tensor,
+        before: Sequence[ScaleOutput],
+        *,
+        noise: Tensor | None = None,
+        move_samples: bool = True,
+    ) -> ScaleOutput:
+        """Return the output of the scale that follows after others.
+
+        Args:
+            source: [B, 3, H, W], normalised.
+            before: Output of the coarser scales.
+            noise: See :meth:`forward`, like ``move_samples``; the last of ``before`` then holds the jittered proposal.
+            move_samples: Likewise.
+        """
+        scale = len(before) + 1
+        parent = before[-1] if before else None
+        if parent is not None and parent.proposal is not None and noise is not None:
+            low, high = self.bounds[scale - 2]
+            parent.proposal = jitter(parent.proposal, noise[:, scale - 2], low=low, high=high)
+        region = parent.next_region if parent else whole(source.shape[0], device=source.device)
+        view = self.crop(scale, source, region, parent=parent, move_samples=move_samples)
+        return self.forward_scale(scale, view, region, first=before[0] if before else None)
+
+    def forward_scale(
+        self, scale: int, view: Tensor, region: Tensor, *, first: ScaleOutput | None = None
+    ) -> ScaleOutput:
         """Classify a view and propose the region to crop next.
 
         Args:
             scale: Counted from 1.
             view: [B, 3, h, w], normalised.
             region: [B, 3], where the view lies in the image.
+            first: Output of the first scale, from which parallel regions are proposed; without it these are not.
         """
         apn = self.apns[scale - 1] if scale < self.num_scales else None
         inner = None
@@ -253,15 +300,25 @@ class RACNN(nn.Module):
         else:
             features = self.extract_raw(scale, view)
         attention = self._attention(scale, features)
-        weighed = weigh(features, attention)
-        descriptor = self.describe(weighed)
+        descriptor = self.describe(weigh(features, attention))
         logits = self.classifiers[scale - 1](descriptor)
-        proposal = None
-        if apn is not None and apn.reads == "evidence":
-            proposal = apn(self.evidence(scale, weighed, logits.argmax(dim=1)))
-        elif apn is not None:
-            proposal = apn((features if inner is None else inner).detach())
-        return ScaleOutput(region, view, features, descriptor, logits, proposal, attention)
+        seen = ScaleOutput(region, view, features, descriptor, logits, None, attention)
+        if apn is not None and inner is not None:
+            seen.proposal = apn(inner.detach())
+        elif apn is not None and (not self.parallel or scale == 1):
+            seen.proposal = self.propose(scale, scale, seen)
+        elif apn is not None and first is not None:
+            seen.proposal, seen.frame = self.propose(scale, 1, first), first.region
+        return seen
+
+    def propose(self, region: int, scale: int, seen: ScaleOutput) -> Tensor:
+        """Return what the network for a region, counted from 1, proposes from the features of a scale, [B, 3] in its frame."""
+        apn = self.apns[region - 1]
+        if apn.reads == "evidence":
+            proposal: Tensor = apn(self.evidence(scale, seen.weighed, seen.logits.argmax(dim=1)))
+        else:
+            proposal = apn(seen.features.detach())
+        return proposal
 
     def _attention(self, scale: int, features: Tensor) -> Tensor | None:
         """Return how much the cells of a scale's features count, [B, h, w]; None: all alike."""

@@ -168,7 +168,7 @@ class ApnInit(_RegionPhase):
         """Return the loss of the APN against the batch's ``pseudo_box``."""
         (scale,) = self.scales
         output = model(batch["image"], num_scales=scale)
-        target = target_region(batch["pseudo_box"], output.regions[scale - 1], self.target)
+        target = self._target(model, batch["pseudo_box"], output)
         proposal, bounds = output.proposals[scale - 1], model.bounds[scale - 1]
         return losses.apn_init_losses(proposal, target, scale, bounds=bounds)
 
@@ -189,9 +189,15 @@ class ApnInit(_RegionPhase):
     def validation_loss(self, model: RACNN, predictions: Any) -> float | None:
         (scale,) = self.scales
         assert predictions.pseudo_boxes is not None
-        target = target_region(predictions.pseudo_boxes, predictions.regions[scale - 1], self.target)
+        target = self._target(model, predictions.pseudo_boxes, predictions)
         proposal, bounds = predictions.proposals[scale - 1], model.bounds[scale - 1]
         return losses.apn_init_losses(proposal, target, scale, bounds=bounds)["loss"].item()
+
+    def _target(self, model: RACNN, boxes: Tensor, seen: Any) -> Tensor:
+        """Return the region that the APN should propose, in its frame."""
+        (scale,) = self.scales
+        frame = seen.frames[scale - 1] if model.parallel else None
+        return target_region(boxes, seen.regions[scale - 1], self.target, frame=frame, sides=model.sides)
 
     def prepare(self, context: PhaseContext) -> None:
         reading: dict[str, Any] = {"scale": self.scales[0], "config": self}

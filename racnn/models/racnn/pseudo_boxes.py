@@ -23,7 +23,7 @@ from racnn.models.racnn.losses import response_map
 from racnn.models.racnn.model import RACNN
 from racnn.ops.ddt import CommonPart, DescriptorSums, common_part, descriptor_sums
 from racnn.ops.heatmap import component_box, peak_point, peak_region
-from racnn.ops.regions import bounding_region, jitter
+from racnn.ops.regions import bounding_region, compose, corners, halves, jitter, rectangle, relative
 
 T = TypeVar("T")
 Gather = Callable[[list[Any]], list[Any]]
@@ -112,7 +112,7 @@ def read_boxes(
         else:
             box = component_box(response, config.level, config.trim)
         region = output.regions[scale - 1]
-        return (region[:, :2].repeat(1, 2) + region[:, 2:] * box).float().cpu()
+        return (region[:, :2].repeat(1, 2) + halves(region).repeat(1, 2) * box).float().cpu()
 
     boxes = [torch.cat(parts) for parts in _in_parts(batches, read, config.enlarge, after_batch)]
     return torch.cat(gather(boxes))
@@ -142,8 +142,7 @@ def read_regions(
 
     def read(batch: dict[str, Tensor]) -> Tensor:
         region = model(batch["image"].to(device), num_scales=scale - 1).scales[-1].next_region
-        corners = [region[:, :2] - region[:, 2:], region[:, :2] + region[:, 2:]]
-        return torch.cat(corners, dim=1).float().cpu()
+        return corners(region).float().cpu()
 
     boxes = [torch.cat(parts) for parts in _in_parts(batches, read, 1.0, after_batch)]
     return torch.cat(gather(boxes))
@@ -160,7 +159,7 @@ def finer_view(
         scale: Counted from 1; at least 2.
         noise: [B, 3] in [-1, 1], which jitters the region, or None.
     """
-    region = bounding_region(batch["pseudo_box"])  # moved inside where a random crop cuts it off
+    region = bounding_region(batch["pseudo_box"], model.sides)  # moved inside where a random crop cuts it off
     if noise is not None:
         region = jitter(region, noise)
     return model.crop(scale, model.normalise(batch["image"]), region), region
@@ -181,19 +180,26 @@ def _in_parts(
         after_batch()
 
 
-def target_region(box: Tensor, region: Tensor, target: str) -> Tensor:
-    """Return the region that an APN should propose, in the frame of its view.
+def target_region(
+    box: Tensor, region: Tensor, target: str, *, frame: Tensor | None = None, sides: int = 1
+) -> Tensor:
+    """Return the region that an APN should propose.
 
     Args:
         box: [B, 4] as :func:`read_boxes` returns them, moved with the photo's random changes.
-        region: [B, 3], where the view lies in the source.
+        region: [B, 3], where the view that it was read from lies in the source.
         target: 'component': the bounding square of what the view shows of the box. 'peak': the paper's square of half
             the view's side around the point.
+        frame: [B, 3], the region of the view that the APN reads; None: the same.
+        sides: 2 for rectangles: the box itself, and as 'peak' a square.
 
     Returns:
-        [B, 3] regions inside the view.
+        [B, 3] or [B, 4], regions inside the view, in the frame of what the APN reads.
     """
-    inside = (box - region[:, :2].repeat(1, 2)) / region[:, 2:]
+    inside = (box - region[:, :2].repeat(1, 2)) / halves(region).repeat(1, 2)
     if target == "peak":
-        return peak_region(inside[:, :2])
-    return bounding_region(inside.clamp(-1.0, 1.0))
+        found = peak_region(inside[:, :2])
+    else:
+        found = bounding_region(inside.clamp(-1.0, 1.0), sides)
+    found = found if sides == 1 else rectangle(found)
+    return found if frame is None else relative(frame, compose(region, found))

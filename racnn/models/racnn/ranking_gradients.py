@@ -25,7 +25,7 @@ from racnn.models.racnn import losses
 from racnn.models.racnn.model import RACNN, RACNNOutput
 from racnn.ops.crop import zoom
 from racnn.ops.mask import frame_steepness
-from racnn.ops.regions import clamp
+from racnn.ops.regions import clamp, halves
 
 if TYPE_CHECKING:
     from racnn.models.racnn.phases import Ranking
@@ -68,7 +68,8 @@ def by_smoothing(model: RACNN, batch: Batch, phase: Ranking) -> dict[str, Tensor
     signs = torch.where(batch["noise"] < 0.5, -1.0, 1.0).unflatten(1, (len(phase.scales), phase.pairs, 3))
     pulls = []
     for i, s in enumerate(phase.scales):
-        proposal = model.apns[s - 1](output.scales[s - 1].features)  # again, with a gradient
+        reads = output.scales[0 if model.parallel else s - 1]
+        proposal = model.apns[s - 1](reads.features)  # again, with a gradient
 
         def score(other: Tensor, scale: int = s) -> Tensor:
             logits = model.classify_proposal(scale + 1, source, output.scales[scale - 1], other)
@@ -102,15 +103,19 @@ def antithetic_slope(
 
     Args:
         score: From regions [B, 3] to [B].
-        region: [B, 3].
+        region: [B, 3], or [B, 4], whose second side moves by the product of the signs: independent of each of them.
         signs: [B, pairs, 3], drawn from -1 and 1.
         spread: Distance of the ends as a share of the region's side.
         bounds: Least and largest side of a region.
 
     Returns:
-        [B, 3] slope of the score in (tx, ty, tl).
+        [B, 3] slope of the score in (tx, ty, tl), or [B, 4].
     """
-    step = spread * region[:, 2:]
+    step = (
+        spread * halves(region).repeat(1, 2)[:, : region.shape[1]]
+    )  # each coordinate by the side it lies along
+    if region.shape[1] == 4:
+        signs = torch.cat([signs, signs.prod(dim=2, keepdim=True)], dim=2)
     slope = torch.zeros_like(region)
     for sign in signs.unbind(dim=1):
         ahead, behind = clamp(region + sign * step, *bounds), clamp(region - sign * step, *bounds)
