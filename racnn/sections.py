@@ -199,6 +199,12 @@ class ModelConfig(ModelSection):
         "mean",
         description="of the features over the map; attention: weighed cell by cell first, as is learnt",
     )
+    gates: Literal["none", "cbam", "sca"] = Field(
+        "none", description="attention after stages of the trunk: cbam, or sca, steered by the look before"
+    )
+    gated_stages: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (), description="stages, each up to a pooling, that gates stand after; empty: all that are not frozen"
+    )
     bounds: tuple[Bounds, ...] = Field(
         (), description="least and largest side of each region; empty: defaults"
     )
@@ -231,6 +237,12 @@ class ModelConfig(ModelSection):
             raise ValueError(f"sigma belongs to sampler gaussian and does nothing with {self.sampler}")
         if self.sampler == "gaussian" and not self.antialias:
             raise ValueError("antialias: false: a Gaussian is as wide as sigma says")
+        return self
+
+    @model_validator(mode="after")
+    def _gates_have_use_for_their_stages(self) -> ModelConfig:
+        if self.gates == "none" and self.gated_stages:
+            raise ValueError("gated_stages belongs to gates cbam and sca and does nothing with none")
         return self
 
     @model_validator(mode="after")

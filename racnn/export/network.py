@@ -46,7 +46,9 @@ class _Look(nn.Module):
         self.model, self.scale = model, scale
         self.regions = scales - 1 if model.parallel else 0  # that the first look proposes
 
-    def forward(self, image: Tensor, cut: Tensor, region: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self, image: Tensor, cut: Tensor, region: Tensor, query: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """Return logits, descriptor, features, the view as it is classified and in [0, 1], and where further looks go.
 
         That is, but of the last look, its proposal and the next region; where regions are parallel, of the first look its proposal and all
@@ -56,6 +58,7 @@ class _Look(nn.Module):
             image: [n, 3, h, w], the source, or with ``zoom_from`` 'parent' the view before.
             cut: [n, 3], or [n, 4], where the view lies in it.
             region: [n, 3], or [n, 4], where it lies in the source.
+            query: [n, C], the descriptor of the look before, where it steers.
         """
         model, scale = self.model, self.scale
         parent = None
@@ -65,7 +68,7 @@ class _Look(nn.Module):
             view = _shrunk(image, factor)
         else:
             view = model.crop(scale, image, cut, parent=parent)
-        found = model.forward_scale(scale, view, region)
+        found = model.forward_scale(scale, view, region, query=query)
         made: tuple[Tensor, ...] = (
             found.logits,
             found.descriptor,
@@ -209,8 +212,9 @@ class _Recursion:
         near = scale > 1 and self.model.zoom_from == "source" and self.model.sample in (zoom, cut)
         part = _traced(_Look(self.model, scale, self.scales), self.examples[scale - 1], any_side=near)
         image, place = self._near(scale) if near else (self.image, self.cut)
+        query = [self.made[-1].descriptor] if self.model.steered and self.made else []
         logits, descriptor, features, view, pixels, *ahead = self.graph.inline(
-            part, [image, place, self.region]
+            part, [image, place, self.region, *query]
         )
         self.made.append(_Made(logits, descriptor, features, view, pixels, self.index, *ahead[:1]))
         self.ahead += ahead[1:]
@@ -377,24 +381,27 @@ class _Recursion:
 
 
 @torch.no_grad()
-def _examples(model: RACNN, source_size: int, scales: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+def _examples(model: RACNN, source_size: int, scales: int) -> list[tuple[Tensor, ...]]:
     """Return what each look may be given: :class:`_Look`'s arguments for two photos, none of them another's."""
     source = model.normalise(
         torch.rand(2, 3, source_size, source_size, generator=torch.Generator().manual_seed(0))
     )
     output: RACNNOutput = model(source * model.std + model.mean, num_scales=scales)
-    examples = [(source, whole(2), whole(2))]
+    examples: list[tuple[Tensor, ...]] = [(source, whole(2), whole(2))]
     for before, now in zip(output.scales, output.scales[1:], strict=False):
         assert before.proposal is not None
         parent = model.zoom_from == "parent"
+        query = [before.descriptor] if model.steered else []
         examples.append(
-            (before.view, before.proposal, now.region) if parent else (source, now.region, now.region.clone())
+            (before.view, before.proposal, now.region, *query)
+            if parent
+            else (source, now.region, now.region.clone(), *query)
         )
     return examples
 
 
 @torch.no_grad()
-def _features(model: RACNN, scale: int, example: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+def _features(model: RACNN, scale: int, example: tuple[Tensor, ...]) -> Tensor:
     features: Tensor = _Look(model, scale, scale)(*example)[2]
     return features
 

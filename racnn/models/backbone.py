@@ -6,7 +6,7 @@ import copy
 import inspect
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from racnn.compat import import_torchvision
 from racnn.errors import ConfigError, WeightsError, did_you_mean
+from racnn.models.attention import GATES
 from racnn.models.recompute import run_in_segments
 from racnn.models.weights import load_trunk, packaged_weights, read_weights
 
@@ -61,6 +62,7 @@ class Backbone(nn.Module):
         self.source = source
         self.left_out = ("classifier", "fc", "head", *left_out)
         self.inner = inner
+        self.gates = nn.ModuleDict()  # by the number of the stage that they stand after
         self.frozen_layers = 0
         self.recompute = False
         self.note = ""  # what should be known of the weights that it started from
@@ -94,35 +96,70 @@ class Backbone(nn.Module):
         return layers, [i + 1 for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
 
     def trainable(self) -> nn.Module:
-        """Return the part of the trunk that training may change."""
+        """Return the part of the trunk that training may change; its gates are :attr:`gates`."""
         if not self.frozen_layers:
             return self.features
         return nn.Sequential(*self._stages()[0][self.frozen_layers :])
+
+    def add_gates(self, kind: str, stages: Sequence[int] = ()) -> None:
+        """Put attention after stages of the trunk, see :mod:`racnn.models.attention`; it starts as if it were not there.
+
+        Args:
+            kind: A key of ``GATES``.
+            stages: Counted from 1; empty: all that are not frozen.
+
+        Raises:
+            ConfigError: The trunk's stages are not known, or it has none of such a number, or that is frozen.
+        """
+        layers, ends = self._stages()
+        every = [*ends, len(layers)]
+        first = 1 + sum(end <= self.frozen_layers for end in ends)
+        if not ends:
+            raise ConfigError(
+                "model.gates: the stages of this backbone are not known, so that no gate can stand after one"
+            )
+        if wrong := [stage for stage in stages if not first <= stage <= len(every)]:
+            raise ConfigError(
+                f"model.gated_stages: {wrong[0]}, but the stages of this backbone that are not frozen are {first} to {len(every)}"
+            )
+        kept = self.gates
+        for stage in stages or range(first, len(every) + 1):
+            kept[str(stage)] = GATES[kind](self._channels_after(every[stage - 1]), self.channels)
+
+    def _channels_after(self, num_layers: int) -> int:
+        """Return how many channels the map after so many layers has."""
+        # on the meta device shapes are known and nothing is computed
+        part = copy.deepcopy(nn.Sequential(*self._stages()[0][:num_layers])).to("meta").eval()
+        return int(part(torch.zeros(1, 3, 224, 224, device="meta")).shape[1])
 
     def frozen_part(self) -> nn.Module:
         """Return the part of the trunk before that; of none, what returns the view as it is."""
         return nn.Sequential(*self._stages()[0][: self.frozen_layers])
 
-    def forward_rest(self, maps: Tensor) -> Tensor:
+    def forward_rest(self, maps: Tensor, query: Tensor | None = None) -> Tensor:
         """Return features [B, channels, h, w] of what :meth:`frozen_part` made of views."""
-        rest = self.trainable()
-        features: Tensor = run_in_segments(rest, maps) if self.recompute else rest(maps)
-        return features
+        if self.gates:
+            return self._gated(maps, query, start=self.frozen_layers)[0]
+        return self._run(self.trainable(), maps)
 
-    def forward(self, view: Tensor) -> Tensor:
-        """Return features [B, channels, h, w] of a normalised view [B, 3, H, W]."""
-        if self.recompute:
-            return run_in_segments(self.features, view)
-        features: Tensor = self.features(view)
-        return features
+    def forward(self, view: Tensor, query: Tensor | None = None) -> Tensor:
+        """Return features [B, channels, h, w] of a normalised view [B, 3, H, W].
 
-    def forward_with_inner(self, view: Tensor) -> tuple[Tensor, Tensor]:
+        Args:
+            view: The view.
+            query: [B, Q], what gates are steered by; None: nothing.
+        """
+        return self._gated(view, query)[0] if self.gates else self._run(self.features, view)
+
+    def forward_with_inner(self, view: Tensor, query: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the features of a normalised view and those that the last block is given: [B, channels, h, w], [B, C, h', w'].
 
         The last block is the most specialised one: what it makes of a photo tells the class, what it is given still tells
         the object from its surroundings. Of a timm network it is the last block or stage, and its map may be the finer one.
         Where no such block is known (``inner`` is 0), both are the features. For reading boxes, without a gradient.
         """
+        if self.gates:
+            return self._gated(view, query)
         if isinstance(self.features, _TimmTrunk):
             return self.features.forward_with_inner(view)
         if not self.inner:
@@ -131,6 +168,29 @@ class Backbone(nn.Module):
         assert isinstance(self.features, nn.Sequential)
         inner: Tensor = self.features[: self.inner](view)
         return self.features[self.inner :](inner), inner
+
+    def _run(self, part: nn.Module, maps: Tensor) -> Tensor:
+        features: Tensor = run_in_segments(part, maps) if self.recompute else part(maps)
+        return features
+
+    def _gated(self, maps: Tensor, query: Tensor | None, start: int = 0) -> tuple[Tensor, Tensor]:
+        """Return the features, and the map that the last block is given, of the maps after so many layers."""
+        layers, ends = self._stages()
+        trunk = self.features
+        before_last = (
+            trunk.before_last() if isinstance(trunk, _TimmTrunk) else len(layers) + (self.inner or 0)
+        )
+        stage_of = {end: str(stage) for stage, end in enumerate([*ends, len(layers)], start=1)}
+        inner = maps
+        for end in sorted({*stage_of, before_last}):
+            if end > start:
+                maps = self._run(nn.Sequential(*layers[start:end]), maps)
+                start = end
+                if (stage := stage_of.get(end, "")) in self.gates:
+                    maps = self.gates[stage](maps, query)
+            if end == before_last:
+                inner = maps
+        return maps, inner
 
     def inner_channels(self) -> int:
         """Return how many channels the inner map of :meth:`forward_with_inner` has."""
@@ -226,6 +286,10 @@ class _TimmTrunk(nn.Module):
         names = [info["module"] for info in network.feature_info]
         ends = [2 if name == "bn1" else int(name.removeprefix("blocks.")) + 3 for name in names]
         return layers, ends[:-1]
+
+    def before_last(self) -> int:
+        """Return after how many of :meth:`stages` the map stands that :meth:`forward_with_inner` returns as the inner one."""
+        return 2 + len(self.network.blocks) - 1
 
     def forward_with_inner(self, view: Tensor) -> tuple[Tensor, Tensor]:
         """Return the features and the last map but one that timm yields; it may have more cells than the features."""

@@ -58,7 +58,8 @@ class CrossFit(GradientPhase):
 
     def trained(self, model: RACNN) -> tuple[list[nn.Module], list[nn.Module]]:
         backbones = dict.fromkeys(model.backbone(scale) for scale in self.scales)
-        return [backbone.trainable() for backbone in backbones], []
+        gates = [gate for backbone in backbones for gate in backbone.gates.values()]
+        return [backbone.trainable() for backbone in backbones], gates
 
     def fitted(self, model: RACNN) -> list[nn.Module]:
         return [*model.classifiers, *model.apns, model.fusion]
@@ -263,6 +264,10 @@ class CrossFit(GradientPhase):
         if model.pooling == "attention":
             found.append(
                 "a cross_fit phase fits heads in closed form, by which model.pooling attention is not learnt"
+            )
+        if model.gates == "sca":
+            found.append(
+                "a cross_fit phase runs each look alone, and model.gates sca steers by the look before"
             )
         return found
 

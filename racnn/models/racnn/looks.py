@@ -67,6 +67,8 @@ class Looks(FittedPhase):
             found.append(
                 "a looks phase fits heads in closed form, by which model.pooling attention is not learnt"
             )
+        if model.gates == "sca":
+            found.append("a looks phase runs each look alone, and model.gates sca steers by the look before")
         if model.weights is None and model.backbone != "tiny":
             found.append("a looks phase leaves the trunk as loaded, so that it needs model.weights")
         if model.num_scales > 1 and model.apn != "response":

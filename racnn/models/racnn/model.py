@@ -27,9 +27,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from racnn.errors import ConfigError
+from racnn.models.attention import CellAttention
 from racnn.models.backbone import Backbone, build_backbone, reason_against_view
 from racnn.models.racnn.apn import build_apn
-from racnn.models.racnn.attention import CellAttention
 from racnn.models.racnn.losses import evidence_map, response_map
 from racnn.ops.crop import SAMPLERS, gaussian
 from racnn.ops.mask import frame_steepness
@@ -144,7 +144,9 @@ class RACNN(nn.Module):
             at length 1 (Perronnin, Sanchez, Mensink, "Improving the Fisher Kernel for Large-Scale Image Classification",
             ECCV 2010). A few strong channels then decide less, which linear heads on a frozen trunk gain by.
         pooling: 'mean' of the features over the map, or 'attention': of features that are weighed cell by cell first, see
-            :class:`racnn.models.racnn.attention.CellAttention`.
+            :class:`racnn.models.attention.CellAttention`.
+        gates: What stands after stages of the backbones, a name in :data:`racnn.models.attention.GATES`, or 'none'.
+        gated_stages: Which stages, counted from 1; empty: all that are not frozen.
         bounds: Least and largest side of each proposal, as fractions of its view's side.
         sampler: What cuts views, a name in :data:`racnn.ops.crop.SAMPLERS`; for 'affine' regions are rectangles.
         regions: 'nested': each is proposed from the view before, within it. 'parallel': all are proposed from the first view, anywhere
@@ -172,6 +174,8 @@ class RACNN(nn.Module):
         apn: str = "compact",
         descriptor: str = "mean",
         pooling: str = "mean",
+        gates: str = "none",
+        gated_stages: Sequence[int] = (),
         bounds: Sequence[tuple[float, float]] | None = None,
         sampler: str = "zoom",
         regions: str = "nested",
@@ -203,6 +207,11 @@ class RACNN(nn.Module):
         assert len(self.bounds) == self.num_scales - 1, (self.bounds, self.view_sizes)
         first = build_backbone(backbone, weights=weights)
         copies = [build_backbone(backbone) for _ in range(0 if shared_backbone else self.num_scales - 1)]
+        if gates != "none":
+            for each in (first, *copies):
+                each.freeze(frozen_stages)
+                each.add_gates(gates, gated_stages)
+        self.steered = any(gate.reads_query for gate in first.gates.values())
         for each in copies:  # every scale starts from the same weights, as in the paper
             each.load_state_dict(first.state_dict())
         for each in (first, *copies):
@@ -280,10 +289,17 @@ class RACNN(nn.Module):
             parent.proposal = jitter(parent.proposal, noise[:, scale - 2], low=low, high=high)
         region = parent.next_region if parent else whole(source.shape[0], device=source.device)
         view = self.crop(scale, source, region, parent=parent, move_samples=move_samples)
-        return self.forward_scale(scale, view, region, first=before[0] if before else None)
+        first = before[0] if before else None
+        return self.forward_scale(scale, view, region, first=first, query=self.query(before))
 
     def forward_scale(
-        self, scale: int, view: Tensor, region: Tensor, *, first: ScaleOutput | None = None
+        self,
+        scale: int,
+        view: Tensor,
+        region: Tensor,
+        *,
+        first: ScaleOutput | None = None,
+        query: Tensor | None = None,
     ) -> ScaleOutput:
         """Classify a view and propose the region to crop next.
 
@@ -292,13 +308,14 @@ class RACNN(nn.Module):
             view: [B, 3, h, w], normalised.
             region: [B, 3], where the view lies in the image.
             first: Output of the first scale, from which parallel regions are proposed; without it these are not.
+            query: From :meth:`query`.
         """
         apn = self.apns[scale - 1] if scale < self.num_scales else None
         inner = None
         if apn is not None and apn.reads == "inner":
-            features, inner = self._extract_with_inner(scale, view)
+            features, inner = self._extract_with_inner(scale, view, query)
         else:
-            features = self.extract_raw(scale, view)
+            features = self.extract_raw(scale, view, query)
         attention = self._attention(scale, features)
         descriptor = self.describe(weigh(features, attention))
         logits = self.classifiers[scale - 1](descriptor)
@@ -310,6 +327,10 @@ class RACNN(nn.Module):
         elif apn is not None and first is not None:
             seen.proposal, seen.frame = self.propose(scale, 1, first), first.region
         return seen
+
+    def query(self, before: Sequence[ScaleOutput]) -> Tensor | None:
+        """Return what steers the gates of the look after others, [B, C] and detached; None: nothing."""
+        return before[-1].descriptor.detach() if self.steered and before else None
 
     def propose(self, region: int, scale: int, seen: ScaleOutput) -> Tensor:
         """Return what the network for a region, counted from 1, proposes from the features of a scale, [B, 3] in its frame."""
@@ -373,7 +394,7 @@ class RACNN(nn.Module):
         """
         parent = dataclasses.replace(parent, proposal=proposal)
         view = self.crop(scale, source, parent.next_region, parent=parent)
-        return self.forward_scale(scale, view, parent.next_region).logits
+        return self.forward_scale(scale, view, parent.next_region, query=self.query([parent])).logits
 
     def crop(
         self,
@@ -414,10 +435,10 @@ class RACNN(nn.Module):
         """Return the features [B, C, h', w'] of a normalised view [B, 3, h, w], as they are pooled."""
         return self.weighed(scale, self.extract_raw(scale, view))
 
-    def extract_raw(self, scale: int, view: Tensor) -> Tensor:
-        """Return the same before their cells are weighed."""
+    def extract_raw(self, scale: int, view: Tensor, query: Tensor | None = None) -> Tensor:
+        """Return the same before their cells are weighed; ``query`` from :meth:`query`."""
         with self._autocast(view):
-            return self.backbone(scale)(view)
+            return self.backbone(scale)(view, query)
 
     @torch.no_grad()
     def extract_frozen(self, scale: int, view: Tensor) -> Tensor:
@@ -433,13 +454,17 @@ class RACNN(nn.Module):
         return self.weighed(scale, features)
 
     @torch.no_grad()
-    def extract_with_inner(self, scale: int, view: Tensor) -> tuple[Tensor, Tensor]:
+    def extract_with_inner(
+        self, scale: int, view: Tensor, query: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the same, and the features that the backbone's last block is given, see :meth:`Backbone.forward_with_inner`."""
-        return self._extract_with_inner(scale, view)
+        return self._extract_with_inner(scale, view, query)
 
-    def _extract_with_inner(self, scale: int, view: Tensor) -> tuple[Tensor, Tensor]:
+    def _extract_with_inner(
+        self, scale: int, view: Tensor, query: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         with self._autocast(view):
-            return self.backbone(scale).forward_with_inner(view)
+            return self.backbone(scale).forward_with_inner(view, query)
 
     @torch.no_grad()
     def enlarged_view(self, scale: int, images: Tensor, output: RACNNOutput, factor: float) -> Tensor:

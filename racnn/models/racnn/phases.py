@@ -50,6 +50,7 @@ class Classification(GradientPhase):
         backbones = dict.fromkeys(model.backbone(scale) for scale in self.scales)
         heads: list[nn.Module] = [model.classifiers[scale - 1] for scale in self.scales]
         heads += [module for scale in self.scales for module in model.attention(scale)]
+        heads += [gate for backbone in backbones for gate in backbone.gates.values()]
         return [backbone.trainable() for backbone in backbones], heads
 
     def losses(self, model: RACNN, batch: Batch, class_weights: Tensor | None = None) -> dict[str, Tensor]:
@@ -81,7 +82,8 @@ class Classification(GradientPhase):
         return len(self.scales) == 1 and self.scales[0] > 1
 
     def prepare(self, context: PhaseContext) -> None:
-        if self.is_alone() and context.model.zoom_from == "source":
+        # a look that steers by the one before needs it run
+        if self.is_alone() and context.model.zoom_from == "source" and not context.model.steered:
             context.attach(
                 self.photos, context.read("where to look", self.photos, read_regions, scale=self.scales[0])
             )

@@ -51,8 +51,9 @@ def find_common_part(
 
     def add_up(batch: dict[str, Tensor]) -> DescriptorSums:
         images, labels = batch["image"].to(device), batch["label"].to(device)
-        view = model.enlarged_view(scale, images, model(images, num_scales=scale), config.enlarge)
-        features, inner = model.extract_with_inner(scale, view)
+        output = model(images, num_scales=scale)
+        view = model.enlarged_view(scale, images, output, config.enlarge)
+        features, inner = model.extract_with_inner(scale, view, model.query(output.scales[: scale - 1]))
         gain = model.gain(model.weighed(scale, features))
         seen = response_map(features, weight=weight, labels=labels, gain=gain)
         return descriptor_sums(inner, seen)
@@ -99,12 +100,13 @@ def read_boxes(
         images, labels = batch["image"].to(device), batch["label"].to(device)
         output = model(images, num_scales=scale)
         view = model.enlarged_view(scale, images, output, config.enlarge)
+        query = model.query(output.scales[: scale - 1])
         if config.response == "ddt":
             assert common is not None
-            response = common.response(model.extract_with_inner(scale, view)[1])
+            response = common.response(model.extract_with_inner(scale, view, query)[1])
         else:
             seen = output.scales[scale - 1]
-            features = seen.features if view is seen.view else model.extract_raw(scale, view)
+            features = seen.features if view is seen.view else model.extract_raw(scale, view, query)
             gain = model.gain(model.weighed(scale, features))
             response = response_map(features, weight=weight, labels=labels, gain=gain)
         if config.target == "peak":

@@ -8,8 +8,8 @@ import torch
 from racnn.engine.loop import build_optimizer, train_only
 from racnn.engine.predictor import load
 from racnn.models import RACNN
+from racnn.models.attention import CellAttention
 from racnn.models.racnn import make_phase
-from racnn.models.racnn.attention import CellAttention
 from why import measure as peaks
 
 
