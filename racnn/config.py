@@ -44,6 +44,14 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _levels_are_known(self) -> Config:
+        if getattr(self.model, "level_heads", ()) and self.data.levels is None:
+            raise ValueError(
+                "model.level_heads: needs data.levels, which says what groups the classes are in"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _phases_fit_the_network(self) -> Config:
         for phase in self.phases():
             for problem in phase.misfits(self.model):

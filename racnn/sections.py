@@ -199,6 +199,10 @@ class ModelConfig(ModelSection):
         "mean",
         description="of the features over the map; attention: weighed cell by cell first, as is learnt",
     )
+    level_heads: tuple[str, ...] = Field(
+        (),
+        description="coarser levels of data.levels that have heads and regions of their own, the finest first",
+    )
     gates: Literal["none", "cbam", "sca"] = Field(
         "none", description="attention after stages of the trunk: cbam, or sca, steered by the look before"
     )
@@ -246,6 +250,12 @@ class ModelConfig(ModelSection):
         return self
 
     @model_validator(mode="after")
+    def _level_heads_join_looks(self) -> ModelConfig:
+        if self.level_heads and len(self.view_sizes) == 1:
+            raise ValueError("level_heads join the looks: they take two view_sizes or more")
+        return self
+
+    @model_validator(mode="after")
     def _parallel_regions_fit(self) -> ModelConfig:
         if self.regions == "nested":
             return self
@@ -253,10 +263,11 @@ class ModelConfig(ModelSection):
             raise ValueError("regions parallel: takes three view_sizes or more; of two there is one region")
         if self.zoom_from == "parent":
             raise ValueError("zoom_from parent: parallel regions lie in the photo, not in the view before")
-        if self.apn == "response" and len(self.view_sizes) > 3:
+        most = 3 + len(self.level_heads)
+        if self.apn == "response" and len(self.view_sizes) > most:
             raise ValueError(
-                "apn response knows two regions of a view, the object and where its class shows, so that regions parallel "
-                f"take three view_sizes, not {len(self.view_sizes)}"
+                "apn response knows the object, where its class shows, and where the groups of level_heads do, so that regions "
+                f"parallel take at most {most} view_sizes here, not {len(self.view_sizes)}"
             )
         return self
 

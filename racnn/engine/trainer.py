@@ -169,9 +169,10 @@ class Trainer:
             val_names=content.val_names if content else None,
             class_names=content.class_names if content else None,
         )
+        self.levels = None
+        if config.data.levels is not None:  # mistakes show before training
+            self.levels = read_levels(config.data.levels, self.data.class_names, config.data)
         if self.processes.is_main_process:
-            if config.data.levels is not None:  # mistakes show before training
-                read_levels(config.data.levels, self.data.class_names, config.data)
             refuse_misplaced_boxes(self.data)
             self._run_dir.read_photos(self.data, again=content is not None)
         if content:
@@ -190,6 +191,8 @@ class Trainer:
             assert content.progress is not None
             self.model.load_state_dict(content.model)
             self.progress, self.optimizer_state = content.progress, content.optimizer
+        elif self.levels is not None and hasattr(self.model, "take_levels"):
+            self.model.take_levels(self.levels)
         phases = [phase.resolved(config.model.num_scales) for phase in config.phases()]
         self.model.check_views([pair for phase in phases for pair in phase.enlargements()])
         prepare(self.model, config, device)

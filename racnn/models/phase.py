@@ -113,6 +113,7 @@ class Phase(Section):
     trains_fusion: ClassVar[bool] = False
     answers_out_of_fold: ClassVar[bool] = False  # and so needs a trunk that has not learnt its photos
     needs_one_process: ClassVar[bool] = False
+    fits_levels: ClassVar[bool] = False  # the heads of coarser levels of the classes
 
     kind: str
     scales: tuple[Annotated[int, Field(ge=1)], ...] = Field(
@@ -208,6 +209,8 @@ class Phase(Section):
         limit = model.num_scales - self.names_regions
         if limit == 0:
             return [f"a {self.kind} phase needs at least two model.view_sizes"]
+        if getattr(model, "level_heads", ()) and not self.fits_levels:
+            return [f"a {self.kind} phase knows nothing of model.level_heads; a looks phase fits them"]
         return [
             f"a {self.kind} phase names scale {scale}, but model.view_sizes has {model.num_scales} scales"
             for scale in self.named_scales()

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
+from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
 from racnn.durations import format_duration
@@ -23,8 +25,9 @@ from racnn.models.parts import read_rows
 from racnn.models.phase import FittedPhase, PhaseContext
 from racnn.models.racnn.calibration import weights_out_of_fold
 from racnn.models.racnn.heads import Head, fit_head
+from racnn.models.racnn.level_heads import agree
 from racnn.models.racnn.losses import evidence_map, response_map
-from racnn.models.racnn.model import RACNN
+from racnn.models.racnn.model import RACNN, init_joined
 from racnn.ops.ddt import common_part, descriptor_sums, evident_part
 from racnn.ops.regions import compose, rectangle, whole
 
@@ -37,6 +40,7 @@ class Looks(FittedPhase):
 
     trains_fusion: ClassVar[bool] = True
     answers_out_of_fold: ClassVar[bool] = True
+    fits_levels: ClassVar[bool] = True
 
     kind: Literal["looks"]
     tolerance: float = Field(
@@ -44,7 +48,8 @@ class Looks(FittedPhase):
     )
 
     def trained(self, model: RACNN) -> tuple[list[nn.Module], list[nn.Module]]:
-        return [], [*model.classifiers, *model.apns, model.fusion]
+        levels = [] if model.levels is None else [model.levels]
+        return [], [*model.classifiers, *model.apns, model.fusion, *levels]
 
     def score_names(self, num_scales: int) -> list[str]:
         return ["fused"] if num_scales > 1 else ["scale_1"]
@@ -95,7 +100,7 @@ class Looks(FittedPhase):
             looks.append(look)
             context.log(f"{self.name}: look {scale}, {_shown(look.head, look.labels)}")
         if model.num_scales > 1:
-            self._fuse(context, [look.head for look in looks], looks[0].labels)
+            self._fuse(context, looks)
 
     def find_object(self, context: PhaseContext) -> None:
         """Set the direction in which cells tell the object: what the photos have in common, or where their classes show."""
@@ -114,9 +119,10 @@ class Looks(FittedPhase):
         )
         context.log(f"{self.name}: {aim(model, found)}")
 
-    def _fuse(self, context: PhaseContext, heads: list[Head], labels: Tensor) -> None:
+    def _fuse(self, context: PhaseContext, looks: list[Look]) -> None:
         """Weigh the looks, and choose when a photo needs no further one, by answers out of fold."""
         model: RACNN = context.model
+        heads, labels = [look.head for look in looks], looks[0].labels
         weights = weights_out_of_fold(heads, labels)
         known = heads[0].answered
         answers = [head.answers[known] for head in heads]
@@ -124,9 +130,61 @@ class Looks(FittedPhase):
         model.init_fusion(norms, weights)
         shown = ", ".join(f"{weight:.2f}" for weight in weights)
         context.log(f"{self.name}: the looks count {shown}")
+        fused = torch.stack([w * x for w, x in zip(weights, answers, strict=True)]).sum(dim=0)
+        if model.levels is not None:
+            context.log(f"{self.name}: {fit_levels(model, looks, norms, fused)}")
         if known.any():
-            fused = torch.stack([w * x for w, x in zip(weights, answers, strict=True)]).sum(dim=0)
             context.choose_early_exit(answers, fused, labels[known], tolerance=self.tolerance)
+
+
+def fit_levels(model: RACNN, looks: Sequence[Look], norms: Sequence[float], fused: Tensor) -> str:
+    """Set the heads of the coarser levels, and how much they count by answers out of fold; return it in words.
+
+    Args:
+        model: With level heads.
+        looks: All of them, at all photos.
+        norms: Mean L2 norm of each look's descriptors, which joining divides by.
+        fused: [K, C], logits out of fold of the K photos whose class the heads have seen.
+    """
+    levels = model.levels
+    assert levels is not None
+    known, labels = looks[0].head.answered, looks[0].labels
+    answers, right = list[Tensor](), list[str]()
+    for level, groups in enumerate(levels.groups.cpu()):
+        of_group = groups[labels]
+        heads = [fit_head(look.descriptors, of_group, model.num_classes) for look in looks]
+        set_values(levels.whole[level], weight=heads[0].weight, bias=heads[0].bias)
+        weights = weights_out_of_fold(heads, of_group)
+        init_joined(levels.joined[level], [(head.weight, head.bias) for head in heads], norms, weights)
+        every = [w * head.answers[known] for w, head in zip(weights, heads, strict=True)]
+        answers.append(torch.stack(every).sum(dim=0))
+        right.append(f"{100 * (answers[-1].argmax(dim=1) == of_group[known]).float().mean():.1f}")
+    trust = trust_out_of_fold(fused, answers, levels.groups.cpu(), labels[known])
+    set_values(levels, trust=torch.tensor(trust))
+    shown = ", ".join(
+        f"{name} {share} % right and counts {each:.2f}"
+        for name, share, each in zip(levels.names, right, trust, strict=True)
+    )
+    return f"heads of levels that had not seen the photo: {shown}"
+
+
+def trust_out_of_fold(
+    fused: Tensor, answers: Sequence[Tensor], groups: Tensor, labels: Tensor
+) -> list[float]:
+    """Return how much each level's head counts, so that the labels [K] are the most probable; one level after the other."""
+    trust = torch.zeros(len(answers))
+    if not len(labels):
+        return trust.tolist()
+    for level in range(len(answers)):
+
+        def loss(value: float, number: int = level) -> float:
+            trust[number] = value
+            found = agree(fused, answers[: number + 1], groups, trust)
+            return float(F.nll_loss(found.double(), labels))
+
+        best = float(minimize_scalar(loss, bounds=(0.0, 1.0), method="bounded").x)
+        trust[level] = min((0.0, best), key=loss)
+    return trust.tolist()
 
 
 @dataclass(frozen=True)
@@ -157,11 +215,16 @@ def find_looks(context: PhaseContext, photos: str) -> Iterator[Look]:
     for scale in range(1, model.num_scales + 1):
         found = _read(context, photos, scale, region)
         head = fit_head(found["descriptors"], found["labels"], model.num_classes)
-        first = first or head
+        if first is None:
+            first, at_first = head, found
         yield Look(whole(1) if region is None else region, found["descriptors"], found["labels"], head)
         if scale < model.num_scales:
             if "next_region" not in found:
                 reads, where, by = (1, None, first) if model.parallel else (scale, region, head)
+                if model.parallel and scale > 2:  # of a coarser level
+                    assert model.levels is not None
+                    groups = model.levels.groups[scale - 3].cpu()
+                    by = fit_head(at_first["descriptors"], groups[at_first["labels"]], model.num_classes)
                 contrast = _contrast_out_of_fold(by)
                 found = _read(context, photos, reads, where, contrast=contrast, proposes=scale)
             region = found["next_region"]

@@ -26,10 +26,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from racnn.errors import ConfigError
+from racnn.data.groups import Levels
+from racnn.errors import ConfigError, did_you_mean
 from racnn.models.attention import CellAttention
 from racnn.models.backbone import Backbone, build_backbone, reason_against_view
 from racnn.models.racnn.apn import build_apn
+from racnn.models.racnn.level_heads import LevelHeads
 from racnn.models.racnn.losses import evidence_map, response_map
 from racnn.ops.crop import SAMPLERS, gaussian
 from racnn.ops.mask import frame_steepness
@@ -145,6 +147,8 @@ class RACNN(nn.Module):
             ECCV 2010). A few strong channels then decide less, which linear heads on a frozen trunk gain by.
         pooling: 'mean' of the features over the map, or 'attention': of features that are weighed cell by cell first, see
             :class:`racnn.models.attention.CellAttention`.
+        level_heads: Names of coarser levels of the classes that have heads of their own, the finest first, see
+            :mod:`racnn.models.racnn.level_heads`; with 'response' parallel regions after the second are theirs, one a level.
         gates: What stands after stages of the backbones, a name in :data:`racnn.models.attention.GATES`, or 'none'.
         gated_stages: Which stages, counted from 1; empty: all that are not frozen.
         bounds: Least and largest side of each proposal, as fractions of its view's side.
@@ -174,6 +178,7 @@ class RACNN(nn.Module):
         apn: str = "compact",
         descriptor: str = "mean",
         pooling: str = "mean",
+        level_heads: Sequence[str] = (),
         gates: str = "none",
         gated_stages: Sequence[int] = (),
         bounds: Sequence[tuple[float, float]] | None = None,
@@ -233,6 +238,9 @@ class RACNN(nn.Module):
             for scale, (size, bounds) in enumerate(zip(self.view_sizes, self.bounds, strict=False), start=1)
         )
         self.fusion = nn.Linear(first.channels * self.num_scales, num_classes)
+        self.levels = (
+            LevelHeads(first.channels, self.num_scales, num_classes, level_heads) if level_heads else None
+        )
         self.register_buffer("mean", torch.tensor(first.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(first.std).view(3, 1, 1), persistent=False)
 
@@ -335,8 +343,12 @@ class RACNN(nn.Module):
     def propose(self, region: int, scale: int, seen: ScaleOutput) -> Tensor:
         """Return what the network for a region, counted from 1, proposes from the features of a scale, [B, 3] in its frame."""
         apn = self.apns[region - 1]
-        if apn.reads == "evidence":
-            proposal: Tensor = apn(self.evidence(scale, seen.weighed, seen.logits.argmax(dim=1)))
+        if apn.reads == "evidence" and self.parallel and region > 2:
+            assert self.levels is not None
+            groups = self.levels.best_groups(region - 3, seen.descriptor)
+            proposal: Tensor = apn(self.evidence(scale, seen.weighed, groups, level=region - 3))
+        elif apn.reads == "evidence":
+            proposal = apn(self.evidence(scale, seen.weighed, seen.logits.argmax(dim=1)))
         else:
             proposal = apn(seen.features.detach())
         return proposal
@@ -359,13 +371,19 @@ class RACNN(nn.Module):
         return _root_gain(features.float().mean(dim=(2, 3))) if self.root else None
 
     @torch.no_grad()
-    def evidence(self, scale: int, features: Tensor, classes: Tensor) -> Tensor:
+    def evidence(self, scale: int, features: Tensor, classes: Tensor, *, level: int | None = None) -> Tensor:
         """Return what each cell [B, h, w] of a scale's features adds to the logits of classes [B], where that is positive.
+
+        With ``level`` they are groups of this coarser level, counted from 0, and the head that reads the first look is asked.
 
         The class activation against the mean of all classes (Zhou et al., CVPR 2016), see
         :func:`racnn.models.racnn.losses.response_map`.
         """
-        weight = self.classifiers[scale - 1].get_parameter("weight")
+        head = self.classifiers[scale - 1]
+        if level is not None:
+            assert self.levels is not None
+            head = self.levels.whole[level]
+        weight = head.get_parameter("weight")
         return response_map(features, weight=weight, labels=classes, gain=self.gain(features))
 
     @torch.no_grad()
@@ -483,10 +501,11 @@ class RACNN(nn.Module):
         return self.crop(scale, self.normalise(images), seen.region, parent=parent, factor=factor)
 
     def fuse(self, descriptors: Sequence[Tensor]) -> Tensor:
-        """Return fused logits: each descriptor L2-normalised, concatenated, one linear layer (10)."""
-        return self.fusion(torch.cat([F.normalize(d, dim=1) for d in descriptors], dim=1))
+        """Return fused logits: each descriptor L2-normalised, concatenated, one linear layer (10); in agreement with level heads."""
+        joined = torch.cat([F.normalize(d, dim=1) for d in descriptors], dim=1)
+        fused: Tensor = self.fusion(joined)
+        return fused if self.levels is None else self.levels.consistent(fused, joined)
 
-    @torch.no_grad()
     def init_fusion(self, norms: Sequence[float], weights: Sequence[float]) -> None:
         """Set the fusion layer so that it first gives the weighted sum of the scales' logits.
 
@@ -494,11 +513,8 @@ class RACNN(nn.Module):
             norms: Mean L2 norm of each scale's descriptors, which the fusion divides by.
             weights: Weight of each scale.
         """
-        self.fusion.bias.zero_()
-        blocks = self.fusion.weight.chunk(self.num_scales, dim=1)
-        for block, classifier, norm, weight in zip(blocks, self.classifiers, norms, weights, strict=True):
-            block.copy_(weight * norm * classifier.get_parameter("weight"))
-            self.fusion.bias.add_(weight * classifier.get_parameter("bias"))
+        heads = [(each.get_parameter("weight"), each.get_parameter("bias")) for each in self.classifiers]
+        init_joined(self.fusion, heads, norms, weights)
 
     @torch.no_grad()
     def copy_scale(self, source: int, target: int) -> None:
@@ -507,6 +523,27 @@ class RACNN(nn.Module):
         if self.attentions:
             self.attentions[target - 1].load_state_dict(self.attentions[source - 1].state_dict())
         self.classifiers[target - 1].load_state_dict(self.classifiers[source - 1].state_dict())
+
+    def take_levels(self, levels: Levels) -> None:
+        """Learn which classes belong together.
+
+        Raises:
+            ConfigError: ``model.level_heads`` names no such levels, or not in their order.
+        """
+        if self.levels is None:
+            return
+        names = levels.names[1:]
+        if unknown := [name for name in self.levels.names if name not in names]:
+            raise ConfigError(
+                f"model.level_heads: data.levels knows no level '{unknown[0]}'{did_you_mean(unknown[0], names)}; expected some of "
+                f"{', '.join(names)}"
+            )
+        places = [names.index(name) for name in self.levels.names]
+        if places != sorted(set(places)):
+            raise ConfigError(
+                f"model.level_heads: expected levels once and in the order of data.levels, the finest first: {', '.join(names)}"
+            )
+        self.levels.set_groups([levels.groups[1 + place] for place in places])
 
     def attention(self, scale: int) -> list[nn.Module]:
         """Return what weighs the cells of a scale's features: nothing, or one module."""
@@ -575,6 +612,29 @@ class RACNN(nn.Module):
         if self.compute_dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(view.device.type, dtype=self.compute_dtype)
+
+
+@torch.no_grad()
+def init_joined(
+    layer: nn.Module,
+    heads: Iterable[tuple[Tensor, Tensor]],
+    norms: Sequence[float],
+    weights: Sequence[float],
+) -> None:
+    """Set a layer that reads joined descriptors to give the weighted sum of what heads make of each.
+
+    Args:
+        layer: Linear.
+        heads: Weight and bias of each scale's head.
+        norms: Mean L2 norm of each scale's descriptors, which joining divides by.
+        weights: Weight of each scale.
+    """
+    weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
+    bias.zero_()
+    blocks = weight.chunk(len(norms), dim=1)
+    for block, (own, offset), norm, count in zip(blocks, heads, norms, weights, strict=True):
+        block.copy_(count * norm * own)
+        bias.add_(count * offset)
 
 
 def weigh(features: Tensor, attention: Tensor | None) -> Tensor:
