@@ -272,6 +272,8 @@ def _idle_requests(config: Config) -> list[str]:
                 lines.append(f"data.{key}: belongs to phases that take steps; {what}")
         if getattr(config.model, "gates", "none") != "none":
             lines.append("model.gates: belongs to phases that take steps, which gates learn by")
+        if getattr(config.model, "pooling", "mean") != "mean":
+            lines.append("model.pooling: attention belongs to phases that take steps, which it learns by")
         if getattr(config.model, "frozen_stages", 0):
             lines.append(
                 "model.frozen_stages: belongs to phases that take steps; here all of the trunk stays as loaded"

@@ -339,8 +339,9 @@ class Context:
     ) -> dict[str, Tensor]:
         """Return what ``make`` returns, or what an earlier start of the run wrote of it, see :class:`PhaseContext`."""
         trainer, model = self.trainer, self.model
-        trunk, regions = model.backbones.state_dict(), model.apns.state_dict()
-        key = self._key(self.phase.photos, [*trunk.values(), *regions.values(), *depends_on])
+        parts = (model.backbones, model.apns, getattr(model, "attentions", nn.ModuleList()))
+        values = [value for part in parts for value in part.state_dict().values()]
+        key = self._key(self.phase.photos, [*values, *depends_on])
         file = trainer.folder / "descriptors" / f"{name}.safetensors"
         stored: dict[str, Tensor] | None = trainer.processes.from_main_process(partial(read_rows, file, key))
         if stored is not None:

@@ -67,17 +67,19 @@ class Prediction:
         views = [np.moveaxis(np.asarray(view), 0, -1) for view in self.views]
         title = None
         if attention:
-            assert self.attention is not None, "this network weighs all cells alike"
-            doublings = [np.log2(np.maximum(np.asarray(each), 1.0)) for each in self.attention]
-            views = [
-                np.asarray(draw.heat(view, each, most=BRIGHTEST))
-                for view, each in zip(views, doublings, strict=True)
-            ]
+            views = [np.asarray(each) for each in self.attention_views()]
             title = "what counts more than the mean"
         elif self.why is not None:
             views = [np.asarray(draw.heat(view, each)) for view, each in zip(views, self.why, strict=True)]
             title = f"why {self.top[0][0]} and not {self.top[1][0]}"
         return draw.panel(self.photo, self.boxes_xyxy, views, scales, self.looks.get("fused"), title)
+
+    def attention_views(self) -> list[Image.Image]:
+        """Return the views with how their cells were weighed over them: bright is what counts more than the mean."""
+        assert self.attention is not None, "this network weighs all cells alike"
+        doublings = [np.log2(np.maximum(np.asarray(each), 1.0)) for each in self.attention]
+        views = [np.moveaxis(np.asarray(view), 0, -1) for view in self.views]
+        return [draw.heat(view, each, most=BRIGHTEST) for view, each in zip(views, doublings, strict=True)]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the answer in plain types, as ``racnn predict --json`` and ``regions.json`` have it."""

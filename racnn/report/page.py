@@ -201,6 +201,7 @@ def _card(row: PhotoRow, seen: Prediction) -> dict[str, Any]:
         "why": [
             embedded(draw.heat(view, cells), VIEW) for view, cells in zip(seen.views, heats, strict=False)
         ],
+        "attention": [embedded(view, VIEW) for view in seen.attention_views()] if seen.attention else [],
     }
 
 

@@ -193,7 +193,12 @@ def test_what_checkpoints_before_the_samplers_hold_is_read(tiny):
         ({"sampler": "crop"}, {"kind": "ranking", "gradient": "exact"}, "lets none through"),
         ({"sampler": "crop"}, {"kind": "ranking", "gradient": "energy"}, "lets none through"),
         ({"sampler": "crop"}, {"kind": "ranking", "gradient": "smoothed"}, None),
-        ({"pooling": "attention"}, {"kind": "cross_fit"}, "attention is not learnt"),
+        ({"gates": "sca"}, {"kind": "cross_fit"}, "steers by the look before"),
+        (
+            {"pooling": "mean"},
+            {"kind": "classification", "hold_attention": True},
+            "belongs to model.pooling attention",
+        ),
     ],
     ids=str,
 )

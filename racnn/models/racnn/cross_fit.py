@@ -50,6 +50,9 @@ class CrossFit(GradientPhase):
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
     hold_norm: bool = Field(True, description="leave the statistics of batch norm as they were loaded")
     mirrored: bool = Field(False, description="show every other view mirrored, at random")
+    head_lr_factor: float = Field(
+        10.0, gt=0.0, description="gates and attention learn this much faster than the trunk"
+    )
     tolerance: float = Field(
         0.0015, ge=0.0, lt=1.0, description="share of the photos that early exit may lose"
     )
@@ -58,8 +61,9 @@ class CrossFit(GradientPhase):
 
     def trained(self, model: RACNN) -> tuple[list[nn.Module], list[nn.Module]]:
         backbones = dict.fromkeys(model.backbone(scale) for scale in self.scales)
-        gates = [gate for backbone in backbones for gate in backbone.gates.values()]
-        return [backbone.trainable() for backbone in backbones], gates
+        heads = [gate for backbone in backbones for gate in backbone.gates.values()]
+        heads += [module for scale in self.scales for module in model.attention(scale)]
+        return [backbone.trainable() for backbone in backbones], heads
 
     def fitted(self, model: RACNN) -> list[nn.Module]:
         return [*model.classifiers, *model.apns, model.fusion]
@@ -237,6 +241,9 @@ class CrossFit(GradientPhase):
     def validation_loss(self, model: RACNN, predictions: Any) -> float | None:
         return pooled_loss(predictions.logits, predictions.labels)
 
+    def head_factor(self) -> float:
+        return self.head_lr_factor
+
     def holds_norm(self) -> bool:
         return self.hold_norm
 
@@ -261,10 +268,6 @@ class CrossFit(GradientPhase):
         found = super().misfits(model)
         if model.zoom_from != "source" and model.num_scales > 1:
             found.append(f"a cross_fit phase needs model.zoom_from source, not {model.zoom_from}")
-        if model.pooling == "attention":
-            found.append(
-                "a cross_fit phase fits heads in closed form, by which model.pooling attention is not learnt"
-            )
         if model.gates == "sca":
             found.append(
                 "a cross_fit phase runs each look alone, and model.gates sca steers by the look before"

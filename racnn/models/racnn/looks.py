@@ -68,10 +68,6 @@ class Looks(FittedPhase):
         found = super().misfits(model)
         if self.scales:
             found.append("'scales' does nothing in a looks phase, which fits all")
-        if model.pooling == "attention":
-            found.append(
-                "a looks phase fits heads in closed form, by which model.pooling attention is not learnt"
-            )
         if model.gates == "sca":
             found.append("a looks phase runs each look alone, and model.gates sca steers by the look before")
         if model.weights is None and model.backbone != "tiny":
@@ -271,6 +267,7 @@ def read_sample(
         source = model.normalise(batch["image"].to(device))
         view = model.crop(1, source, whole(len(source), device=device))
         features, inner = model.extract_with_inner(1, view)
+        features = model.weighed(1, features)
         return {
             "descriptors": model.describe(features).cpu(),
             "labels": batch["label"],
@@ -325,15 +322,16 @@ def read_look(
         view = model.crop(scale, source, own)
         features, inner = model.extract_with_inner(scale, view)
         found = {"labels": batch["label"]}
+        weighed = model.weighed(scale, features)
         if contrast is None:
-            found["descriptors"] = model.describe(features).cpu()
+            found["descriptors"] = model.describe(weighed).cpu()
         proposed = None
         if proposal is not None and proposal.reads != "evidence":
             proposed = proposal(inner if proposal.reads == "inner" else features)
         elif proposal is not None and contrast is not None:
-            gain = model.gain(features)
+            gain = model.gain(weighed)
             weights = contrast[batch["index"]].to(device)
-            proposed = proposal(evidence_map(features, weights if gain is None else weights * gain))
+            proposed = proposal(evidence_map(weighed, weights if gain is None else weights * gain))
         return found if proposed is None else found | {"next_region": compose(own, proposed).cpu()}
 
     model.eval()

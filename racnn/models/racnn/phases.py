@@ -42,6 +42,10 @@ class Classification(GradientPhase):
     label_smoothing: float = Field(0.1, ge=0.0, lt=1.0)
     jitter: float = Field(1.0, ge=0.0, description="strength of the random shifts of the regions; 0: none")
     hold_norm: bool = Field(False, description="leave the statistics of batch norm as they were loaded")
+    hold_attention: bool = Field(
+        False,
+        description="leave how cells are weighed as it is; at first all alike (model.pooling attention)",
+    )
     head_lr_factor: float = Field(
         10.0, gt=0.0, description="classifiers learn this much faster than the trunk"
     )
@@ -49,7 +53,8 @@ class Classification(GradientPhase):
     def trained(self, model: RACNN) -> tuple[list[nn.Module], list[nn.Module]]:
         backbones = dict.fromkeys(model.backbone(scale) for scale in self.scales)
         heads: list[nn.Module] = [model.classifiers[scale - 1] for scale in self.scales]
-        heads += [module for scale in self.scales for module in model.attention(scale)]
+        if not self.hold_attention:
+            heads += [module for scale in self.scales for module in model.attention(scale)]
         heads += [gate for backbone in backbones for gate in backbone.gates.values()]
         return [backbone.trainable() for backbone in backbones], heads
 
@@ -122,6 +127,8 @@ class Classification(GradientPhase):
 
     def misfits(self, model: Any) -> list[str]:
         found = super().misfits(model)
+        if self.hold_attention and model.pooling == "mean":
+            found.append("hold_attention belongs to model.pooling attention and does nothing with mean")
         if model.shared_backbone and self.scales and len(self.scales) < model.num_scales:
             found.append(
                 "with model.shared_backbone a classification phase must train all scales, or those it leaves out would "
