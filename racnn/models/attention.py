@@ -10,6 +10,7 @@ The query is the descriptor of the look before, [B, Q]; None where there is none
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +38,7 @@ class CellAttention(nn.Module):
 
     def forward(self, features: Tensor, query: Tensor | None = None) -> Tensor:
         """Return weights [B, h, w], float32, of mean 1, of features [B, C, h, w]; autocast is switched off inside."""
-        with torch.autocast(features.device.type, enabled=False):
+        with _full_precision(features):
             hidden = self.hidden(_evened(features))
             if self.query is not None and query is not None:
                 hidden = hidden + self.query(query.float())[:, :, None, None]
@@ -66,7 +67,7 @@ class ChannelAttention(nn.Module):
 
     def forward(self, features: Tensor, query: Tensor | None = None) -> Tensor:
         """Return weights [B, C], float32, of mean 1, of features [B, C, h, w]; autocast is switched off inside."""
-        with torch.autocast(features.device.type, enabled=False):
+        with _full_precision(features):
             hidden = self.hidden(_evened(features).mean(dim=(2, 3))[:, :, None])  # [B, C, hidden]
             if self.query is not None and query is not None:
                 hidden = hidden + self.query(query.float())[:, :, None]
@@ -121,7 +122,7 @@ class CBAM(nn.Module):
 
     def forward(self, maps: Tensor, query: Tensor | None = None) -> Tensor:
         """Return the gated maps; autocast is switched off inside."""
-        with torch.autocast(maps.device.type, enabled=False):
+        with _full_precision(maps):
             even = _evened(maps)
             pooled = even.mean(dim=(2, 3)), even.amax(dim=(2, 3))
             channel = 2.0 * torch.sigmoid(sum(self.channel(F.relu(self.hidden(each))) for each in pooled))
@@ -136,6 +137,10 @@ GATES: dict[str, Callable[[int, int], nn.Module]] = {
     "cbam": lambda channels, query: CBAM(channels),
     "sca": SCA,
 }
+
+
+def _full_precision(like: Tensor) -> AbstractContextManager[object]:
+    return nullcontext() if like.is_meta else torch.autocast(like.device.type, enabled=False)
 
 
 def _evened(features: Tensor) -> Tensor:

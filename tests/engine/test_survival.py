@@ -9,6 +9,7 @@ import threading
 
 import pytest
 import torch
+from pieces import train_in_pieces
 from tqdm import tqdm
 
 from racnn.engine import trainer
@@ -16,7 +17,7 @@ from racnn.engine.checkpoint import digest, load_checkpoint
 from racnn.engine.trainer import fit
 
 CPU = torch.device("cpu")
-EVERY = 3  # steps between two stops; phases last 4 steps, so that stops fall on each place of a phase
+# phases last 4 steps, so that stops after every third fall on each place of a phase
 SCHEDULE = [
     {"kind": "classification", "scales": [1], "epochs": 1, "lr": 0.02},
     {"kind": "apn_init", "scales": [1], "epochs": 2, "optimizer": "adamw", "lr": 0.001, "keep": "best"},
@@ -39,39 +40,6 @@ def config_of(tiny, folder, workers=0, **changes):
 
 def final(folder):
     return digest(load_checkpoint(folder / "last.pt")["model"])
-
-
-def stop_every(num, phases):
-    """Patch training so that the process is told to stop after so many steps; note the phase."""
-    plain = trainer.train_one_epoch
-    left = [num]
-
-    def counted(model, batches, phase, *rest):
-        for step in plain(model, batches, phase, *rest):
-            left[0] -= 1
-            if left[0] == 0:
-                phases.append(phase.kind)
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield step
-
-    return counted
-
-
-def train_in_pieces(config, phases, *, told=True):
-    """Train to the end, stopped after every few steps where this process is the one that is told."""
-    begun = False
-    while True:
-        with pytest.MonkeyPatch.context() as patch:
-            if told:
-                patch.setattr(trainer, "train_one_epoch", stop_every(EVERY, phases))
-            try:
-                fit(config, device=CPU, resume=begun)
-            except SystemExit as stopped:
-                if stopped.code != 143:
-                    raise
-                begun = True
-                continue
-        return
 
 
 @pytest.fixture(scope="module")
