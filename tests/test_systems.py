@@ -136,3 +136,18 @@ def mgcnn(tmp_path, **changes):
         "run__num_preview": 2,
         **changes,
     }
+
+
+@pytest.mark.parametrize("own_regions", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_heads_a_level_are_fitted_evaluated_and_exported(own_regions, tiny, racnn, tmp_path):
+    changes = {} if own_regions else {"model__regions": "nested", "model__view_sizes": [32, 32]}
+    fit(tiny(tmp_path / "run", **mgcnn(tmp_path, **changes)), device=CPU)
+    best = tmp_path / "run" / "best.pt"
+    model = load(best).model
+    assert model.levels.groups[1].tolist() == [0, 0, 0, 0, 4, 4, 4, 4]
+    assert model.levels.joined[0].weight.abs().sum() > 0.0
+    found = racnn("evaluate", best, "--levels", tmp_path / "levels.csv")
+    assert found.code == 0, found.err
+    assert "family" in found.out
+    pytest.importorskip("onnx", reason="needs the extra export")
+    assert racnn("export", best, "--out", tmp_path / "network.onnx").code == 0

@@ -41,7 +41,7 @@ class CellAttention(nn.Module):
         with _full_precision(features):
             hidden = self.hidden(_evened(features))
             if self.query is not None and query is not None:
-                hidden = hidden + self.query(query.float())[:, :, None, None]
+                hidden = hidden + self.query(query.to(hidden.dtype))[:, :, None, None]
             scores = self.score(torch.tanh(hidden))[:, 0]
             return _of_mean_one(scores.flatten(1)).view_as(scores)
 
@@ -70,7 +70,7 @@ class ChannelAttention(nn.Module):
         with _full_precision(features):
             hidden = self.hidden(_evened(features).mean(dim=(2, 3))[:, :, None])  # [B, C, hidden]
             if self.query is not None and query is not None:
-                hidden = hidden + self.query(query.float())[:, :, None]
+                hidden = hidden + self.query(query.to(hidden.dtype))[:, :, None]
             return _of_mean_one(self.score(torch.tanh(hidden))[:, :, 0])
 
 
@@ -144,8 +144,8 @@ def _full_precision(like: Tensor) -> AbstractContextManager[object]:
 
 
 def _evened(features: Tensor) -> Tensor:
-    """Return features [B, C, h, w] as float32 of mean size 1."""
-    features = features.float()
+    """Return features [B, C, h, w] of mean size 1, float32 at least."""
+    features = features.to(torch.promote_types(features.dtype, torch.float32))
     return features / features.abs().mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-6)
 
 

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import random
-import signal
 import socket
 import threading
 
@@ -12,7 +11,6 @@ import torch
 from pieces import train_in_pieces
 from tqdm import tqdm
 
-from racnn.engine import trainer
 from racnn.engine.checkpoint import digest, load_checkpoint
 from racnn.engine.trainer import fit
 
