@@ -127,7 +127,7 @@ class DataConfig(Section):
     )
     levels: str | None = Field(
         None,
-        description="groups of the classes: a CSV file, cub200, or folders that class folders lie in; for answers at the level that is sure",
+        description="groups of the classes: a CSV file, cub200, drawings, or folders that class folders lie in; for answers at the level that is sure",
     )
     balance: Literal["none", "weights", "sampling"] = Field(
         "none", description="rare classes: weigh their losses more, or draw their photos more often"

@@ -20,7 +20,7 @@ from racnn.data.sources.folder import NESTED, nested_levels
 from racnn.errors import DataError, did_you_mean
 from racnn.sections import DataConfig
 
-PACKAGED = ("cub200",)
+PACKAGED = ("cub200", "drawings")
 MOST_NAMED = 5  # classes in one message
 
 

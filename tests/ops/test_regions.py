@@ -172,3 +172,61 @@ class TestPixelBoxes:
     def test_bounding_region_takes_corners_of_the_frame(self) -> None:
         region = regions.bounding_region(torch.tensor([[-0.5, -0.25, 0.1, 0.05]]))
         torch.testing.assert_close(region, torch.tensor([[-0.2, -0.1, 0.3]]))
+
+
+class TestRectangles:
+    """(tx, ty, sx, sy): what holds of squares holds of them, axis by axis."""
+
+    def _some(self, num: int, low: float = 0.1, high: float = 0.9) -> Tensor:
+        return regions.squash(torch.randn(num, 4, dtype=torch.float64), low, high)
+
+    @pytest.mark.parametrize("spread", [0.1, 3.0, 1e4])
+    def test_squash_of_anything_lies_inside(self, spread: float) -> None:
+        found = regions.squash(spread * torch.randn(500, 4, dtype=torch.float64), 0.2, 0.9)
+        assert float((found[:, :2].abs() + found[:, 2:]).max()) <= 1.0 + 1e-12
+        assert float(found[:, 2:].min()) >= 0.2
+        assert float(found[:, 2:].max()) <= 0.9
+
+    def test_equal_sides_are_a_square(self) -> None:
+        squares, others = _valid(30), _valid(30)
+        as_rectangles = regions.rectangle(squares)
+        assert torch.equal(as_rectangles, torch.cat([squares, squares[:, 2:]], dim=1))
+        for name in ("compose", "relative"):
+            function = getattr(regions, name)
+            torch.testing.assert_close(
+                function(as_rectangles, regions.rectangle(others)),
+                regions.rectangle(function(squares, others)),
+            )
+        noise = torch.rand(30, 3, dtype=torch.float64) * 2.0 - 1.0
+        torch.testing.assert_close(
+            regions.jitter(as_rectangles, noise, low=0.1, high=0.9),
+            regions.rectangle(regions.jitter(squares, noise, low=0.1, high=0.9)),
+        )
+        torch.testing.assert_close(
+            regions.to_boxes_xyxy(as_rectangles, (30, 50)), regions.to_boxes_xyxy(squares, (30, 50))
+        )
+
+    def test_relative_undoes_compose_for_any_pair(self) -> None:
+        for outer, inner in (
+            (self._some(40), self._some(40)),
+            (self._some(40), _valid(40)),
+            (_valid(40), self._some(40)),
+        ):
+            whole = regions.rectangle(regions.compose(outer, inner))
+            torch.testing.assert_close(regions.relative(outer, whole), regions.rectangle(inner))
+
+    def test_compose_is_what_cropping_pixels_twice_gives(self) -> None:
+        outer = torch.tensor([[0.5, 0.0, 0.5, 1.0]])  # the right half of 100 x 80 pixels
+        inner = torch.tensor([[0.0, 0.5, 1.0, 0.5]])  # the lower half of that
+        box = regions.to_boxes_xyxy(regions.compose(outer, inner), (80, 100))
+        torch.testing.assert_close(box, torch.tensor([[50.0, 40.0, 100.0, 80.0]]))
+
+    def test_clamp_moves_and_shrinks_each_axis_by_itself(self) -> None:
+        found = regions.clamp(torch.tensor([[0.9, 0.1, 0.5, 0.05]]), 0.1, 0.8)
+        torch.testing.assert_close(found, torch.tensor([[0.5, 0.1, 0.5, 0.1]]))
+
+    def test_the_bounding_rectangle_is_the_box_itself(self) -> None:
+        boxes = torch.tensor([[-0.5, -0.25, 0.1, 0.05], [-1.0, -1.0, 1.0, 1.0]])
+        found = regions.bounding_region(boxes, 2)
+        torch.testing.assert_close(found, torch.tensor([[-0.2, -0.1, 0.3, 0.15], [0.0, 0.0, 1.0, 1.0]]))
+        torch.testing.assert_close(regions.corners(found), boxes)

@@ -149,6 +149,25 @@ class TestTaughtRegion:
         point = torch.tensor([[0.1, 0.9, 0.1, 0.9]])
         torch.testing.assert_close(target_region(point, WHOLE, "peak"), torch.tensor([[0.1, 0.5, 0.5]]))
 
+    def test_rectangles_are_taught_the_box_itself(self):
+        box = torch.tensor([[-0.6, -0.2, 0.2, 0.3]])
+        taught = target_region(box, WHOLE, "component", sides=2)
+        torch.testing.assert_close(taught, torch.tensor([[-0.2, 0.05, 0.4, 0.25]]))
+        within = torch.tensor([[-0.2, 0.05, 0.8, 0.5]])
+        torch.testing.assert_close(
+            target_region(box, within, "component", sides=2), torch.tensor([[0.0, 0.0, 0.5, 0.5]])
+        )
+        peak = target_region(torch.tensor([[0.1, 0.5, 0.1, 0.5]]), WHOLE, "peak", sides=2)
+        torch.testing.assert_close(peak, torch.tensor([[0.1, 0.5, 0.5, 0.5]]))
+
+    def test_what_a_closer_view_shows_is_taught_in_the_frame_of_the_first(self):
+        place, point = torch.tensor([[0.25, 0.25, 0.5]]), torch.tensor([[0.35, 0.25, 0.35, 0.25]])
+        inner = target_region(point, place, "peak")
+        torch.testing.assert_close(inner, torch.tensor([[0.2, 0.0, 0.5]]))
+        torch.testing.assert_close(
+            target_region(point, place, "peak", frame=WHOLE), torch.tensor([[0.35, 0.25, 0.25]])
+        )
+
 
 @pytest.fixture(scope="module")
 def data():
