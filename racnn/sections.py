@@ -22,7 +22,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Side = Annotated[float, Field(gt=0.0, le=1.0)]
 Bounds = tuple[Side, Side]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch takes
-Pixels = Annotated[int, Field(ge=16, le=4096)]
+Pixels = Annotated[int, Field(ge=8, le=4096)]
 LEAST_SCENE = 256  # pixels
 MOST_SCALES = 16
 MOST_IDS = 10**6  # in a range of class ids
@@ -96,6 +96,14 @@ class SyntheticConfig(Section):
     seed: Seed = 0
 
 
+class DigitsConfig(Section):
+    """How the digits of data.dataset digits are put on their canvas, whose side is data.source_size."""
+
+    count: Literal[1, 2] = Field(1, description="digits a canvas; of two the class is the pair")
+    clutter: int = Field(0, ge=0, le=64, description="pieces of other digits beside them")
+    num_train: int = Field(0, ge=0, description="only the first so many training digits; 0: all")
+
+
 class DataConfig(Section):
     """Which photos, how they become square sources, and how they are split and batched."""
 
@@ -137,6 +145,7 @@ class DataConfig(Section):
     num_workers: int = Field(2, ge=0, le=256)
     augment: AugmentConfig = AugmentConfig()
     synthetic: SyntheticConfig = SyntheticConfig()
+    digits: DigitsConfig = DigitsConfig()
 
     @field_validator("scene_size")
     @classmethod

@@ -25,6 +25,7 @@ from racnn.data.sources.catalog import (
     without,
 )
 from racnn.data.sources.cub import cub200
+from racnn.data.sources.digits import digits
 from racnn.data.sources.dogs import dogs
 from racnn.data.sources.folder import folder, folder_to_measure
 from racnn.data.sources.manifest import manifest, manifest_to_measure
@@ -41,6 +42,7 @@ DATASETS: dict[str, Callable[[DataConfig], Catalog]] = {
     "folder": folder,
     "manifest": manifest,
     "synthetic": synthetic_catalog,
+    "digits": digits,
 }
 # How photos to measure on are read where that differs: whole, with nothing held out.
 TO_MEASURE: dict[str, Callable[[DataConfig], Catalog]] = {

@@ -61,6 +61,7 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
         self.records = list(records)
         self.config = config
         self.seed = seed
+        self.augmented = augment
         self.cache: PhotoCache | None = None
         self.pseudo_boxes: np.ndarray | None = None
         self.num_noise = 0
@@ -99,13 +100,16 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
             sample["noise"] = torch.from_numpy(noise)
         if self.stored:
             return sample | {name: rows[index].clone() for name, rows in self.stored.items()}
-        return sample | self._shown(index, seed)
+        return sample | self._shown(index, seed, epoch)
 
-    def _shown(self, index: int, seed: int) -> dict[str, torch.Tensor]:
+    def _shown(self, index: int, seed: int, epoch: int) -> dict[str, torch.Tensor]:
         """Return what a sample shows of its photo."""
-        resized, size = self._resized(index) if self.cache is None else self.cache[index]
+        record = self.records[index]
+        if self.augmented and self.catalog.anew is not None:
+            record = self.catalog.anew(record, epoch)
+        resized, size = self._resized(record) if self.cache is None else self.cache[index]
         transform = self.transform
-        box_xyxy, parts = self.catalog.annotate(self.records[index])
+        box_xyxy, parts = self.catalog.annotate(record)
         points = np.asarray(parts, np.float64).reshape(-1, 3)
         if self.pseudo_boxes is not None:
             in_source = (self.pseudo_boxes[index].astype(np.float64) + 1.0) / 2.0 * self.config.source_size
@@ -126,9 +130,8 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
             shown["parts"] = torch.from_numpy(located[:-2])
         return shown
 
-    def _resized(self, index: int) -> tuple[np.ndarray, tuple[int, int]]:
+    def _resized(self, record: Record) -> tuple[np.ndarray, tuple[int, int]]:
         """Return a photo resized to what the square is cut from, and its own (height, width)."""
-        record = self.records[index]
         if record.path is None or self.catalog.load is not read_record:
             photo = self.catalog.load(record)
             size = (photo.shape[0], photo.shape[1])

@@ -52,7 +52,10 @@ class SourceTransform:
         self.source_size = source_size
         self.resize = resize
         self.resize_to = source_size if augment is None else round(source_size / augment.crop)
-        self.random_changes = None if augment is None else _random_changes(source_size, augment)
+        changes = augment is not None and (augment.crop < 1.0 or augment.flip or augment.color > 0.0)
+        self.random_changes = (
+            _random_changes(source_size, augment) if augment is not None and changes else None
+        )
 
     def __call__(
         self, image: np.ndarray, box_xyxy: Box | None, parts: Points, seed: int

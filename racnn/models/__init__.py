@@ -8,6 +8,7 @@ from racnn.models.backbone import BACKBONES, Backbone, build_backbone
 from racnn.models.family import Family
 from racnn.models.racnn import FAMILY as RACNN_FAMILY
 from racnn.models.racnn.model import RACNN, RACNNOutput
+from racnn.models.recurrent import FAMILY as RECURRENT_FAMILY
 from racnn.sections import ModelSection
 
 __all__ = [
@@ -21,7 +22,7 @@ __all__ = [
     "build_model",
 ]
 
-FAMILIES: dict[str, Family] = {"racnn": RACNN_FAMILY}
+FAMILIES: dict[str, Family] = {"racnn": RACNN_FAMILY, "recurrent": RECURRENT_FAMILY}
 
 
 def build_model(config: ModelSection, *, num_classes: int, weights: bool = True) -> Any:

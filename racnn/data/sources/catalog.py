@@ -76,6 +76,9 @@ class Catalog:
     load: Callable[[Record], np.ndarray] = read_record
     annotate: Callable[[Record], tuple[Box | None, tuple[Part, ...]]] = recorded_annotations
     passed_over: Counter[str] = field(default_factory=Counter)
+    anew: Callable[[Record, int], Record] | None = (
+        None  # what a training photo is in an epoch, where that differs
+    )
 
     def splits(self) -> dict[str, list[Record]]:
         """Return the records of the splits that have some, by name: train, val, test."""

@@ -1,0 +1,65 @@
+"""Networks that glimpse in sequence: RAM, DRAM, DT-RAM."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from racnn.models.family import Family
+from racnn.models.recurrent.network import Recurrent
+from racnn.models.recurrent.phases import PHASES, SCHEDULES
+from racnn.sections import MOST_SCALES, ModelSection, Pixels
+
+GLIMPSE = 12
+
+
+class RecurrentConfig(ModelSection):
+    """A network that glimpses in sequence."""
+
+    family: Literal["recurrent"] = "recurrent"
+    backbone: str = Field("patch", description="patch: one layer over grey pixels; or as of RA-CNN")
+    frozen_stages: int = Field(0, ge=0, description="first stages of the backbone that stay as loaded")
+    view_sizes: tuple[Pixels, ...] = Field(
+        (GLIMPSE,) * 6,
+        min_length=1,
+        max_length=MOST_SCALES,
+        description="side of the patches of each look, all the same; their number is the number of looks",
+    )
+    patches: int = Field(
+        3, ge=1, le=6, description="patches of a glimpse, each twice as wide as the one before"
+    )
+    side: float = Field(
+        0.2, gt=0.0, le=1.0, description="side of the finest patch, as a fraction of the photo's"
+    )
+    first: Literal["random", "centre", "whole", "context"] = Field(
+        "random",
+        description="where look 1 is; random: in use the centre; context: where a small view of the whole sends it",
+    )
+    memory: Literal["rnn", "lstm", "residual", "two_layer"] = "rnn"
+    units: int = Field(256, ge=2, le=8192)
+
+    @model_validator(mode="after")
+    def _looks_fit(self) -> RecurrentConfig:
+        if len(set(self.view_sizes)) > 1:
+            raise ValueError("view_sizes: all looks of a recurrent network have patches of one size")
+        if self.first == "context" and self.memory != "two_layer":
+            raise ValueError(
+                "first: context needs memory two_layer, whose second layer steers and does not answer"
+            )
+        if self.first == "whole" and self.patches > 1:
+            raise ValueError("first: whole is of one patch; set patches to 1")
+        if self.frozen_stages and self.weights is None:
+            raise ValueError("frozen_stages: without weights they would stay random")
+        if self.backbone == "patch" and self.weights is not None:
+            raise ValueError("weights: backbone patch has none that could be loaded")
+        return self
+
+
+def build(config: RecurrentConfig, *, num_classes: int, weights: bool) -> Recurrent:
+    """Return the network that the model section describes; without its weights where ``weights`` is False."""
+    options = config.model_dump(exclude={"family", "weights"})
+    return Recurrent(num_classes=num_classes, weights=config.weights if weights else None, **options)
+
+
+FAMILY = Family(config=RecurrentConfig, build=build, phases=PHASES, schedules=SCHEDULES)

@@ -1,0 +1,394 @@
+"""A network that glimpses in sequence, remembers, and decides where to look next.
+
+    photo --glimpse at l_1--> what, where -> memory 1 -> logits 1, answer after one look
+                                                |-> location network --> l_2 (held: no gradient flows back)
+    photo --glimpse at l_2--> what, where -> memory 2 -> logits 2 ...
+
+One family of three published forms, chosen by ``memory``: RAM (Mnih et al., "Recurrent Models of Visual Attention", NeurIPS 2014: 'rnn', or
+'lstm'), DT-RAM's residual core (Li et al., "Dynamic Computational Time for Visual Attention", ICCV workshops 2017: 'residual'), and DRAM
+(Ba et al., "Multiple Object Recognition with Visual Attention", ICLR 2015: 'two_layer').
+
+Convention
+    A place l is (x, y) in [-1, 1]; its glimpse is the region ``((1 - side) l, side)`` of the photo, see :mod:`racnn.ops.regions`, so
+    that it never sticks out. Looks are counted from 1 in names and messages; lists from 0.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from racnn.errors import ConfigError
+from racnn.models.backbone import Backbone, build_backbone, reason_against_view
+from racnn.ops.crop import zoom
+from racnn.ops.regions import whole
+
+GREY = 0.3  # standard deviation of the pixels of a digit, whose background is 0
+WITHIN = 1e-4  # random numbers nearer to 0 or 1 would be drawn from infinitely far
+State = tuple[Tensor, ...]
+
+
+@dataclass
+class Glimpse:
+    """One look, and who sent it there.
+
+    Attributes:
+        region: [B, 3] of the photo, held.
+        view: [B, 3, g, g], the finest patch, normalised.
+        state: [B, U], what the classifier reads.
+        logits: [B, num_classes], the answer after this look.
+        mean: [B, 2], where the location network wanted to look; None where it was not asked.
+        log_density: [B], of the place that was drawn around it; None where none was drawn.
+        expected: [B], how probably the answer in the end is right, as far as the state that sent the eye here can tell; None likewise.
+    """
+
+    region: Tensor
+    view: Tensor
+    state: Tensor
+    logits: Tensor
+    mean: Tensor | None
+    log_density: Tensor | None
+    expected: Tensor | None
+
+
+@dataclass
+class RecurrentOutput:
+    """The output of the looks that were taken, see :class:`racnn.models.family.Output`.
+
+    Attributes:
+        looks: One :class:`Glimpse` each.
+        complete: Whether these are all.
+    """
+
+    looks: list[Glimpse]
+    complete: bool
+
+    @property
+    def logits(self) -> list[Tensor]:
+        """[B, num_classes] per look."""
+        return [look.logits for look in self.looks]
+
+    @property
+    def fused(self) -> Tensor | None:
+        """[B, num_classes] of the last look, whose memory holds all others; None unless all were taken."""
+        return self.looks[-1].logits if self.complete else None
+
+    @property
+    def regions(self) -> list[Tensor]:
+        """[B, 3] per look."""
+        return [look.region for look in self.looks]
+
+    @property
+    def proposals(self) -> list[Tensor]:
+        """[B, 3] per look after the first, in the frame of the photo."""
+        return self.regions[1:]
+
+    @property
+    def frames(self) -> list[Tensor]:
+        """[B, 3] per proposal: the whole photo."""
+        return [whole(len(region), device=region.device) for region in self.proposals]
+
+    @property
+    def views(self) -> list[Tensor]:
+        """[B, 3, g, g] per look, its finest patch."""
+        return [look.view for look in self.looks]
+
+    @property
+    def descriptors(self) -> list[Tensor]:
+        """[B, U] per look."""
+        return [look.state for look in self.looks]
+
+
+class Recurrent(nn.Module):
+    """The sequence of glimpses.
+
+    Args:
+        num_classes: Number of classes.
+        backbone: 'patch', one linear layer over the grey pixels of a glimpse as RAM has it, or a name for
+            :func:`racnn.models.backbone.build_backbone`, whose map is averaged.
+        weights: What the backbone starts from.
+        frozen_stages: See :meth:`Backbone.freeze`.
+        view_sizes: Side in pixels of each look's patches, all the same; their number is the number of looks.
+        patches: How many patches a glimpse has, each twice as wide as the one before; what sticks out repeats the edge.
+        side: Side of the finest patch, as a fraction of the photo's.
+        first: Where look 1 is: 'whole' sees all of the photo in one patch, 'centre', 'random' (in use the centre), or 'context', where
+            the location network sends it from a small view of the whole.
+        memory: 'rnn', 'lstm', 'residual' or 'two_layer'.
+        units: U of the memory; half as many of what and of where.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        backbone: str = "patch",
+        weights: str | None = None,
+        frozen_stages: int = 0,
+        view_sizes: Sequence[int] = (12,) * 6,
+        patches: int = 3,
+        side: float = 0.2,
+        first: str = "random",
+        memory: str = "rnn",
+        units: int = 256,
+    ) -> None:
+        super().__init__()
+        self.view_sizes = tuple(view_sizes)
+        self.num_scales = len(self.view_sizes)
+        self.num_classes = num_classes
+        self.patches, self.side, self.first = patches, side, first
+        self.bounds = ((0.0, 1.0),) * (self.num_scales - 1)  # its sides never vary
+        self.compute_dtype: torch.dtype | None = None
+        size = self.view_sizes[0]
+        if backbone == "patch":
+            self.backbones = nn.ModuleList()
+            width, mean, std = size * size, (0.0,) * 3, (GREY,) * 3
+        else:
+            trunk = build_backbone(backbone, weights=weights)
+            trunk.freeze(frozen_stages)
+            self.backbones = nn.ModuleList([trunk])
+            width, mean, std = trunk.channels, trunk.mean, trunk.std
+        half = units // 2
+        self.what = nn.Sequential(nn.Linear(width * patches, half), nn.ReLU())
+        self.where = nn.Sequential(nn.Linear(3, half), nn.ReLU())
+        self.joined_what = nn.Linear(half, units)
+        self.joined_where = nn.Linear(half, units)
+        self.units = units
+        self.memory = MEMORIES[memory](units)
+        self.context = (
+            nn.Sequential(nn.Linear(width, half), nn.ReLU(), nn.Linear(half, units), nn.Tanh())
+            if first == "context"
+            else None
+        )
+        self.classifier = nn.Linear(units, num_classes)
+        self.location = nn.Sequential(nn.Linear(units, half), nn.ReLU(), nn.Linear(half, 2))
+        self.baseline = nn.Linear(units, 1)
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def forward(
+        self,
+        images: Tensor,
+        *,
+        num_scales: int | None = None,
+        noise: Tensor | None = None,
+        spread: float = 0.1,
+    ) -> RecurrentOutput:
+        """Look at the images, and say after each look what they show.
+
+        Args:
+            images: [B, 3, H, W], floating in [0, 1] or uint8.
+            num_scales: Take only the first looks.
+            noise: [B, 2 R] in [0, 1], R the number of looks that are taken: draws the place of each around what the location network
+                says. Without it that place itself is taken.
+            spread: Standard deviation of what is drawn, in units of a place.
+        """
+        last = self.num_scales if num_scales is None else num_scales
+        assert 1 <= last <= self.num_scales, num_scales
+        source = self._seen(self.normalise(images))
+        drawn = None if noise is None else noise.unflatten(1, (-1, 2))
+        state = self._start(source)
+        looks: list[Glimpse] = []
+        for number in range(last):
+            own = None if drawn is None else drawn[:, number]
+            place, *sent = self._decide(state, number, own, spread)
+            region = self._region(place, number)
+            patches = self._cut(source, region)
+            glimpse = F.relu(
+                self.joined_what(self.what(self._features(patches))) + self.joined_where(self.where(region))
+            )
+            state = self.memory(glimpse, state)
+            reads = self.memory.reads(state)
+            looks.append(
+                Glimpse(region, patches[0].expand(-1, 3, -1, -1), reads, self.classifier(reads), *sent)
+            )
+        return RecurrentOutput(looks, last == self.num_scales)
+
+    def _start(self, source: Tensor) -> State:
+        """Return the memory before the first look."""
+        state = tuple(source.new_zeros(len(source), self.units) for _ in range(self.memory.num_states))
+        if self.context is None:
+            return state
+        size = self.view_sizes[0]
+        view = zoom(source, whole(len(source), device=source.device), (size, size))
+        return self.memory.steered(state, self.context(self._features([view])))
+
+    def _decide(
+        self, state: State, number: int, drawn: Tensor | None, spread: float
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """Return where a look goes, [B, 2] and held, and what a :class:`Glimpse` keeps of the decision."""
+        decides = self.memory.decides(state)
+        if number == 0 and self.first != "context":
+            if self.first == "random" and drawn is not None:
+                return 2.0 * drawn - 1.0, None, None, None
+            return decides.new_zeros(len(decides), 2), None, None, None
+        mean = torch.tanh(self.location(decides))
+        expected = torch.sigmoid(self.baseline(decides.detach()))[:, 0]
+        if drawn is None:
+            return mean.detach(), mean, None, expected
+        place = mean.detach() + spread * torch.special.ndtri(drawn.clamp(WITHIN, 1.0 - WITHIN))
+        # of the place as it was drawn, not as it is used: beyond the border the two differ
+        distance = (place - mean) / spread
+        log_density = (-0.5 * distance.square() - math.log(spread * math.sqrt(2.0 * math.pi))).sum(dim=1)
+        return place.clamp(-1.0, 1.0), mean, log_density, expected
+
+    def _region(self, place: Tensor, number: int) -> Tensor:
+        if number == 0 and self.first == "whole":
+            return whole(len(place), device=place.device)
+        side = torch.full_like(place[:, :1], self.side)
+        return torch.cat([(1.0 - self.side) * place, side], dim=1)
+
+    def _cut(self, source: Tensor, region: Tensor) -> list[Tensor]:
+        """Return the patches of a glimpse, the finest first."""
+        size = self.view_sizes[0]
+        wider = [torch.cat([region[:, :2], 2.0**j * region[:, 2:]], dim=1) for j in range(self.patches)]
+        return [zoom(source, each, (size, size)) for each in wider]
+
+    def _features(self, patches: Sequence[Tensor]) -> Tensor:
+        """Return what is read of patches, [B, D] each, joined."""
+        if not self.backbones:
+            return torch.cat([patch.flatten(1) for patch in patches], dim=1)
+        trunk = cast(Backbone, self.backbones[0])
+        with self._autocast(patches[0]):
+            maps = trunk(torch.cat(list(patches)))
+        return torch.cat(maps.float().mean(dim=(2, 3)).chunk(len(patches)), dim=1)
+
+    def _seen(self, source: Tensor) -> Tensor:
+        """Return what glimpses are cut from: grey where pixels are read, [B, 1, H, W]."""
+        return source if self.backbones else source.mean(dim=1, keepdim=True)
+
+    def _autocast(self, view: Tensor) -> contextlib.AbstractContextManager[object]:
+        if self.compute_dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(view.device.type, dtype=self.compute_dtype)
+
+    def deciders(self) -> list[nn.Module]:
+        """Return what learns by where it looked, and by nothing else."""
+        return [self.location, *self.memory.deciders(), *([] if self.context is None else [self.context])]
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Return images, floating in [0, 1] or uint8, with the mean and standard deviation of what reads them."""
+        if images.dtype == torch.uint8:
+            images = images.float() / 255.0
+        return (images - self.mean) / self.std
+
+    def to_pixels(self, view: Tensor) -> Tensor:
+        """Return a normalised view as an image in [0, 1], the inverse of :meth:`normalise`."""
+        return (view * self.std + self.mean).clamp(0.0, 1.0)
+
+    def check_views(self, enlargements: Iterable[tuple[int, float]] = ()) -> None:
+        """Refuse at once patches of a size that the backbone does not take.
+
+        Raises:
+            ConfigError: It does not.
+        """
+        for backbone in self.backbones:
+            size = self.view_sizes[0]
+            if reason := reason_against_view(cast(Backbone, backbone), size):
+                raise ConfigError(f"model.view_sizes: the backbone takes no views of {size} px ({reason})")
+
+
+class _OneLayer(nn.Module):
+    """A memory whose one state both answers and, held, decides: where the eye goes must not shape what it sees (RAM).
+
+    Args:
+        units: Of the state.
+    """
+
+    num_states = 1
+
+    def __init__(self, units: int) -> None:
+        super().__init__()
+        self.keep = nn.Linear(units, units)
+
+    def reads(self, state: State) -> Tensor:
+        """Return what the classifier reads, [B, U]."""
+        return state[0]
+
+    def decides(self, state: State) -> Tensor:
+        """Return what the location network reads, [B, U]."""
+        return state[0].detach()
+
+    def deciders(self) -> list[nn.Module]:
+        """Return the parts that learn by where the eye went."""
+        return []
+
+    def steered(self, state: State, context: Tensor) -> State:
+        """Return the state with a context, [B, U], that may steer and not answer; this memory has no part of that kind."""
+        raise AssertionError("one state cannot steer without answering")
+
+
+class _RNN(_OneLayer):
+    """``h = relu(W_h h + W_g g)``: RAM's core."""
+
+    def __init__(self, units: int) -> None:
+        super().__init__(units)
+        self.take = nn.Linear(units, units, bias=False)
+
+    def forward(self, glimpse: Tensor, state: State) -> State:
+        return (F.relu(self.keep(state[0]) + self.take(glimpse)),)
+
+
+class _Residual(_OneLayer):
+    """``h = relu(g + W h)``: DT-RAM's core, to which a new glimpse is added as it is."""
+
+    def forward(self, glimpse: Tensor, state: State) -> State:
+        return (F.relu(glimpse + self.keep(state[0])),)
+
+
+class _LSTM(_OneLayer):
+    """An LSTM, as RAM has it where the eye moves for long."""
+
+    num_states = 2
+
+    def __init__(self, units: int) -> None:
+        nn.Module.__init__(self)
+        self.cell = nn.LSTMCell(units, units)
+
+    def forward(self, glimpse: Tensor, state: State) -> State:
+        hidden, cell = self.cell(glimpse, (state[0], state[1]))
+        return hidden, cell
+
+
+class _TwoLayer(_LSTM):
+    """DRAM's two: the first LSTM knows what was seen and answers; the second is fed by it, held, and decides where to look.
+
+    A context starts the second alone, so that it steers and cannot answer.
+    """
+
+    num_states = 4
+
+    def __init__(self, units: int) -> None:
+        super().__init__(units)
+        self.second = nn.LSTMCell(units, units)
+
+    def forward(self, glimpse: Tensor, state: State) -> State:
+        first = super().forward(glimpse, state[:2])
+        hidden, cell = self.second(first[0].detach(), (state[2], state[3]))
+        return *first, hidden, cell
+
+    def decides(self, state: State) -> Tensor:
+        return state[2]
+
+    def deciders(self) -> list[nn.Module]:
+        return [self.second]
+
+    def steered(self, state: State, context: Tensor) -> State:
+        return state[0], state[1], context, state[3]
+
+
+MEMORIES: dict[str, type[_OneLayer]] = {
+    "rnn": _RNN,
+    "lstm": _LSTM,
+    "residual": _Residual,
+    "two_layer": _TwoLayer,
+}

@@ -1,0 +1,121 @@
+"""The phase of a network that glimpses in sequence: it learns what it sees by gradients, and where to look by trial.
+
+Three losses, each of which moves only the parameters that it is about:
+
+classification   what, where, memory and classifier, from the true class
+policy           the location network, by REINFORCE (Williams 1992): a place is made more probable where the answer in the end was right
+                 more often than expected, less where it was wrong
+baseline         what is expected, from whether the answer was right
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from racnn.models.phase import Batch, GradientPhase, Phase
+from racnn.models.recurrent.network import Recurrent, RecurrentOutput
+
+
+class Policy(GradientPhase):
+    """Learn to see and where to look, together."""
+
+    trains_fusion: ClassVar[bool] = True  # the last look's answer is that of all
+
+    kind: Literal["policy"]
+    answers: Literal["all", "last"] = Field(
+        "all", description="looks whose answers learn the class; last: as published, only the last"
+    )
+    spread: float = Field(0.1, gt=0.0, le=1.0, description="standard deviation of the places that are tried")
+    weight: float = Field(
+        0.05,
+        ge=0.0,
+        description="of the policy's loss; what counts is weight / spread^2, 4 to 10 in copies that work",
+    )
+    head_lr_factor: float = Field(10.0, gt=0.0, description="all else learns this much faster than the trunk")
+
+    def trained(self, model: Recurrent) -> tuple[list[nn.Module], list[nn.Module]]:
+        trunks = [backbone.trainable() for backbone in model.backbones]
+        heads = [module for name, module in model.named_children() if name != "backbones"]
+        return (trunks, heads) if trunks else (heads, [])
+
+    def losses(
+        self, model: Recurrent, batch: Batch, class_weights: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        output = model(batch["image"], noise=batch.get("noise"), spread=self.spread)
+        answers = output.logits if self.answers == "all" else output.logits[-1:]
+        found = policy_losses(output, batch["label"])
+        each = [
+            F.cross_entropy(logits.float(), batch["label"], weight=class_weights, reduction="none")
+            for logits in answers
+        ]
+        found["classification"] = torch.stack(each).mean()
+        return found | {"loss": found["classification"] + found["baseline"] + self.weight * found["policy"]}
+
+    def num_noise(self) -> int:
+        return 2 * max(self.scales)
+
+    def score_names(self, num_scales: int) -> list[str]:
+        return ["fused"]
+
+    def num_scales_run(self, num_scales: int) -> int:
+        return num_scales
+
+    def last_trained_scale(self) -> int:
+        return max(self.scales)
+
+    def head_factor(self) -> float:
+        return self.head_lr_factor
+
+    def misfits(self, model: Any) -> list[str]:
+        found = super().misfits(model)
+        if self.scales:
+            found.append("'scales' does nothing in a policy phase, which trains all looks")
+        return found
+
+    @property
+    def name(self) -> str:
+        return f"{self.position + 1:02d}-{self.kind}"
+
+
+def policy_losses(output: RecurrentOutput, labels: Tensor) -> dict[str, Tensor]:
+    """Return the losses of the decisions of a network.
+
+    Args:
+        output: Of all looks, at places that were drawn.
+        labels: [B].
+
+    Returns:
+        ``policy``, whose gradient is minus that of the expected reward, estimated by one draw a photo: the sum over decisions of the log
+        density times (reward - expected), both held; ``baseline``, the mean squared error of what was expected. The reward is 1 where
+        the last answer is right, else 0.
+    """
+    right = (output.logits[-1].detach().argmax(dim=1) == labels).float()
+    sent = [look for look in output.looks if look.expected is not None]
+    if not sent:
+        zero = output.logits[-1].new_zeros(())
+        return {"policy": zero, "baseline": zero}
+    drawn = [
+        look.log_density * (right - look.expected.detach())
+        for look in sent
+        if look.log_density is not None and look.expected is not None
+    ]
+    missed = [(look.expected - right).square() for look in sent if look.expected is not None]
+    policy = -torch.stack(drawn).sum(dim=0).mean() if drawn else right.new_zeros(())
+    return {"policy": policy, "baseline": torch.stack(missed).mean()}
+
+
+PHASES: dict[str, type[Phase]] = {"policy": Policy}
+
+
+def recipe(view_sizes: Sequence[int]) -> list[dict[str, Any]]:
+    """Return the default schedule."""
+    return [{"kind": "policy", "epochs": 60, "optimizer": "adamw", "lr": 1e-3, "head_lr_factor": 1.0}]
+
+
+SCHEDULES = {"recipe": recipe}
