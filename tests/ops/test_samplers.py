@@ -197,7 +197,7 @@ def test_what_checkpoints_before_the_samplers_hold_is_read(tiny):
         (
             {"pooling": "mean"},
             {"kind": "classification", "hold_attention": True},
-            "belongs to model.pooling attention",
+            "of which there are none",
         ),
     ],
     ids=str,

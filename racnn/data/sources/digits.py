@@ -33,7 +33,6 @@ FILES = {
     "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
-NUM_TRAIN, NUM_TEST = 60_000, 10_000
 PARTS = ("train", "t10k")
 
 
@@ -59,9 +58,9 @@ def digits(config: DataConfig) -> Catalog:
     class_names = [str(n) for n in range(10)] if options.count == 1 else [f"{a} and {b}" for a, b in pairs]
     canvases = _Canvases(root, config.source_size, options.count, options.clutter)
 
-    def records(part: str, num: int) -> list[Record]:
+    def records(part: str, most: int) -> list[Record]:
         found = []
-        for number in range(min(num, len(labels[part]))):
+        for number in range(min(most or len(labels[part]), len(labels[part]))):
             shown = sorted(int(labels[part][i]) for i in canvases.shown(part, number))
             label = shown[0] if options.count == 1 else pairs.index((shown[0], shown[1]))
             found.append(Record(f"{part}/{number:05d}", label))
@@ -70,9 +69,9 @@ def digits(config: DataConfig) -> Catalog:
     return Catalog(
         dataset="digits",
         class_names=class_names,
-        train=records("train", options.num_train or NUM_TRAIN),
+        train=records("train", options.num_train),
         val=None,
-        test=records("t10k", NUM_TEST),
+        test=records("t10k", 0),
         part_names=[f"digit {number}" for number in range(1, options.count + 1)],
         focus_parts=(0,),
         load=canvases.load,
@@ -92,8 +91,8 @@ class _Canvases:
         """Return the numbers of the digits that a canvas shows: the record's own and, of two, another one of its part."""
         if self.count == 1:
             return [number]
-        num = NUM_TRAIN if part == "train" else NUM_TEST
-        return [number, int(np.random.default_rng((7, PARTS.index(part), number)).integers(num))]
+        other = np.random.default_rng((7, PARTS.index(part), number)).integers(len(_labels(self.root, part)))
+        return [number, int(other)]
 
     def anew(self, record: Record, epoch: int) -> Record:
         """Return the record of the same digits at other places, as an epoch of training has them."""

@@ -44,7 +44,7 @@ class Classification(GradientPhase):
     hold_norm: bool = Field(False, description="leave the statistics of batch norm as they were loaded")
     hold_attention: bool = Field(
         False,
-        description="leave how cells are weighed as it is; at first all alike (model.pooling attention)",
+        description="leave what model.pooling attention and model.gates weigh as it is; at first all alike",
     )
     head_lr_factor: float = Field(
         10.0, gt=0.0, description="classifiers learn this much faster than the trunk"
@@ -55,7 +55,7 @@ class Classification(GradientPhase):
         heads: list[nn.Module] = [model.classifiers[scale - 1] for scale in self.scales]
         if not self.hold_attention:
             heads += [module for scale in self.scales for module in model.attention(scale)]
-        heads += [gate for backbone in backbones for gate in backbone.gates.values()]
+            heads += [gate for backbone in backbones for gate in backbone.gates.values()]
         return [backbone.trainable() for backbone in backbones], heads
 
     def losses(self, model: RACNN, batch: Batch, class_weights: Tensor | None = None) -> dict[str, Tensor]:
@@ -127,8 +127,10 @@ class Classification(GradientPhase):
 
     def misfits(self, model: Any) -> list[str]:
         found = super().misfits(model)
-        if self.hold_attention and model.pooling == "mean":
-            found.append("hold_attention belongs to model.pooling attention and does nothing with mean")
+        if self.hold_attention and model.pooling == "mean" and model.gates == "none":
+            found.append(
+                "hold_attention belongs to model.pooling attention and model.gates, of which there are none"
+            )
         if model.shared_backbone and self.scales and len(self.scales) < model.num_scales:
             found.append(
                 "with model.shared_backbone a classification phase must train all scales, or those it leaves out would "

@@ -149,6 +149,8 @@ class Recurrent(nn.Module):
         self.bounds = ((0.0, 1.0),) * (self.num_scales - 1)  # its sides never vary
         self.compute_dtype: torch.dtype | None = None
         size = self.view_sizes[0]
+        mean: tuple[float, ...]
+        std: tuple[float, ...]
         if backbone == "patch":
             self.backbones = nn.ModuleList()
             width, mean, std = size * size, (0.0,) * 3, (GREY,) * 3

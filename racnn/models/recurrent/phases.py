@@ -11,13 +11,14 @@ baseline         what is expected, from whether the answer was right
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from racnn.models.backbone import Backbone
 from racnn.models.phase import Batch, GradientPhase, Phase
 from racnn.models.recurrent.network import Recurrent, RecurrentOutput
 
@@ -40,7 +41,7 @@ class Policy(GradientPhase):
     head_lr_factor: float = Field(10.0, gt=0.0, description="all else learns this much faster than the trunk")
 
     def trained(self, model: Recurrent) -> tuple[list[nn.Module], list[nn.Module]]:
-        trunks = [backbone.trainable() for backbone in model.backbones]
+        trunks = [cast(Backbone, backbone).trainable() for backbone in model.backbones]
         heads = [module for name, module in model.named_children() if name != "backbones"]
         return (trunks, heads) if trunks else (heads, [])
 

@@ -1,0 +1,275 @@
+"""Networks that glimpse: who learns by what, where the eye goes, and that a run of one is a run like any other."""
+
+import math
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from mnist import write_mnist
+from pieces import train_in_pieces
+
+from racnn.config import load_config, parse_config
+from racnn.engine.checkpoint import digest, load_checkpoint
+from racnn.engine.predictor import load
+from racnn.engine.trainer import fit
+from racnn.errors import ConfigError
+from racnn.models.recurrent.network import MEMORIES, Glimpse, Recurrent
+from racnn.models.recurrent.phases import Policy, policy_losses
+
+SEEING = {"what", "where", "joined_what", "joined_where", "classifier"}
+MEMORY = pytest.mark.parametrize("memory", MEMORIES)
+
+
+def network(seed=0, **options):
+    torch.manual_seed(seed)
+    settings = {"num_classes": 4, "view_sizes": (8,) * 4, "patches": 2, "side": 0.25, "units": 16}
+    return Recurrent(**settings | options)
+
+
+def batch(num=6, side=32, looks=4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "image": torch.randint(0, 256, (num, 3, side, side), dtype=torch.uint8, generator=generator),
+        "label": torch.arange(num) % 4,
+        "noise": torch.rand(num, 2 * looks, generator=generator),
+    }
+
+
+def phase(**changes):
+    return Policy(kind="policy", epochs=1, lr=0.01, **changes).resolved(4)
+
+
+def moved(model, loss):
+    """Return the names of the parts that a loss has a derivative in."""
+    model.zero_grad(set_to_none=True)
+    loss.backward()
+    return {
+        name
+        for name, value in model.named_parameters()
+        if value.grad is not None and bool(value.grad.abs().sum() > 0)
+    }
+
+
+class TestThreeLosses:
+    @pytest.mark.parametrize("memory", ["rnn", "lstm", "residual"])
+    def test_each_moves_exactly_what_it_names(self, memory):
+        model, given = network(memory=memory), batch()
+        found = phase().losses(model, given)
+        parts = {
+            name: {key.split(".")[0] for key in moved(model, phase().losses(model, given)[name])}
+            for name in ("classification", "policy", "baseline")
+        }
+        assert parts["classification"] == SEEING | {"memory"}
+        assert parts["policy"] == {"location"}
+        assert parts["baseline"] == {"baseline"}
+        total = found["classification"] + found["baseline"] + 0.05 * found["policy"]
+        torch.testing.assert_close(found["loss"], total)
+
+    def test_of_two_layers_the_second_and_the_context_learn_where(self):
+        model, given = network(memory="two_layer", first="context"), batch()
+        sees = moved(model, phase().losses(model, given)["classification"])
+        decides = moved(model, phase().losses(model, given)["policy"])
+        assert not any(name.startswith(("context", "memory.second", "location")) for name in sees)
+        assert {name.split(".")[0] for name in sees} == SEEING | {"memory"}
+        assert {
+            ".".join(name.split(".")[:2]) if name.startswith("memory") else name.split(".")[0]
+            for name in decides
+        } == {
+            "location",
+            "context",
+            "memory.second",
+        }
+
+    def test_the_policy_s_gradient_is_that_of_the_expected_reward(self):
+        """A reward of 1 where x is above a bar: its expectation is known, and so is its slope."""
+        spread, bar, num = 0.1, 0.15, 200_001
+        mean = torch.tensor([0.1, 0.0], dtype=torch.float64, requires_grad=True)
+        noise = (torch.arange(num, dtype=torch.float64) + 0.5) / num
+        place = 0.1 + spread * torch.special.ndtri(noise)
+        own = SimpleNamespace(memory=SimpleNamespace(decides=lambda state: state[0]), first="context")
+        own.location = lambda decides: torch.atanh(mean).expand(num, 2)
+        own.baseline = lambda decides: decides.new_zeros(num, 1)
+        drawn = torch.stack([noise, torch.full_like(noise, 0.5)], dim=1)
+        used, _, log_density, expected = Recurrent._decide(own, (noise[:, None],), 1, drawn, spread)
+        torch.testing.assert_close(used[100:-100, 0], place[100:-100].clamp(-1.0, 1.0))
+        logits = torch.stack([torch.full_like(place, bar), place], dim=1)
+        look = Glimpse(None, None, None, logits, None, log_density, expected)
+        policy_losses(SimpleNamespace(looks=[look], logits=[logits]), torch.ones(num).long())[
+            "policy"
+        ].backward()
+
+        def expected_reward(x):
+            return 0.5 * (1.0 + math.erf((x - bar) / (spread * math.sqrt(2.0))))
+
+        step = 1e-5
+        slope = (expected_reward(0.1 + step) - expected_reward(0.1 - step)) / (2.0 * step)
+        assert -mean.grad[0].item() == pytest.approx(slope, rel=1e-3)
+        assert mean.grad[1].item() == pytest.approx(0.0, abs=1e-6)
+
+    def test_equal_rewards_and_an_exact_baseline_give_none(self):
+        model, given = network(), batch()
+        output = model(given["image"], noise=given["noise"])
+        labels = output.logits[-1].argmax(dim=1)
+        for look in output.looks[1:]:
+            look.expected = torch.ones_like(look.expected)
+        assert not moved(model, policy_losses(output, labels)["policy"])
+
+    def test_the_density_is_of_what_was_drawn_not_of_what_is_used(self):
+        model = network()
+        with torch.no_grad():
+            model.location[2].bias.fill_(20.0)  # the corner
+        noise = torch.full((1, 8), 0.999)
+        output = model(batch(1)["image"], noise=noise, spread=0.5)
+        away = torch.special.ndtri(torch.tensor(0.999))
+        log_density = -away.square() - 2.0 * math.log(0.5 * math.sqrt(2.0 * math.pi))
+        torch.testing.assert_close(output.looks[1].log_density, log_density[None], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(output.regions[1], torch.tensor([[0.75, 0.75, 0.25]]))
+
+
+class TestWhereItLooks:
+    @MEMORY
+    def test_glimpses_never_stick_out_and_come_again_with_the_same_noise(self, memory):
+        model, given = network(memory=memory), batch(20)
+        one, same = (model(given["image"], noise=given["noise"], spread=0.8) for _ in range(2))
+        other = model(given["image"], noise=1.0 - given["noise"], spread=0.8)
+        for number, region in enumerate(one.regions):
+            assert (region[:, :2].abs() + region[:, 2:]).max() <= 1.0 + 1e-6
+            assert torch.equal(region, same.regions[number])
+            assert not torch.equal(region, other.regions[number])
+
+    def test_without_noise_it_goes_where_the_network_says(self):
+        model, given = network(), batch()
+        one, other = model(given["image"]), model(given["image"][:2])
+        for number, look in enumerate(one.looks):
+            assert look.log_density is None
+            if number:
+                torch.testing.assert_close(look.region[:, :2], 0.75 * look.mean)
+            torch.testing.assert_close(look.logits[:2], other.looks[number].logits)
+        assert one.regions[0].tolist() == [[0.0, 0.0, 0.25]] * 6
+
+    def test_the_finest_patch_is_a_slice_and_the_next_twice_as_wide(self):
+        model, photos = network(), batch()["image"]
+        source = model._seen(model.normalise(photos))
+        place = torch.tensor([[2.0 * 12 / 24 - 1.0, 2.0 * 6 / 24 - 1.0]]).repeat(6, 1)  # pixels 12, 6 of 32
+        fine, wide = model._cut(source, model._region(place, 1))
+        torch.testing.assert_close(fine, source[:, :, 6:14, 12:20])
+        expected = torch.nn.functional.interpolate(
+            source[:, :, 2:18, 8:24], (8, 8), mode="bilinear", antialias=True
+        )
+        torch.testing.assert_close(wide[:, :, 1:-1, 1:-1], expected[:, :, 1:-1, 1:-1])
+
+    @pytest.mark.parametrize(
+        ("first", "region"), [("centre", [0.0, 0.0, 0.25]), ("whole", [0.0, 0.0, 1.0]), ("random", None)]
+    )
+    def test_where_the_first_look_is(self, first, region):
+        model, given = network(first=first, patches=1), batch()
+        output = model(given["image"], noise=given["noise"])
+        if region is None:
+            expected = torch.cat(
+                [0.75 * (2.0 * given["noise"][:, :2] - 1.0), torch.full((6, 1), 0.25)], dim=1
+            )
+            torch.testing.assert_close(output.regions[0], expected)
+        else:
+            assert output.regions[0].tolist() == [region] * 6
+        assert output.looks[0].expected is None
+
+    def test_a_context_moves_the_eye_and_says_nothing_else(self):
+        model = network(memory="two_layer", first="context")
+        photos = batch()["image"]
+        with torch.no_grad():
+            before = model(photos)
+            model.context[2].weight.mul_(-5.0)
+            after = model(photos)
+            assert not torch.allclose(before.regions[0], after.regions[0])
+            kept = iter(before.regions)
+            model._region = lambda place, number: next(kept)
+            held = model(photos)
+        for one, other in zip(before.logits, held.logits, strict=True):
+            assert torch.equal(one, other)
+
+
+@MEMORY
+@pytest.mark.parametrize("backbone", ["patch", "tiny"])
+def test_a_step_runs_on_the_meta_device_and_never_waits(memory, backbone, monkeypatch):
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    model = network(memory=memory, backbone=backbone).to("meta")
+    given = {key: value.to("meta") for key, value in batch().items()}
+    found = phase().losses(model, given)
+    found["loss"].backward()
+    assert found["loss"].is_meta
+    assert all(value.grad is not None for value in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"view_sizes": [8, 12]}, "patches of one size"),
+        ({"first": "context"}, "needs memory two_layer"),
+        ({"first": "whole"}, "is of one patch"),
+        ({"frozen_stages": 1, "backbone": "tiny"}, "they would stay random"),
+        ({"weights": "imagenet"}, "none that could be loaded"),
+        ({"memory": "gru"}, "'rnn', 'lstm', 'residual' or 'two_layer'"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes, said):
+    values = {
+        "model": {"family": "recurrent", **changes},
+        "schedule": [{"kind": "policy", "epochs": 1, "lr": 0.1}],
+    }
+    with pytest.raises(ConfigError, match=said):
+        parse_config(values, origin="test")
+    with pytest.raises(ConfigError, match="trains all looks"):
+        parse_config(
+            {"model": {"family": "recurrent"}, "schedule": [{**values["schedule"][0], "scales": [1]}]},
+            origin="test",
+        )
+
+
+def configuration(tmp_path, monkeypatch, **model):
+    root = write_mnist(tmp_path / "mnist", monkeypatch)
+    values = {
+        "run": {"out": str(tmp_path / "run"), "precision": "fp32", "num_preview": 2},
+        "data": {
+            "dataset": "digits",
+            "root": str(root),
+            "source_size": 40,
+            "batch_size": 16,
+            "num_workers": 0,
+            "augment": {"crop": 1.0, "flip": False, "color": 0.0},
+        },
+        "model": {"family": "recurrent", "view_sizes": [8] * 3, "patches": 2, "units": 32, **model},
+        "schedule": [
+            {"kind": "policy", "epochs": 2, "optimizer": "adamw", "lr": 0.002, "head_lr_factor": 1.0}
+        ],
+    }
+    path = tmp_path / "digits.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.mark.parametrize(
+    "model", [{}, {"memory": "two_layer", "first": "context", "backbone": "tiny"}], ids=str
+)
+def test_a_run_goes_on_bit_for_bit_is_evaluated_and_drawn(model, tmp_path, monkeypatch, racnn):
+    path = configuration(tmp_path, monkeypatch, **model)
+    fit(load_config(path), device=torch.device("cpu"))
+    stopped = []
+    train_in_pieces(load_config(path, [f"run.out={tmp_path / 'pieces'}"]), stopped)
+    assert stopped == ["policy"] * 3
+    one, other = (digest(load_checkpoint(tmp_path / run / "last.pt")["model"]) for run in ("run", "pieces"))
+    assert one == other
+    best, photo = tmp_path / "run" / "best.pt", tmp_path / "digit.png"
+    measured = racnn("evaluate", best)
+    assert measured.code == 0, measured.err
+    assert "scale_3" in measured.out
+    found = load(best).predict(np.full((50, 60, 3), 90, np.uint8))
+    assert len(found.views) == 3
+    found.show().save(photo)
+    assert racnn("visualize", best, photo, "--out", tmp_path / "seen").code == 0
+    assert racnn("report", tmp_path / "run", "--out", tmp_path / "report.html").code == 0
+    exported = racnn("export", best, "--out", tmp_path / "x.onnx")
+    assert exported.code == 2
+    assert "recurrent" in exported.err
