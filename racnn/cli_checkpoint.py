@@ -181,7 +181,7 @@ def export(
     from racnn.evaluation.levels import caution_file, load_caution
     from racnn.export.int8 import MOST_LOST, photos_of
     from racnn.export.onnx_file import MOST_OFF, Int8, export_onnx, sample_photos
-    from racnn.models.racnn.early_exit import early_exit_file, load_early_exit
+    from racnn.models.early_exit import early_exit_file, load_early_exit
 
     trained = restore(checkpoint, "cpu")
     if trained.early_exit is None and early_exit_file(checkpoint).is_file():
@@ -312,7 +312,7 @@ def _early_exit_of(trained: Any, checkpoint: Path) -> Any:
         return trained.early_exit
     from racnn.engine.evaluator import refuse_early_exit
     from racnn.engine.predictor import network_digest
-    from racnn.models.racnn.early_exit import load_early_exit
+    from racnn.models.early_exit import load_early_exit
 
     refuse_early_exit(trained)
     return trained.early_exit or load_early_exit(checkpoint, network_digest(trained))

@@ -73,7 +73,7 @@ def evaluate(
     from racnn.evaluation.levels import caution_file, caution_json, format_levels
     from racnn.evaluation.photo_rows import format_photo_rows
     from racnn.evaluation.report import format_confused, format_report, notes
-    from racnn.models.racnn.early_exit import early_exit_file, format_early_exit
+    from racnn.models.early_exit import early_exit_file, format_early_exit
 
     choice = early_exit_file(checkpoint)
     asked = {"--json": json_file, "--predictions": predictions, "--descriptors": descriptors}

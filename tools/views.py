@@ -226,8 +226,8 @@ class Run:
         """Return what views of each photo answer together, each by a head of its own."""
         import torch
 
-        from racnn.models.racnn.calibration import weights_out_of_fold
-        from racnn.models.racnn.early_exit import pooled_answer
+        from racnn.models.calibration import weights_out_of_fold
+        from racnn.models.early_exit import pooled_answer
         from racnn.models.racnn.heads import fit_head
 
         train, val = ([self.rows[split, view.name] for view in views] for split in ("train", "val"))

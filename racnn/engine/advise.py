@@ -32,10 +32,10 @@ from racnn.evaluation.metrics import fraction, paired_difference, wilson_interva
 from racnn.evaluation.table import table
 from racnn.models import build_model
 from racnn.models.backbone import suitable_view
+from racnn.models.calibration import pool_weights
 from racnn.models.cost import multiplications
+from racnn.models.early_exit import pooled_answer
 from racnn.models.parts import FEW, read_rows
-from racnn.models.racnn.calibration import pool_weights
-from racnn.models.racnn.early_exit import pooled_answer
 from racnn.models.racnn.heads import fit_head
 from racnn.models.racnn.looks import Looks
 from racnn.models.racnn.model import RACNN

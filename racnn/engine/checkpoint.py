@@ -327,7 +327,7 @@ class Progress:
         best_key: Rank of ``best.pt``: how complete the network was, its top-1 and mean log-probability.
         log_length: Length of ``metrics.jsonl`` in bytes when the checkpoint was written.
         state: What the phase's steps need beside the network, see :meth:`racnn.models.phase.GradientPhase.between_epochs`.
-        early_exit: When to stop looking, where a phase has chosen it: :class:`racnn.models.racnn.early_exit.EarlyExit` in
+        early_exit: When to stop looking, where a phase has chosen it: :class:`racnn.models.early_exit.EarlyExit` in
             plain types.
     """
 

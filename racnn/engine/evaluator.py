@@ -30,9 +30,7 @@ from racnn.errors import ConfigError, DataError, TrainingError
 from racnn.evaluation import draw
 from racnn.evaluation.report import Predictions, evaluation_report
 from racnn.models import parts as in_parts
-from racnn.models.parts import Parts
-from racnn.models.phase import Batch, Phase
-from racnn.models.racnn.early_exit import (
+from racnn.models.early_exit import (
     EarlyExit,
     Outcome,
     answers_by_depth,
@@ -41,7 +39,8 @@ from racnn.models.racnn.early_exit import (
     outcome,
     scale_costs,
 )
-from racnn.models.racnn.model import RACNN
+from racnn.models.parts import Parts
+from racnn.models.phase import Batch, Phase
 from racnn.ops.crop import zoom
 from racnn.ops.regions import compose, to_boxes_xyxy
 
@@ -575,16 +574,16 @@ def refuse_early_exit(trained: Predictor) -> None:
     """Refuse a network that always looks as often.
 
     Raises:
-        ConfigError: It is of another family than RA-CNN.
+        ConfigError: Its looks cannot be taken one at a time.
     """
-    if not isinstance(trained.model, RACNN):
+    if not hasattr(trained.model, "look"):
         raise ConfigError(
-            f"--early-exit: is of RA-CNN; a network of model.family {trained.config.model.family} always looks as often"
+            f"--early-exit: a network of model.family {trained.config.model.family} always looks as often"
         )
 
 
 def calibrate_early_exit(trained: Predictor, data: Data) -> tuple[EarlyExit, list[Outcome]]:
-    """Choose on the validation photos when a photo needs no further look, see :mod:`racnn.models.racnn.early_exit`.
+    """Choose on the validation photos when a photo needs no further look, see :mod:`racnn.models.early_exit`.
 
     Raises:
         ConfigError: Fewer than two scales are trained.

@@ -17,9 +17,9 @@ from racnn.engine.predictor import Predictor, network_digest
 from racnn.errors import ConfigError
 from racnn.evaluation.hedge import WANTED, Caution
 from racnn.evaluation.levels import calibrate_caution
+from racnn.models.calibration import weights_out_of_fold
+from racnn.models.early_exit import pooled_answer
 from racnn.models.family import combined_log_probs
-from racnn.models.racnn.calibration import weights_out_of_fold
-from racnn.models.racnn.early_exit import pooled_answer
 from racnn.models.racnn.heads import Head, fit_head
 from racnn.models.racnn.model import RACNN
 

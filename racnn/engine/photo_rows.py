@@ -13,8 +13,8 @@ from racnn.data.sources.catalog import read_record
 from racnn.engine.predictor import network_digest
 from racnn.evaluation.photo_rows import LEAST, EarlyAnswer, LookAnswer, PhotoRow
 from racnn.models.cost import multiplications
+from racnn.models.early_exit import EarlyExit, answers_by_depth, stops
 from racnn.models.family import combined_log_probs
-from racnn.models.racnn.early_exit import EarlyExit, answers_by_depth, stops
 from racnn.ops.regions import to_boxes_xyxy
 
 if TYPE_CHECKING:

@@ -22,9 +22,9 @@ from racnn.errors import ConfigError
 from racnn.evaluation.hedge import Caution, sure_answers
 from racnn.evaluation.levels import load_caution
 from racnn.models import build_model
+from racnn.models.early_exit import EarlyExit, look_until_confident, stored_early_exit
 from racnn.models.family import combined_log_probs
 from racnn.models.parts import Parts
-from racnn.models.racnn.early_exit import EarlyExit, look_until_confident, stored_early_exit
 from racnn.models.racnn.model import RACNN, RACNNOutput
 from racnn.ops.regions import to_boxes_xyxy
 from racnn.portable.answers import Prediction, answer_dict, load_photos, sure_dict

@@ -52,8 +52,8 @@ from racnn.evaluation.charts import as_file, curves, read_log, results_table
 from racnn.evaluation.diagnostics import collapse_warnings, describe_data
 from racnn.evaluation.report import Predictions
 from racnn.models import build_model
+from racnn.models.early_exit import answers_by_depth, outcome, stored_early_exit
 from racnn.models.phase import FittedPhase, GradientPhase, Phase, upcoming
-from racnn.models.racnn.early_exit import answers_by_depth, outcome, stored_early_exit
 
 
 def fit(
@@ -192,7 +192,7 @@ class Trainer:
             self.model.load_state_dict(content.model)
             self.progress, self.optimizer_state = content.progress, content.optimizer
         elif self.levels is not None and hasattr(self.model, "take_levels"):
-            self.model.take_levels(self.levels)
+            self.model.take_levels(self.levels.names, self.levels.groups)
         phases = [phase.resolved(config.model.num_scales) for phase in config.phases()]
         self.model.check_views([pair for phase in phases for pair in phase.enlargements()])
         prepare(self.model, config, device)

@@ -17,8 +17,8 @@ from racnn import __version__
 from racnn.data.transforms import SourceTransform
 from racnn.engine.predictor import Predictor, network_digest, why_cells
 from racnn.errors import ConfigError, ExportError
+from racnn.models.early_exit import pooled_answer
 from racnn.models.family import combined_log_probs
-from racnn.models.racnn.early_exit import pooled_answer
 from racnn.models.racnn.model import RACNN
 from racnn.ops.regions import to_boxes_xyxy
 from racnn.portable.onnx_bytes import CARD, FORMAT, KEY, SHA256, sha256_of

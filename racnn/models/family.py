@@ -74,6 +74,19 @@ class Network(Protocol):
         """Refuse by a ConfigError what the phases of a schedule would stumble over."""
 
 
+class StepByStep(Network, Protocol):
+    """A network whose looks can be taken one at a time, so that a photo which needs no further one can be left alone."""
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Return images as looks are taken of them, [B, C, H, W]."""
+
+    def look(self, source: Tensor, before: Sequence[Any]) -> Any:
+        """Return the look that follows after others: a dataclass of tensors [B, ...], tuples of them, and None."""
+
+    def output(self, looks: Sequence[Any]) -> Output:
+        """Return what some looks, or all, come to."""
+
+
 @dataclass(frozen=True)
 class Family:
     """A family of models.

@@ -92,7 +92,7 @@ class PhaseContext(Protocol):
     ) -> None:
         """Choose when a photo needs no further look, from answers that are as good as those on photos never seen.
 
-        See :func:`racnn.models.racnn.early_exit.calibrate_by_belief`; the choice is stored in the checkpoint.
+        See :func:`racnn.models.early_exit.calibrate_by_belief`; the choice is stored in the checkpoint.
         """
 
     def log(self, text: str) -> None:

@@ -12,7 +12,7 @@ import racnn as api
 from racnn.engine.levels import answers_out_of_fold
 from racnn.engine.predictor import load
 from racnn.errors import DataError
-from racnn.models.racnn.calibration import weights_out_of_fold
+from racnn.models.calibration import weights_out_of_fold
 from racnn.models.racnn.heads import deal_folds, fit_head
 
 SMALL = ["--backbone", "tiny", "--set", "model.weights=null", "--set", "model.view_sizes=[32, 32, 32]"]

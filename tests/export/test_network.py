@@ -6,10 +6,9 @@ import torch
 
 pytest.importorskip("onnx", reason="needs the extra export")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra export")
-from racnn.data.groups import Levels  # noqa: E402
 from racnn.export.network import _shrunk, _whole_factor, build_onnx  # noqa: E402
 from racnn.models import RACNN  # noqa: E402
-from racnn.models.racnn.early_exit import EarlyExit, look_until_confident  # noqa: E402
+from racnn.models.early_exit import EarlyExit, look_until_confident  # noqa: E402
 from racnn.ops.crop import zoom  # noqa: E402
 from racnn.ops.regions import to_boxes_xyxy, whole  # noqa: E402
 
@@ -63,7 +62,7 @@ def test_every_way_of_looking_is_exported(options):
         torch.nn.init.normal_(module.weight, std=0.1)
     if options.get("apn") == "response":
         torch.nn.init.normal_(model.apns[0].direction)
-        model.take_levels(Levels(("species", "genus"), (tuple("abcd"), tuple("xxyy"))))
+        model.take_levels(("species", "genus"), (tuple("abcd"), tuple("xxyy")))
         model.levels.trust.fill_(0.5)
     pools = [[1.0 / depth] * depth for depth in range(1, looks)]
     given = {"source_size": 48, "resize": "squash", "scales": looks, "fused": True, "metadata": {}}

@@ -17,8 +17,8 @@ from racnn.data import read_photo
 from racnn.data.transforms import SourceTransform
 from racnn.engine.predictor import load, why_cells
 from racnn.errors import CheckpointError, ConfigError, DataError, ExportError
+from racnn.models.early_exit import look_until_confident
 from racnn.models.family import combined_log_probs
-from racnn.models.racnn.early_exit import look_until_confident
 from racnn.portable.onnx_bytes import KEY, SHA256, read_about, sha256_of
 
 pytest.importorskip("onnxscript", reason="needs the extra export")

@@ -20,7 +20,7 @@ from racnn.data.image_io import read_photo
 from racnn.data.listing import find_photos
 from racnn.data.transforms import SourceTransform
 from racnn.engine.predictor import Predictor, load
-from racnn.models.racnn.early_exit import look_until_confident
+from racnn.models.early_exit import look_until_confident
 from racnn.portable.network import PortableNetwork, open_onnx
 
 BASE = "eager, float32"

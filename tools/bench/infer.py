@@ -18,7 +18,7 @@ from bench.figures import Calls, Figure, share_of_time, summary, take_turns, tim
 from bench.networks import default_config, ours, photos, plain
 from racnn.engine.evaluator import predict
 from racnn.models import RACNN
-from racnn.models.racnn.early_exit import NEVER, EarlyExit, look_until_confident, scale_costs
+from racnn.models.early_exit import NEVER, EarlyExit, look_until_confident, scale_costs
 
 
 def measure(*, backbone: str, batch: int, side: int, rounds: int, device: torch.device) -> list[Figure]:

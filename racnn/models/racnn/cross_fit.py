@@ -27,10 +27,10 @@ import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
+from racnn.models.calibration import pool_weights, pooled_loss, weights_out_of_fold
 from racnn.models.parts import read_rows
 from racnn.models.phase import Batch, GradientPhase, PhaseContext
 from racnn.models.racnn import losses
-from racnn.models.racnn.calibration import pool_weights, pooled_loss, weights_out_of_fold
 from racnn.models.racnn.heads import NUM_FOLDS, best_slope, fit_head
 from racnn.models.racnn.looks import SAMPLE, aim, find_looks, read_sample, set_values
 from racnn.models.racnn.model import RACNN

@@ -21,9 +21,9 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
 from racnn.durations import format_duration
+from racnn.models.calibration import weights_out_of_fold
 from racnn.models.parts import read_rows
 from racnn.models.phase import FittedPhase, PhaseContext
-from racnn.models.racnn.calibration import weights_out_of_fold
 from racnn.models.racnn.heads import Head, fit_head
 from racnn.models.racnn.level_heads import agree
 from racnn.models.racnn.losses import evidence_map, response_map

@@ -26,7 +26,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from racnn.data.groups import Levels
 from racnn.errors import ConfigError, did_you_mean
 from racnn.models.attention import CellAttention
 from racnn.models.backbone import Backbone, build_backbone, reason_against_view
@@ -271,8 +270,12 @@ class RACNN(nn.Module):
         scales: list[ScaleOutput] = []
         for _ in range(last):
             scales.append(self.look(source, scales, noise=noise, move_samples=move_samples))
-        complete = last == self.num_scales
-        return RACNNOutput(scales, self.fuse([each.descriptor for each in scales]) if complete else None)
+        return self.output(scales)
+
+    def output(self, looks: Sequence[ScaleOutput]) -> RACNNOutput:
+        """Return the output of the first scales, or of all."""
+        complete = len(looks) == self.num_scales
+        return RACNNOutput(list(looks), self.fuse([each.descriptor for each in looks]) if complete else None)
 
     def look(
         self,
@@ -524,15 +527,19 @@ class RACNN(nn.Module):
             self.attentions[target - 1].load_state_dict(self.attentions[source - 1].state_dict())
         self.classifiers[target - 1].load_state_dict(self.classifiers[source - 1].state_dict())
 
-    def take_levels(self, levels: Levels) -> None:
+    def take_levels(self, names: Sequence[str], groups: Sequence[Sequence[str]]) -> None:
         """Learn which classes belong together.
+
+        Args:
+            names: Of the levels, see :class:`racnn.data.groups.Levels`.
+            groups: The group of each class by level.
 
         Raises:
             ConfigError: ``model.level_heads`` names no such levels, or not in their order.
         """
         if self.levels is None:
             return
-        names = levels.names[1:]
+        names = names[1:]
         if unknown := [name for name in self.levels.names if name not in names]:
             raise ConfigError(
                 f"model.level_heads: data.levels knows no level '{unknown[0]}'{did_you_mean(unknown[0], names)}; expected some of "
@@ -543,7 +550,7 @@ class RACNN(nn.Module):
             raise ConfigError(
                 f"model.level_heads: expected levels once and in the order of data.levels, the finest first: {', '.join(names)}"
             )
-        self.levels.set_groups([levels.groups[1 + place] for place in places])
+        self.levels.set_groups([groups[1 + place] for place in places])
 
     def attention(self, scale: int) -> list[nn.Module]:
         """Return what weighs the cells of a scale's features: nothing, or one module."""

@@ -17,9 +17,9 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from racnn.models.calibration import pool_weights
 from racnn.models.phase import Batch, GradientPhase, Phase, PhaseContext
 from racnn.models.racnn import losses
-from racnn.models.racnn.calibration import pool_weights
 from racnn.models.racnn.cross_fit import CrossFit
 from racnn.models.racnn.looks import Looks
 from racnn.models.racnn.model import RACNN

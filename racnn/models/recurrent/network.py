@@ -47,6 +47,7 @@ class Glimpse:
         mean: [B, 2], where the location network wanted to look; None where it was not asked.
         log_density: [B], of the place that was drawn around it; None where none was drawn.
         expected: [B], how probably the answer in the end is right, as far as the state that sent the eye here can tell; None likewise.
+        memory: What is remembered after it, [B, U] each.
     """
 
     region: Tensor
@@ -56,6 +57,7 @@ class Glimpse:
     mean: Tensor | None
     log_density: Tensor | None
     expected: Tensor | None
+    memory: State
 
 
 @dataclass
@@ -196,24 +198,39 @@ class Recurrent(nn.Module):
         """
         last = self.num_scales if num_scales is None else num_scales
         assert 1 <= last <= self.num_scales, num_scales
-        source = self._seen(self.normalise(images))
-        drawn = None if noise is None else noise.unflatten(1, (-1, 2))
-        state = self._start(source)
+        source = self.normalise(images)
+        drawn = [None] * last if noise is None else noise.unflatten(1, (-1, 2)).unbind(dim=1)
         looks: list[Glimpse] = []
-        for number in range(last):
-            own = None if drawn is None else drawn[:, number]
-            place, *sent = self._decide(state, number, own, spread)
-            region = self._region(place, number)
-            patches = self._cut(source, region)
-            glimpse = F.relu(
-                self.joined_what(self.what(self._features(patches))) + self.joined_where(self.where(region))
-            )
-            state = self.memory(glimpse, state)
-            reads = self.memory.reads(state)
-            looks.append(
-                Glimpse(region, patches[0].expand(-1, 3, -1, -1), reads, self.classifier(reads), *sent)
-            )
-        return RecurrentOutput(looks, last == self.num_scales)
+        for own, _ in zip(drawn, range(last), strict=False):
+            looks.append(self.look(source, looks, drawn=own, spread=spread))
+        return self.output(looks)
+
+    def look(
+        self, source: Tensor, before: Sequence[Glimpse], *, drawn: Tensor | None = None, spread: float = 0.1
+    ) -> Glimpse:
+        """Return the look that follows after others.
+
+        Args:
+            source: From :meth:`normalise`.
+            before: The looks before.
+            drawn: [B, 2] in [0, 1], see :meth:`forward`, like ``spread``.
+            spread: Likewise.
+        """
+        state, number = before[-1].memory if before else self._start(source), len(before)
+        place, mean, log_density, expected = self._decide(state, number, drawn, spread)
+        region = self._region(place, number)
+        patches = self._cut(source, region)
+        glimpse = F.relu(
+            self.joined_what(self.what(self._features(patches))) + self.joined_where(self.where(region))
+        )
+        state = self.memory(glimpse, state)
+        reads = self.memory.reads(state)
+        view = patches[0].expand(-1, 3, -1, -1)
+        return Glimpse(region, view, reads, self.classifier(reads), mean, log_density, expected, state)
+
+    def output(self, looks: Sequence[Glimpse]) -> RecurrentOutput:
+        """Return the output of the first looks, or of all."""
+        return RecurrentOutput(list(looks), len(looks) == self.num_scales)
 
     def _start(self, source: Tensor) -> State:
         """Return the memory before the first look."""
@@ -264,10 +281,6 @@ class Recurrent(nn.Module):
             maps = trunk(torch.cat(list(patches)))
         return torch.cat(maps.float().mean(dim=(2, 3)).chunk(len(patches)), dim=1)
 
-    def _seen(self, source: Tensor) -> Tensor:
-        """Return what glimpses are cut from: grey where pixels are read, [B, 1, H, W]."""
-        return source if self.backbones else source.mean(dim=1, keepdim=True)
-
     def _autocast(self, view: Tensor) -> contextlib.AbstractContextManager[object]:
         if self.compute_dtype is None:
             return contextlib.nullcontext()
@@ -278,10 +291,14 @@ class Recurrent(nn.Module):
         return [self.location, *self.memory.deciders(), *([] if self.context is None else [self.context])]
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Return images, floating in [0, 1] or uint8, with the mean and standard deviation of what reads them."""
+        """Return images, floating in [0, 1] or uint8, with the mean and standard deviation of what reads them.
+
+        Where that is pixels they are grey, [B, 1, H, W].
+        """
         if images.dtype == torch.uint8:
             images = images.float() / 255.0
-        return (images - self.mean) / self.std
+        images = (images - self.mean) / self.std
+        return images if self.backbones else images.mean(dim=1, keepdim=True)
 
     def to_pixels(self, view: Tensor) -> Tensor:
         """Return a normalised view as an image in [0, 1], the inverse of :meth:`normalise`."""

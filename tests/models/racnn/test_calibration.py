@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from racnn.models.racnn.calibration import pool_weights
+from racnn.models.calibration import pool_weights
 
 CLASSES = 6
 

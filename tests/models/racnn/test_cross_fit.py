@@ -22,9 +22,9 @@ from racnn.engine.trainer import fit
 from racnn.errors import CheckpointError, ConfigError, TrainingError
 from racnn.models import RACNN
 from racnn.models.backbone import tiny
+from racnn.models.calibration import pool_weights
+from racnn.models.early_exit import format_early_exit
 from racnn.models.racnn import make_phase
-from racnn.models.racnn.calibration import pool_weights
-from racnn.models.racnn.early_exit import format_early_exit
 from racnn.models.racnn.heads import NUM_FOLDS, best_slope, fit_head
 from racnn.ops.regions import whole
 

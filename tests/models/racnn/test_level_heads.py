@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from racnn.data.groups import Levels
 from racnn.errors import ConfigError
 from racnn.models import RACNN
 from racnn.models.racnn.level_heads import LevelHeads, agree
@@ -123,7 +122,7 @@ def test_the_species_of_a_look_hear_nothing_of_the_levels():
     plain = RACNN(num_classes=7, backbone="tiny", view_sizes=(32, 32)).eval()
     levelled = RACNN(num_classes=7, backbone="tiny", view_sizes=(32, 32), level_heads=("genus",)).eval()
     levelled.load_state_dict(plain.state_dict(), strict=False)
-    levelled.take_levels(Levels(("species", "genus", "family"), (SPECIES, GENUS, FAMILY)))
+    levelled.take_levels(("species", "genus", "family"), (SPECIES, GENUS, FAMILY))
     photos = torch.rand(2, 3, 40, 40)
     with torch.no_grad():
         ours, theirs = levelled(photos), plain(photos)
@@ -145,7 +144,7 @@ def test_regions_of_levels_are_where_the_whole_photo_speaks_for_their_groups():
         regions="parallel",
         level_heads=("genus", "family"),
     ).eval()
-    model.take_levels(Levels(("species", "genus", "family"), (SPECIES, GENUS, FAMILY)))
+    model.take_levels(("species", "genus", "family"), (SPECIES, GENUS, FAMILY))
     with torch.no_grad():
         output = model(torch.rand(2, 3, 48, 48))
         first = output.scales[0]
@@ -167,7 +166,7 @@ def test_regions_of_levels_are_where_the_whole_photo_speaks_for_their_groups():
 def test_names_that_are_no_levels_are_refused(names, said):
     model = RACNN(num_classes=7, backbone="tiny", view_sizes=(32, 32), level_heads=names)
     with pytest.raises(ConfigError) as caught:
-        model.take_levels(Levels(("species", "genus", "family"), (SPECIES, GENUS, FAMILY)))
+        model.take_levels(("species", "genus", "family"), (SPECIES, GENUS, FAMILY))
     assert said in str(caught.value)
 
 

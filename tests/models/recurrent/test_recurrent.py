@@ -96,7 +96,7 @@ class TestThreeLosses:
         used, _, log_density, expected = Recurrent._decide(own, (noise[:, None],), 1, drawn, spread)
         torch.testing.assert_close(used[100:-100, 0], place[100:-100].clamp(-1.0, 1.0))
         logits = torch.stack([torch.full_like(place, bar), place], dim=1)
-        look = Glimpse(None, None, None, logits, None, log_density, expected)
+        look = Glimpse(None, None, None, logits, None, log_density, expected, ())
         policy_losses(SimpleNamespace(looks=[look], logits=[logits]), torch.ones(num).long())[
             "policy"
         ].backward()
@@ -152,7 +152,7 @@ class TestWhereItLooks:
 
     def test_the_finest_patch_is_a_slice_and_the_next_twice_as_wide(self):
         model, photos = network(), batch()["image"]
-        source = model._seen(model.normalise(photos))
+        source = model.normalise(photos)
         place = torch.tensor([[2.0 * 12 / 24 - 1.0, 2.0 * 6 / 24 - 1.0]]).repeat(6, 1)  # pixels 12, 6 of 32
         fine, wide = model._cut(source, model._region(place, 1))
         torch.testing.assert_close(fine, source[:, :, 6:14, 12:20])

@@ -8,7 +8,7 @@ import torch
 from racnn.errors import ConfigError
 from racnn.evaluation.report import Predictions
 from racnn.models import RACNN
-from racnn.models.racnn.early_exit import (
+from racnn.models.early_exit import (
     NEVER,
     EarlyExit,
     answers_by_depth,

@@ -2,7 +2,7 @@
 
 Convention
     Depth d is the number of scales that a photo was run through. Its answer before the last depth is a pool of the
-    scales' logits, weighted on validation photos (:mod:`racnn.models.racnn.calibration`) so that its probabilities are calibrated;
+    scales' logits, weighted on validation photos (:mod:`racnn.models.calibration`) so that its probabilities are calibrated;
     at the last depth it is the answer of the full recursion. A photo stops at the first depth whose highest
     probability reaches the threshold. Costs are shares of the full recursion's multiplications; a scale's include
     its APN's, which proposes whether or not anything is cropped.
@@ -11,7 +11,7 @@ Convention
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,9 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from racnn.errors import CheckpointError, ConfigError
+from racnn.models.calibration import pool_weights
 from racnn.models.cost import multiplications
-from racnn.models.family import combined_log_probs
-from racnn.models.racnn.calibration import pool_weights
-from racnn.models.racnn.model import RACNN, RACNNOutput, ScaleOutput
+from racnn.models.family import StepByStep, combined_log_probs
 
 CURVE_POINTS = 11
 MOST_CANDIDATES = 2000
@@ -229,7 +228,7 @@ def _outcome(
 
 @torch.no_grad()
 def look_until_confident(
-    model: RACNN, images: Tensor, early: EarlyExit | None, *, scales: int, fused: bool
+    model: StepByStep, images: Tensor, early: EarlyExit | None, *, scales: int, fused: bool
 ) -> list[tuple[Tensor, Tensor, list[Tensor]]]:
     """Run the recursion on each image only as far as it needs, or, without a choice when to stop, on all of them.
 
@@ -246,14 +245,14 @@ def look_until_confident(
     """
     source = model.normalise(images)
     index = torch.arange(len(images), device=images.device)
-    output = RACNNOutput([])
+    looks: list[Any] = []
     stopped = []
     for scale in range(1, scales + 1):
-        output.scales.append(model.look(source, output.scales))
+        looks.append(model.look(source, looks))
+        output = model.output(looks)
         if scale == scales:
-            if fused and scale == model.num_scales:
-                output.fused = model.fuse(output.descriptors)
-            stopped.append((index, combined_log_probs(output.logits, output.fused), output.regions))
+            together = combined_log_probs(output.logits, output.fused if fused else None)
+            stopped.append((index, together, output.regions))
             break
         if early is not None:
             pooled = pooled_answer(output.logits, early.pools[scale - 1])
@@ -262,27 +261,29 @@ def look_until_confident(
             if len(done):
                 stopped.append((index[done], pooled[done], [region[done] for region in output.regions]))
                 source, index = source[left], index[left]
-                output.scales = [_select(each, left) for each in output.scales]
+                looks = [_select(each, left) for each in looks]
             if not len(index):
                 break
     return stopped
 
 
-def _select(scale: ScaleOutput, index: Tensor) -> ScaleOutput:
-    """Return the output of the images with indices [K]."""
-    found: dict[str, Any] = {}
-    for field in fields(scale):
-        value = getattr(scale, field.name)
-        found[field.name] = None if value is None else value[index]
-    return ScaleOutput(**found)
+def _select(look: Any, index: Tensor) -> Any:
+    """Return a look at the images with indices [K]; its fields are tensors, tuples of them, or None."""
+
+    def chosen(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(chosen, value))
+        return None if value is None else value[index]
+
+    return replace(look, **{field.name: chosen(getattr(look, field.name)) for field in fields(look)})
 
 
 @torch.no_grad()
-def scale_costs(model: RACNN, *, source_size: int, scales: int) -> list[float]:
+def scale_costs(model: Any, *, source_size: int, scales: int) -> list[float]:
     """Return each scale's share of the multiplications of the recursion over so many scales."""
-    source = model.mean.new_zeros(1, 3, source_size, source_size)
+    source = model.normalise(model.mean.new_zeros(1, 3, source_size, source_size))
     model.eval()
-    before: list[ScaleOutput] = []
+    before: list[Any] = []
     counts = [multiplications(lambda: before.append(model.look(source, before))) for _ in range(scales)]
     return [count / sum(counts) for count in counts]
 
