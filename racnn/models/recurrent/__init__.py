@@ -36,6 +36,9 @@ class RecurrentConfig(ModelSection):
         "random",
         description="where look 1 is; random: in use the centre; context: where a small view of the whole sends it",
     )
+    moves: Literal["learned", "random", "centre"] = Field(
+        "learned", description="who says where the next look is; random and centre are controls"
+    )
     memory: Literal["rnn", "lstm", "residual", "two_layer"] = "rnn"
     units: int = Field(256, ge=2, le=8192)
 
@@ -47,6 +50,8 @@ class RecurrentConfig(ModelSection):
             raise ValueError(
                 "first: context needs memory two_layer, whose second layer steers and does not answer"
             )
+        if self.moves != "learned" and self.first == "context":
+            raise ValueError(f"first: context: the location network, which moves {self.moves} does not ask")
         if self.first == "whole" and self.patches > 1:
             raise ValueError("first: whole is of one patch; set patches to 1")
         if self.frozen_stages and self.weights is None:

@@ -122,6 +122,8 @@ class Recurrent(nn.Module):
         side: Side of the finest patch, as a fraction of the photo's.
         first: Where look 1 is: 'whole' sees all of the photo in one patch, 'centre', 'random' (in use the centre), or 'context', where
             the location network sends it from a small view of the whole.
+        moves: Who says where the next look is: 'learned', the location network; or as controls 'random', or 'centre' for all looks. In use
+            random places are drawn of the photo itself, so that the same photo is always looked at alike.
         memory: 'rnn', 'lstm', 'residual' or 'two_layer'.
         units: U of the memory; half as many of what and of where.
     """
@@ -140,6 +142,7 @@ class Recurrent(nn.Module):
         patches: int = 3,
         side: float = 0.2,
         first: str = "random",
+        moves: str = "learned",
         memory: str = "rnn",
         units: int = 256,
     ) -> None:
@@ -147,7 +150,7 @@ class Recurrent(nn.Module):
         self.view_sizes = tuple(view_sizes)
         self.num_scales = len(self.view_sizes)
         self.num_classes = num_classes
-        self.patches, self.side, self.first = patches, side, first
+        self.patches, self.side, self.first, self.moves = patches, side, first, moves
         self.bounds = ((0.0, 1.0),) * (self.num_scales - 1)  # its sides never vary
         self.compute_dtype: torch.dtype | None = None
         size = self.view_sizes[0]
@@ -199,6 +202,8 @@ class Recurrent(nn.Module):
         last = self.num_scales if num_scales is None else num_scales
         assert 1 <= last <= self.num_scales, num_scales
         source = self.normalise(images)
+        if self.moves == "random" and noise is None:
+            noise = numbers_of(source, 2 * last)
         drawn = [None] * last if noise is None else noise.unflatten(1, (-1, 2)).unbind(dim=1)
         looks: list[Glimpse] = []
         for own, _ in zip(drawn, range(last), strict=False):
@@ -217,6 +222,8 @@ class Recurrent(nn.Module):
             spread: Likewise.
         """
         state, number = before[-1].memory if before else self._start(source), len(before)
+        if self.moves == "random" and drawn is None:
+            drawn = numbers_of(source, 2 * number + 2)[:, -2:]
         place, mean, log_density, expected = self._decide(state, number, drawn, spread)
         region = self._region(place, number)
         patches = self._cut(source, region)
@@ -246,8 +253,9 @@ class Recurrent(nn.Module):
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """Return where a look goes, [B, 2] and held, and what a :class:`Glimpse` keeps of the decision."""
         decides = self.memory.decides(state)
-        if number == 0 and self.first != "context":
-            if self.first == "random" and drawn is not None:
+        if self.moves != "learned" or (number == 0 and self.first != "context"):
+            is_random = self.moves == "random" or (self.moves == "learned" and self.first == "random")
+            if is_random and drawn is not None:
                 return 2.0 * drawn - 1.0, None, None, None
             return decides.new_zeros(len(decides), 2), None, None, None
         mean = torch.tanh(self.location(decides))
@@ -314,6 +322,14 @@ class Recurrent(nn.Module):
             size = self.view_sizes[0]
             if reason := reason_against_view(cast(Backbone, backbone), size):
                 raise ConfigError(f"model.view_sizes: the backbone takes no views of {size} px ({reason})")
+
+
+def numbers_of(source: Tensor, num: int) -> Tensor:
+    """Return numbers [B, num] in [0, 1) that depend on each photo [B, C, H, W] alone, and look random."""
+    weights = torch.arange(1, source[0].numel() + 1, device=source.device, dtype=torch.float64)
+    seed = (source.double().flatten(1) * (weights * 0.6180339887).frac()).sum(dim=1, keepdim=True)
+    places = torch.arange(1, num + 1, device=source.device, dtype=torch.float64)
+    return ((seed * 12.9898 + places * 78.233).sin() * 43758.5453).frac().abs().to(source.dtype)
 
 
 class _OneLayer(nn.Module):
