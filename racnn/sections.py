@@ -28,6 +28,7 @@ MOST_SCALES = 16
 MOST_IDS = 10**6  # in a range of class ids
 SIGMA = 0.5
 DEFAULT_BOUNDS: tuple[Bounds, ...] = ((0.2, 0.95), (0.3, 0.8))
+PARALLEL_BOUNDS: tuple[Bounds, ...] = ((0.2, 0.95), (0.1, 0.4))  # of the photo, not of the view before
 
 
 class Section(BaseModel):
@@ -254,6 +255,10 @@ class ModelConfig(ModelSection):
 
     @model_validator(mode="after")
     def _gates_have_use_for_their_stages(self) -> ModelConfig:
+        if self.gates == "sca" and len(self.view_sizes) == 1:
+            raise ValueError(
+                "gates sca is steered by the look before, and with one of view_sizes there is none"
+            )
         if self.gates == "none" and self.gated_stages:
             raise ValueError("gated_stages belongs to gates cbam and sca and does nothing with none")
         return self
@@ -303,12 +308,13 @@ class ModelConfig(ModelSection):
 
     def region_bounds(self) -> tuple[Bounds, ...]:
         """Return (least, largest) side for each region, the defaults filled in."""
-        return self.bounds or default_bounds(self.num_scales)
+        return self.bounds or default_bounds(self.num_scales, parallel=self.regions == "parallel")
 
 
-def default_bounds(num_scales: int) -> tuple[Bounds, ...]:
+def default_bounds(num_scales: int, *, parallel: bool = False) -> tuple[Bounds, ...]:
     """Return (least, largest) side for each region of so many scales."""
-    return tuple(DEFAULT_BOUNDS[min(s, 1)] for s in range(num_scales - 1))
+    usual = PARALLEL_BOUNDS if parallel else DEFAULT_BOUNDS
+    return tuple(usual[min(s, 1)] for s in range(num_scales - 1))
 
 
 def members(annotation: Any) -> tuple[Any, ...]:

@@ -66,6 +66,10 @@ def main(
     trained = load(checkpoint, pick_device(device))
     if region >= trained.scales:
         raise ConfigError(f"--region {region}: {checkpoint} has {trained.scales} trained scale(s)")
+    if trained.model.sides == 2:
+        raise ConfigError(
+            f"{checkpoint}: proposes rectangles (model.sampler affine), and slopes are of squares"
+        )
     found = data_of(trained, root=data)
     photos = found.splits[split].without_augmentation()
     number = min(limit, len(photos))

@@ -105,7 +105,8 @@ class PhotoDataset(Dataset[dict[str, torch.Tensor]]):
     def _shown(self, index: int, seed: int, epoch: int) -> dict[str, torch.Tensor]:
         """Return what a sample shows of its photo."""
         record = self.records[index]
-        if self.augmented and self.catalog.anew is not None:
+        # a box that was read of the photo as it stands goes with that
+        if self.augmented and self.catalog.anew is not None and self.pseudo_boxes is None:
             record = self.catalog.anew(record, epoch)
         resized, size = self._resized(record) if self.cache is None else self.cache[index]
         transform = self.transform

@@ -169,7 +169,7 @@ class _Study:
     def looks(self, side: int) -> list[Way]:
         """Return what one, two and three looks at views of a size come to, fitted as ``racnn train`` does."""
         sizes = (side, side, side)
-        section = self.config.model.model_copy(update={"view_sizes": sizes, "bounds": ()})
+        section = self.config.model.model_copy(update={"view_sizes": sizes, "bounds": (), "level_heads": ()})
         model: RACNN = build_model(section, num_classes=self.model.num_classes, weights=False)
         model.backbones = self.model.backbones
         prepare(model, self.config, self.device, training=False)

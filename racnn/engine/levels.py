@@ -88,8 +88,8 @@ def answers_out_of_fold(trained: Predictor, folder: Path) -> tuple[Tensor, Tenso
     from safetensors.torch import load_file
 
     model: Any = trained.model
-    if not isinstance(model, RACNN) or trained.scales < model.num_scales:
-        return None
+    if not isinstance(model, RACNN) or trained.scales < model.num_scales or model.levels is not None:
+        return None  # validation photos tell what heads of levels make of the looks
     heads, labels = list[Head](), torch.zeros(0)
     for scale, classifier in enumerate(model.classifiers, start=1):
         weight = classifier.get_parameter("weight").detach().cpu()

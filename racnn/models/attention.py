@@ -40,8 +40,9 @@ class CellAttention(nn.Module):
         """Return weights [B, h, w], float32, of mean 1, of features [B, C, h, w]; autocast is switched off inside."""
         with _full_precision(features):
             hidden = self.hidden(_evened(features))
-            if self.query is not None and query is not None:
-                hidden = hidden + self.query(query.to(hidden.dtype))[:, :, None, None]
+            if self.query is not None:  # without a query 0, so that every parameter takes part
+                given = hidden.new_zeros(len(hidden), self.query.in_features) if query is None else query
+                hidden = hidden + self.query(given.to(hidden.dtype))[:, :, None, None]
             scores = self.score(torch.tanh(hidden))[:, 0]
             return _of_mean_one(scores.flatten(1)).view_as(scores)
 
@@ -69,8 +70,9 @@ class ChannelAttention(nn.Module):
         """Return weights [B, C], float32, of mean 1, of features [B, C, h, w]; autocast is switched off inside."""
         with _full_precision(features):
             hidden = self.hidden(_evened(features).mean(dim=(2, 3))[:, :, None])  # [B, C, hidden]
-            if self.query is not None and query is not None:
-                hidden = hidden + self.query(query.to(hidden.dtype))[:, :, None]
+            if self.query is not None:
+                given = hidden.new_zeros(len(hidden), self.query.in_features) if query is None else query
+                hidden = hidden + self.query(given.to(hidden.dtype))[:, :, None]
             return _of_mean_one(self.score(torch.tanh(hidden))[:, :, 0])
 
 

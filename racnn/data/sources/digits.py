@@ -3,7 +3,8 @@
 MNIST's own four files (LeCun, Cortes, Burges), plain or as .gz, are read from ``data.root``. A training digit is put to another place
 in every epoch; validation and test digits have one place each. As the generator that the published figures come from, by the authors of
 "Recurrent Models of Visual Attention" (Mnih et al., NeurIPS 2014): the digit anywhere on the canvas, then patches of 8x8 pixels from
-other digits of the same split anywhere, added and clipped.
+digits of the same file, anywhere, added and clipped. So clutter, and the second of two digits, may be of a digit that is kept for
+validation, but never of a test digit.
 
 Convention
     Canvases are uint8 [S, S, 3], grey, of side ``data.source_size``. Boxes are those of the digit's ink, in pixels.
@@ -21,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from racnn.data.sources.catalog import Box, Catalog, Part, Record
-from racnn.errors import DataError
-from racnn.sections import DataConfig
+from racnn.errors import ConfigError, DataError
+from racnn.sections import AugmentConfig, DataConfig
 
 SIDE = 28  # pixels of a digit
 PATCH = 8  # pixels of a piece of clutter
@@ -34,6 +35,7 @@ FILES = {
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
 PARTS = ("train", "t10k")
+PLAIN = AugmentConfig(crop=1.0, flip=False, color=0.0)
 
 
 def digits(config: DataConfig) -> Catalog:
@@ -42,8 +44,17 @@ def digits(config: DataConfig) -> Catalog:
     Classes are the ten digits, or with ``digits.count`` 2 the 55 unordered pairs. ``digits.num_train`` takes only the first so many.
 
     Raises:
+        ConfigError: A key asks for what digits do not have.
         DataError: A file is missing or is not MNIST's, or the canvas has no room.
     """
+    if config.augment != PLAIN:
+        raise ConfigError(
+            "data.augment: digits are put to new places, and are neither cut off, mirrored nor coloured; set "
+            "data.augment.crop=1 data.augment.flip=false data.augment.color=0"
+        )
+    if config.classes is not None or config.scene_size:
+        key = "classes" if config.classes is not None else "scene_size"
+        raise ConfigError(f"data.{key}: is of photos; digits are always all ten, on a canvas of their own")
     if config.root is None:
         raise DataError(
             f"data.root: expected the folder with MNIST's files {', '.join(FILES)}, plain or as .gz"
@@ -56,11 +67,15 @@ def digits(config: DataConfig) -> Catalog:
     labels = {part: _labels(root, part) for part in PARTS}
     pairs = [(a, b) for a in range(10) for b in range(a, 10)]
     class_names = [str(n) for n in range(10)] if options.count == 1 else [f"{a} and {b}" for a, b in pairs]
-    canvases = _Canvases(root, config.source_size, options.count, options.clutter)
+    most = {
+        "train": min(options.num_train or len(labels["train"]), len(labels["train"])),
+        "t10k": len(labels["t10k"]),
+    }
+    canvases = _Canvases(root, config.source_size, options.count, options.clutter, most)
 
-    def records(part: str, most: int) -> list[Record]:
+    def records(part: str) -> list[Record]:
         found = []
-        for number in range(min(most or len(labels[part]), len(labels[part]))):
+        for number in range(most[part]):
             shown = sorted(int(labels[part][i]) for i in canvases.shown(part, number))
             label = shown[0] if options.count == 1 else pairs.index((shown[0], shown[1]))
             found.append(Record(f"{part}/{number:05d}", label))
@@ -69,9 +84,9 @@ def digits(config: DataConfig) -> Catalog:
     return Catalog(
         dataset="digits",
         class_names=class_names,
-        train=records("train", options.num_train),
+        train=records("train"),
         val=None,
-        test=records("t10k", 0),
+        test=records("t10k"),
         part_names=[f"digit {number}" for number in range(1, options.count + 1)],
         focus_parts=(0,),
         load=canvases.load,
@@ -83,15 +98,15 @@ def digits(config: DataConfig) -> Catalog:
 class _Canvases:
     """Canvases by the name of a record, ``part/number`` or ``part/number@epoch``; a class, because workers must be able to pickle it."""
 
-    def __init__(self, root: Path, size: int, count: int, clutter: int) -> None:
-        self.root, self.size, self.count, self.clutter = root, size, count, clutter
+    def __init__(self, root: Path, size: int, count: int, clutter: int, most: dict[str, int]) -> None:
+        self.root, self.size, self.count, self.clutter, self.most = root, size, count, clutter, most
         self._last: tuple[str, Any] = ("", None)
 
     def shown(self, part: str, number: int) -> list[int]:
         """Return the numbers of the digits that a canvas shows: the record's own and, of two, another one of its part."""
         if self.count == 1:
             return [number]
-        other = np.random.default_rng((7, PARTS.index(part), number)).integers(len(_labels(self.root, part)))
+        other = np.random.default_rng((7, PARTS.index(part), number)).integers(self.most[part])
         return [number, int(other)]
 
     def anew(self, record: Record, epoch: int) -> Record:
@@ -125,7 +140,7 @@ class _Canvases:
             rows, columns = (np.flatnonzero(images[shown].any(axis=axis)) for axis in (1, 0))
             boxes.append((x + columns[0], y + rows[0], x + columns[-1] + 1, y + rows[-1] + 1))
         if self.clutter:
-            others = rng.integers(len(images), size=self.clutter)
+            others = rng.integers(self.most[part], size=self.clutter)
             starts = rng.integers(SIDE - PATCH + 1, size=(self.clutter, 2))
             places = rng.integers(self.size - PATCH + 1, size=(self.clutter, 2))
             for other, (i, j), (y, x) in zip(others, starts, places, strict=True):

@@ -60,7 +60,12 @@ class Head:
 
 
 def fit_head(
-    descriptors: Tensor, labels: Tensor, num_classes: int, *, strengths: Sequence[float] = STRENGTHS
+    descriptors: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    *,
+    strengths: Sequence[float] = STRENGTHS,
+    folds: Tensor | None = None,
 ) -> Head:
     """Return the head of the strength whose answers out of fold, at their best temperature, are the most probable.
 
@@ -69,9 +74,11 @@ def fit_head(
         labels: [N]; every class has a photo.
         num_classes: C.
         strengths: To choose from.
+        folds: [N], where they are not to be dealt by these labels. Groups of classes take those of the classes: dealt by groups, a
+            fold would hold all photos of one class, which the others then had to answer without having seen any.
     """
     descriptors, labels = descriptors.cpu(), labels.cpu()
-    folds = deal_folds(labels)
+    folds = deal_folds(labels) if folds is None else folds
     sums = [_Sums.of(descriptors[folds == k], labels[folds == k], num_classes) for k in range(NUM_FOLDS)]
     every = _Sums.total(sums)
     answered = every.counts[labels] > torch.stack([s.counts for s in sums])[folds, labels]

@@ -128,27 +128,33 @@ class Looks(FittedPhase):
         context.log(f"{self.name}: the looks count {shown}")
         fused = torch.stack([w * x for w, x in zip(weights, answers, strict=True)]).sum(dim=0)
         if model.levels is not None:
-            context.log(f"{self.name}: {fit_levels(model, looks, norms, fused)}")
+            fused, said = fit_levels(model, looks, norms, fused)
+            context.log(f"{self.name}: {said}")
         if known.any():
             context.choose_early_exit(answers, fused, labels[known], tolerance=self.tolerance)
 
 
-def fit_levels(model: RACNN, looks: Sequence[Look], norms: Sequence[float], fused: Tensor) -> str:
-    """Set the heads of the coarser levels, and how much they count by answers out of fold; return it in words.
+def fit_levels(
+    model: RACNN, looks: Sequence[Look], norms: Sequence[float], fused: Tensor
+) -> tuple[Tensor, str]:
+    """Set the heads of the coarser levels, and how much they count by answers out of fold.
 
     Args:
         model: With level heads.
         looks: All of them, at all photos.
         norms: Mean L2 norm of each look's descriptors, which joining divides by.
         fused: [K, C], logits out of fold of the K photos whose class the heads have seen.
+
+    Returns:
+        The same in agreement with the levels, and in words what was found.
     """
     levels = model.levels
     assert levels is not None
-    known, labels = looks[0].head.answered, looks[0].labels
+    known, labels, folds = looks[0].head.answered, looks[0].labels, looks[0].head.folds
     answers, right = list[Tensor](), list[str]()
     for level, groups in enumerate(levels.groups.cpu()):
         of_group = groups[labels]
-        heads = [fit_head(look.descriptors, of_group, model.num_classes) for look in looks]
+        heads = [fit_head(look.descriptors, of_group, model.num_classes, folds=folds) for look in looks]
         set_values(levels.whole[level], weight=heads[0].weight, bias=heads[0].bias)
         weights = weights_out_of_fold(heads, of_group)
         init_joined(levels.joined[level], [(head.weight, head.bias) for head in heads], norms, weights)
@@ -161,7 +167,8 @@ def fit_levels(model: RACNN, looks: Sequence[Look], norms: Sequence[float], fuse
         f"{name} {share} % right and counts {each:.2f}"
         for name, share, each in zip(levels.names, right, trust, strict=True)
     )
-    return f"heads of levels that had not seen the photo: {shown}"
+    together = agree(fused, answers, levels.groups.cpu(), levels.trust.cpu())
+    return together, f"heads of levels that had not seen the photo: {shown}"
 
 
 def trust_out_of_fold(
@@ -220,7 +227,8 @@ def find_looks(context: PhaseContext, photos: str) -> Iterator[Look]:
                 if model.parallel and scale > 2:  # of a coarser level
                     assert model.levels is not None
                     groups = model.levels.groups[scale - 3].cpu()
-                    by = fit_head(at_first["descriptors"], groups[at_first["labels"]], model.num_classes)
+                    of_group = groups[at_first["labels"]]
+                    by = fit_head(at_first["descriptors"], of_group, model.num_classes, folds=first.folds)
                 contrast = _contrast_out_of_fold(by)
                 found = _read(context, photos, reads, where, contrast=contrast, proposes=scale)
             region = found["next_region"]

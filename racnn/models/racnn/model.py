@@ -207,7 +207,7 @@ class RACNN(nn.Module):
         self.compute_dtype: torch.dtype | None = (
             None  # of the backbones' autocast; None: as the caller has it
         )
-        self.bounds = tuple(bounds or default_bounds(self.num_scales))
+        self.bounds = tuple(bounds or default_bounds(self.num_scales, parallel=self.parallel))
         assert len(self.bounds) == self.num_scales - 1, (self.bounds, self.view_sizes)
         first = build_backbone(backbone, weights=weights)
         copies = [build_backbone(backbone) for _ in range(0 if shared_backbone else self.num_scales - 1)]
@@ -596,7 +596,7 @@ class RACNN(nn.Module):
         """
         for scale, size in enumerate(self.view_sizes, start=1):
             apn = self.apns[scale - 1] if scale < self.num_scales else None
-            apn = None if apn is None or apn.reads != "features" else apn
+            apn = None if apn is None or apn.reads != "features" or (self.parallel and scale > 1) else apn
             if reason := reason_against_view(self.backbone(scale), size, apn):
                 raise ConfigError(
                     f"model.view_sizes: views of {size} px do not suit scale {scale} ({reason}); a multiple of "

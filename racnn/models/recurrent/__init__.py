@@ -22,7 +22,7 @@ class RecurrentConfig(ModelSection):
     frozen_stages: int = Field(0, ge=0, description="first stages of the backbone that stay as loaded")
     view_sizes: tuple[Pixels, ...] = Field(
         (GLIMPSE,) * 6,
-        min_length=1,
+        min_length=2,
         max_length=MOST_SCALES,
         description="side of the patches of each look, all the same; their number is the number of looks",
     )

@@ -246,7 +246,7 @@ class Recurrent(nn.Module):
             return state
         size = self.view_sizes[0]
         view = zoom(source, whole(len(source), device=source.device), (size, size))
-        return self.memory.steered(state, self.context(self._features([view])))
+        return self.memory.steered(state, self.context(self._features([view]).detach()))
 
     def _decide(
         self, state: State, number: int, drawn: Tensor | None, spread: float
@@ -293,10 +293,6 @@ class Recurrent(nn.Module):
         if self.compute_dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(view.device.type, dtype=self.compute_dtype)
-
-    def deciders(self) -> list[nn.Module]:
-        """Return what learns by where it looked, and by nothing else."""
-        return [self.location, *self.memory.deciders(), *([] if self.context is None else [self.context])]
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return images, floating in [0, 1] or uint8, with the mean and standard deviation of what reads them.
@@ -352,10 +348,6 @@ class _OneLayer(nn.Module):
     def decides(self, state: State) -> Tensor:
         """Return what the location network reads, [B, U]."""
         return state[0].detach()
-
-    def deciders(self) -> list[nn.Module]:
-        """Return the parts that learn by where the eye went."""
-        return []
 
     def steered(self, state: State, context: Tensor) -> State:
         """Return the state with a context, [B, U], that may steer and not answer; this memory has no part of that kind."""
@@ -413,9 +405,6 @@ class _TwoLayer(_LSTM):
 
     def decides(self, state: State) -> Tensor:
         return state[2]
-
-    def deciders(self) -> list[nn.Module]:
-        return [self.second]
 
     def steered(self, state: State, context: Tensor) -> State:
         return state[0], state[1], context, state[3]

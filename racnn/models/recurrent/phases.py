@@ -3,8 +3,8 @@
 Three losses, each of which moves only the parameters that it is about:
 
 classification   what, where, memory and classifier, from the true class
-policy           the location network, by REINFORCE (Williams 1992): a place is made more probable where the answer in the end was right
-                 more often than expected, less where it was wrong
+policy           the location network, and of two layers the second one and its context, by REINFORCE (Williams 1992): a place is made
+                 more probable where the answer in the end was right although that was not expected, less where it was wrong
 baseline         what is expected, from whether the answer was right
 """
 
@@ -75,6 +75,11 @@ class Policy(GradientPhase):
 
     def misfits(self, model: Any) -> list[str]:
         found = super().misfits(model)
+        if (
+            model.backbone == "patch"
+            and self.head_lr_factor != type(self).model_fields["head_lr_factor"].default
+        ):
+            found.append("head_lr_factor belongs to backbones and does nothing with backbone patch")
         if self.scales:
             found.append("'scales' does nothing in a policy phase, which trains all looks")
         return found
@@ -116,7 +121,7 @@ PHASES: dict[str, type[Phase]] = {"policy": Policy}
 
 def recipe(view_sizes: Sequence[int]) -> list[dict[str, Any]]:
     """Return the default schedule."""
-    return [{"kind": "policy", "epochs": 60, "optimizer": "adamw", "lr": 1e-3, "head_lr_factor": 1.0}]
+    return [{"kind": "policy", "epochs": 60, "optimizer": "adamw", "lr": 1e-3}]
 
 
 SCHEDULES = {"recipe": recipe}

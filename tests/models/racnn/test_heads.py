@@ -142,3 +142,22 @@ def test_the_same_photos_give_the_same_bits():
     one, two = (fit_head(x, labels, 5) for _ in range(2))
     assert torch.equal(one.weight, two.weight)
     assert torch.equal(one.answers, two.answers)
+
+
+def test_groups_of_classes_are_answered_by_heads_that_have_seen_each_class():
+    """Classes one after another, five a group: dealt by groups, a fold would hold all photos of one class."""
+    torch.manual_seed(0)
+    centres = torch.randn(20, 30)
+    labels = torch.arange(20).repeat_interleave(15)
+    groups = labels // 5 * 5
+    descriptors = centres[labels] + 0.7 * torch.randn(300, 30)
+    of_classes = fit_head(descriptors, labels, 20)
+    by_groups = fit_head(descriptors, groups, 20)
+    by_classes = fit_head(descriptors, groups, 20, folds=of_classes.folds)
+    assert torch.equal(by_classes.folds, deal_folds(labels))
+    new = torch.arange(20).repeat(50)
+    given = centres[new] + 0.7 * torch.randn(1000, 30)
+    right = (given @ by_classes.weight.T + by_classes.bias).argmax(dim=1) == new // 5 * 5
+    found = [(head.answers.argmax(dim=1) == groups).float().mean() for head in (by_groups, by_classes)]
+    assert abs(found[1] - right.float().mean()) < 0.05
+    assert found[0] < found[1] - 0.2
