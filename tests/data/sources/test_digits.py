@@ -10,7 +10,7 @@ from mnist import drawn, write_mnist
 from racnn.data import build_data, eval_loader
 from racnn.data.loader import train_loader
 from racnn.data.sources import digits
-from racnn.errors import DataError
+from racnn.errors import ConfigError, DataError
 from racnn.sections import DataConfig
 
 PLAIN = {"crop": 1.0, "flip": False, "color": 0.0}
@@ -72,6 +72,15 @@ def test_training_digits_move_with_the_epoch_and_others_stay(tmp_path, monkeypat
         assert all(torch.equal(one[name]["image"], other[name]["image"]) for name in one)
 
 
+def test_boxes_that_were_read_of_a_canvas_go_with_it(tmp_path, monkeypatch):
+    data = build_data(config(write_mnist(tmp_path, monkeypatch)), seed=0)
+    photos = data.splits["train"]
+    plain = photos.without_augmentation()
+    photos.pseudo_boxes = torch.stack([plain[(0, i)]["box"] for i in range(len(photos))]).numpy()
+    for sample in canvases(data).values():
+        torch.testing.assert_close(sample["pseudo_box"], sample["box"])
+
+
 def test_clutter_is_added_and_clipped(tmp_path, monkeypatch):
     root = write_mnist(tmp_path, monkeypatch)
     plain, cluttered = (
@@ -100,12 +109,23 @@ def test_of_two_the_class_is_the_pair(tmp_path, monkeypatch):
 def test_fewer_training_digits_can_be_asked_for(tmp_path, monkeypatch):
     data = build_data(config(write_mnist(tmp_path, monkeypatch), digits={"num_train": 40}), seed=0)
     assert len(data.splits["train"]) + len(data.splits["val"]) == 40
+    catalog = digits.digits(config(tmp_path, digits={"num_train": 12, "count": 2}))
+    canvases_of = catalog.load.__self__
+    shown = {number for each in range(12) for number in canvases_of.shown("train", each)}
+    assert shown <= set(range(12))
 
 
 def test_other_files_are_refused(tmp_path, monkeypatch):
     root = write_mnist(tmp_path / "mnist", monkeypatch)
     with pytest.raises(DataError, match=r"expected the folder with MNIST's files"):
         build_data(config(None), seed=0)
+    for changes, said in (
+        ({"augment": {}}, r"neither cut off, mirrored nor coloured"),
+        ({"classes": "1-3"}, r"data\.classes: is of photos"),
+        ({"scene_size": 256}, r"data\.scene_size: is of photos"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            build_data(config(root, **changes), seed=0)
     with pytest.raises(DataError, match=r"a digit has 28 pixels"):
         build_data(config(root, source_size=24), seed=0)
     with pytest.raises(DataError, match=r"no such file, nor train-labels"):

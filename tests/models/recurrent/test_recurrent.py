@@ -72,6 +72,10 @@ class TestThreeLosses:
         model, given = network(memory="two_layer", first="context"), batch()
         sees = moved(model, phase().losses(model, given)["classification"])
         decides = moved(model, phase().losses(model, given)["policy"])
+        seen = network(memory="two_layer", first="context", backbone="tiny")
+        by_trial = moved(seen, phase().losses(seen, given)["policy"])
+        assert by_trial
+        assert not any(name.startswith("backbones") for name in by_trial)
         assert not any(name.startswith(("context", "memory.second", "location")) for name in sees)
         assert {name.split(".")[0] for name in sees} == SEEING | {"memory"}
         assert {
@@ -89,7 +93,9 @@ class TestThreeLosses:
         mean = torch.tensor([0.1, 0.0], dtype=torch.float64, requires_grad=True)
         noise = (torch.arange(num, dtype=torch.float64) + 0.5) / num
         place = 0.1 + spread * torch.special.ndtri(noise)
-        own = SimpleNamespace(memory=SimpleNamespace(decides=lambda state: state[0]), first="context")
+        own = SimpleNamespace(
+            memory=SimpleNamespace(decides=lambda state: state[0]), first="context", moves="learned"
+        )
         own.location = lambda decides: torch.atanh(mean).expand(num, 2)
         own.baseline = lambda decides: decides.new_zeros(num, 1)
         drawn = torch.stack([noise, torch.full_like(noise, 0.5)], dim=1)
@@ -207,6 +213,7 @@ def test_a_step_runs_on_the_meta_device_and_never_waits(memory, backbone, monkey
     ("changes", "said"),
     [
         ({"view_sizes": [8, 12]}, "patches of one size"),
+        ({"view_sizes": [12]}, "at least 2"),
         ({"first": "context"}, "needs memory two_layer"),
         ({"first": "whole"}, "is of one patch"),
         ({"frozen_stages": 1, "backbone": "tiny"}, "they would stay random"),
@@ -241,9 +248,7 @@ def configuration(tmp_path, monkeypatch, **model):
             "augment": {"crop": 1.0, "flip": False, "color": 0.0},
         },
         "model": {"family": "recurrent", "view_sizes": [8] * 3, "patches": 2, "units": 32, **model},
-        "schedule": [
-            {"kind": "policy", "epochs": 2, "optimizer": "adamw", "lr": 0.002, "head_lr_factor": 1.0}
-        ],
+        "schedule": [{"kind": "policy", "epochs": 2, "optimizer": "adamw", "lr": 0.002}],
     }
     path = tmp_path / "digits.yaml"
     path.write_text(yaml.safe_dump(values))
