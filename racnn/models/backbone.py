@@ -241,9 +241,24 @@ def tiny() -> Backbone:
     return Backbone(nn.Sequential(*layers), channels=channels, stride=4, inner=-3)
 
 
+def mini() -> Backbone:
+    """Return four strided convolutions with batch norm, stride 16: about what six glimpses at digits cost, to compare with."""
+    layers: list[nn.Module] = []
+    channels = 3
+    for width, side in ((8, 5), (16, 3), (32, 3), (64, 3)):
+        layers += [
+            nn.Conv2d(channels, width, side, stride=2, padding=side // 2, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+        ]
+        channels = width
+    return Backbone(nn.Sequential(*layers), channels=channels, stride=16, inner=-3)
+
+
 VGG_NAMES = ("vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn")
 BACKBONES: dict[str, Callable[[], Backbone]] = {
     "tiny": tiny,
+    "mini": mini,
     **{name: partial(vgg, name) for name in VGG_NAMES},
 }
 
