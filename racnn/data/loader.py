@@ -27,6 +27,7 @@ def train_loader(
     start_batch: int = 0,
     photos: str = "train",
     num_noise: int = 0,
+    passes: int = 1,
     rank: int = 0,
     num_ranks: int = 1,
 ) -> DataLoader:
@@ -34,7 +35,7 @@ def train_loader(
 
     The batches before are not loaded. The last one may be smaller, but is no single photo, see :func:`num_left_over`. With
     ``balance: sampling`` as many photos are drawn, with replacement, every class as often as every other. Every sample
-    brings ``num_noise`` random numbers along.
+    brings ``num_noise`` random numbers along. The photos are gone through ``passes`` times, in another order each time.
 
     Of several processes that train together each gets its share of every batch; one that gets none, of a small last batch,
     gets the batch's first photo with a share of 0, for all must take the step.
@@ -45,9 +46,11 @@ def train_loader(
     if config.balance == "sampling":
         labels = torch.tensor([record.label for record in dataset.records])
         shares = 1.0 / labels.bincount()[labels]
-        order = torch.multinomial(shares, len(dataset), replacement=True, generator=generator).tolist()
+        num = passes * len(dataset)
+        order = torch.multinomial(shares, num, replacement=True, generator=generator).tolist()
     else:
-        order = torch.randperm(len(dataset), generator=generator).tolist()
+        orders = [torch.randperm(len(dataset), generator=generator) for _ in range(passes)]
+        order = torch.cat(orders).tolist()
     batches = _batches(order, epoch, config.batch_size)
     if num_left_over(len(order), config.batch_size) == 1:
         (last,) = batches.pop()

@@ -477,6 +477,7 @@ class Trainer:
             start_batch=start,
             photos=phase.photos,
             num_noise=phase.num_noise(),
+            passes=getattr(phase, "passes", 1),
             rank=self.processes.rank,
             num_ranks=self.processes.size,
         )

@@ -252,6 +252,9 @@ class GradientPhase(Phase):
     replaces_best: ClassVar[bool] = False  # where it is kept, ``best.pt`` is its network, whatever top-1 says
 
     epochs: int = Field(..., ge=1)
+    passes: int = Field(
+        1, ge=1, description="how often an epoch goes through the photos before it is validated"
+    )
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = Field(..., gt=0.0)
     momentum: Fraction = 0.9

@@ -69,8 +69,11 @@ class LevelHeads(nn.Module):
             fused: [B, C], logits of the classes by all looks together.
             joined: [B, S * D], what the heads read.
         """
-        answers = [self._known(level, head(joined)) for level, head in enumerate(self.joined)]
-        return agree(fused, answers, self.groups, self.trust)
+        return agree(fused, self.answers(joined), self.groups, self.trust)
+
+    def answers(self, joined: Tensor) -> list[Tensor]:
+        """Return the logits [B, C] of each level's own head, by group."""
+        return [self._known(level, head(joined)) for level, head in enumerate(self.joined)]
 
     def _known(self, level: int, logits: Tensor) -> Tensor:
         classes = torch.arange(logits.shape[1], device=logits.device)

@@ -41,6 +41,15 @@ class RecurrentConfig(ModelSection):
     )
     memory: Literal["rnn", "lstm", "residual", "two_layer"] = "rnn"
     units: int = Field(256, ge=2, le=8192)
+    grid: int = Field(
+        0, ge=0, le=32, description="places a side that glimpses are moved to; 0: they go anywhere"
+    )
+    descriptor: Literal["mean", "root"] = Field(
+        "mean", description="of the backbone's map; root: its signed square root, at one length"
+    )
+    dropout: float = Field(
+        0.0, ge=0.0, lt=1.0, description="share of the features left out at random in training"
+    )
 
     @model_validator(mode="after")
     def _looks_fit(self) -> RecurrentConfig:
@@ -52,6 +61,10 @@ class RecurrentConfig(ModelSection):
             )
         if self.moves != "learned" and self.first == "context":
             raise ValueError(f"first: context: the location network, which moves {self.moves} does not ask")
+        if self.grid == 1:
+            raise ValueError("grid: 1 is one place; take 2 a side or more, or 0 for anywhere")
+        if self.backbone == "patch" and self.descriptor != "mean":
+            raise ValueError("descriptor: is of a backbone's map, and backbone patch has none")
         if self.first == "whole" and self.patches > 1:
             raise ValueError("first: whole is of one patch; set patches to 1")
         if self.frozen_stages and self.weights is None:

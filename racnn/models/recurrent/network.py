@@ -126,6 +126,10 @@ class Recurrent(nn.Module):
             random places are drawn of the photo itself, so that the same photo is always looked at alike.
         memory: 'rnn', 'lstm', 'residual' or 'two_layer'.
         units: U of the memory; half as many of what and of where.
+        grid: Places a side that glimpses are moved to, from border to border; 0: they go anywhere. What a trunk that stays as loaded makes
+            of all of them can be read once, see :class:`racnn.models.recurrent.phases.FrozenPolicy`.
+        descriptor: 'mean' of the backbone's map, or its signed 'root' at length 1 a patch, see :class:`racnn.models.RACNN`.
+        dropout: Share of the features that are left out at random in training.
     """
 
     mean: Tensor
@@ -145,8 +149,12 @@ class Recurrent(nn.Module):
         moves: str = "learned",
         memory: str = "rnn",
         units: int = 256,
+        grid: int = 0,
+        descriptor: str = "mean",
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.grid, self.root = grid, descriptor == "root"
         self.view_sizes = tuple(view_sizes)
         self.num_scales = len(self.view_sizes)
         self.num_classes = num_classes
@@ -165,7 +173,7 @@ class Recurrent(nn.Module):
             self.backbones = nn.ModuleList([trunk])
             width, mean, std = trunk.channels, trunk.mean, trunk.std
         half = units // 2
-        self.what = nn.Sequential(nn.Linear(width * patches, half), nn.ReLU())
+        self.what = nn.Sequential(nn.Dropout(dropout), nn.Linear(width * patches, half), nn.ReLU())
         self.where = nn.Sequential(nn.Linear(3, half), nn.ReLU())
         self.joined_what = nn.Linear(half, units)
         self.joined_where = nn.Linear(half, units)
@@ -189,6 +197,7 @@ class Recurrent(nn.Module):
         num_scales: int | None = None,
         noise: Tensor | None = None,
         spread: float = 0.1,
+        stored: Tensor | None = None,
     ) -> RecurrentOutput:
         """Look at the images, and say after each look what they show.
 
@@ -198,10 +207,11 @@ class Recurrent(nn.Module):
             noise: [B, 2 R] in [0, 1], R the number of looks that are taken: draws the place of each around what the location network
                 says. Without it that place itself is taken.
             spread: Standard deviation of what is drawn, in units of a place.
+            stored: [B, P, D], from :meth:`read_places`, in place of the images, which are then not looked at.
         """
         last = self.num_scales if num_scales is None else num_scales
         assert 1 <= last <= self.num_scales, num_scales
-        source = self.normalise(images)
+        source = self.normalise(images) if stored is None else stored
         if self.moves == "random" and noise is None:
             noise = numbers_of(source, 2 * last)
         drawn = [None] * last if noise is None else noise.unflatten(1, (-1, 2)).unbind(dim=1)
@@ -226,10 +236,13 @@ class Recurrent(nn.Module):
             drawn = numbers_of(source, 2 * number + 2)[:, -2:]
         place, mean, log_density, expected = self._decide(state, number, drawn, spread)
         region = self._region(place, number)
-        patches = self._cut(source, region)
-        glimpse = F.relu(
-            self.joined_what(self.what(self._features(patches))) + self.joined_where(self.where(region))
-        )
+        if source.ndim == 3:  # what was read of the places, not the photo
+            features = source[torch.arange(len(source), device=source.device), self._number_of(place, number)]
+            patches = [source.new_zeros(len(source), 3, 1, 1)]
+        else:
+            patches = self._cut(source, region)
+            features = self._features(patches)
+        glimpse = F.relu(self.joined_what(self.what(features)) + self.joined_where(self.where(region)))
         state = self.memory(glimpse, state)
         reads = self.memory.reads(state)
         view = patches[0].expand(-1, 3, -1, -1)
@@ -272,7 +285,32 @@ class Recurrent(nn.Module):
         if number == 0 and self.first == "whole":
             return whole(len(place), device=place.device)
         side = torch.full_like(place[:, :1], self.side)
+        if self.grid:
+            place = self._step(place) * (2.0 / (self.grid - 1)) - 1.0
         return torch.cat([(1.0 - self.side) * place, side], dim=1)
+
+    def _step(self, place: Tensor) -> Tensor:
+        """Return the column and row [B, 2] of the place of the grid that is nearest."""
+        return ((place + 1.0) / 2.0 * (self.grid - 1)).round()
+
+    def _number_of(self, place: Tensor, number: int) -> Tensor:
+        """Return which row of :meth:`read_places` a look sees, [B]."""
+        if number == 0 and self.first == "whole":
+            return torch.zeros(len(place), dtype=torch.int64, device=place.device)
+        column, row = self._step(place).long().unbind(dim=1)
+        return 1 + row * self.grid + column
+
+    @torch.no_grad()
+    def read_places(self, images: Tensor) -> Tensor:
+        """Return what is read of the whole of each image and of all places of the grid, [B, 1 + grid^2, D], row by row."""
+        source = self.normalise(images)
+        steps = torch.arange(self.grid, device=source.device) * (2.0 / (self.grid - 1)) - 1.0
+        rows = [self._features(self._cut(source, whole(len(source), device=source.device)))]
+        for y in steps:
+            for x in steps:
+                place = torch.stack([x, y]).expand(len(source), 2)
+                rows.append(self._features(self._cut(source, self._region(place, 1))))
+        return torch.stack(rows, dim=1)
 
     def _cut(self, source: Tensor, region: Tensor) -> list[Tensor]:
         """Return the patches of a glimpse, the finest first."""
@@ -287,7 +325,10 @@ class Recurrent(nn.Module):
         trunk = cast(Backbone, self.backbones[0])
         with self._autocast(patches[0]):
             maps = trunk(torch.cat(list(patches)))
-        return torch.cat(maps.float().mean(dim=(2, 3)).chunk(len(patches)), dim=1)
+        means = maps.float().mean(dim=(2, 3))
+        if self.root:  # at a mean size of 1, as layers expect it
+            means = F.normalize(means.sign() * means.abs().sqrt(), dim=1) * math.sqrt(means.shape[1])
+        return torch.cat(means.chunk(len(patches)), dim=1)
 
     def _autocast(self, view: Tensor) -> contextlib.AbstractContextManager[object]:
         if self.compute_dtype is None:

@@ -10,7 +10,7 @@ baseline         what is expected, from whether the answer was right
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -19,8 +19,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from racnn.models.backbone import Backbone
-from racnn.models.phase import Batch, GradientPhase, Phase
+from racnn.models.parts import read_rows
+from racnn.models.phase import Batch, GradientPhase, Phase, PhaseContext
 from racnn.models.recurrent.network import Recurrent, RecurrentOutput
+
+PLACES = "places"  # the rows that batches bring along where photos are not opened
 
 
 class Policy(GradientPhase):
@@ -48,7 +51,7 @@ class Policy(GradientPhase):
     def losses(
         self, model: Recurrent, batch: Batch, class_weights: Tensor | None = None
     ) -> dict[str, Tensor]:
-        output = model(batch["image"], noise=batch.get("noise"), spread=self.spread)
+        output = self.looks(model, batch)
         answers = output.logits if self.answers == "all" else output.logits[-1:]
         found = policy_losses(output, batch["label"])
         each = [
@@ -57,6 +60,11 @@ class Policy(GradientPhase):
         ]
         found["classification"] = torch.stack(each).mean()
         return found | {"loss": found["classification"] + found["baseline"] + self.weight * found["policy"]}
+
+    def looks(self, model: Recurrent, batch: Batch) -> RecurrentOutput:
+        """Return what the network makes of a batch."""
+        output: RecurrentOutput = model(batch["image"], noise=batch.get("noise"), spread=self.spread)
+        return output
 
     def num_noise(self) -> int:
         return 2 * max(self.scales)
@@ -89,6 +97,65 @@ class Policy(GradientPhase):
         return f"{self.position + 1:02d}-{self.kind}"
 
 
+class FrozenPolicy(Policy):
+    """The same on a trunk that stays as loaded: what it makes of all places of the grid is read once, and steps open no photo."""
+
+    augments: ClassVar[bool] = False
+    needs_one_process: ClassVar[bool] = True
+
+    kind: Literal["frozen_policy"]  # type: ignore[assignment]
+
+    def trained(self, model: Recurrent) -> tuple[list[nn.Module], list[nn.Module]]:
+        return [module for name, module in model.named_children() if name != "backbones"], []
+
+    def looks(self, model: Recurrent, batch: Batch) -> RecurrentOutput:
+        rows = batch[PLACES].float()
+        output: RecurrentOutput = model(rows, noise=batch.get("noise"), spread=self.spread, stored=rows)
+        return output
+
+    def take_up(self, context: PhaseContext, state: Mapping[str, Tensor]) -> None:
+        trunk = list(context.model.backbones.state_dict().values())
+        context.store(PLACES, self.photos, read_places, depends_on=trunk)
+
+    def head_factor(self) -> float:
+        return 1.0
+
+    def idle_keys(self, num_scales: int) -> dict[str, str]:
+        return super().idle_keys(num_scales) | {
+            "head_lr_factor": "policy and does nothing in a frozen_policy phase, whose trunk does not learn"
+        }
+
+    def misfits(self, model: Any) -> list[str]:
+        found = super().misfits(model)
+        if not model.grid or model.backbone == "patch":
+            found.append(
+                "a frozen_policy phase reads all places of model.grid beforehand, by a backbone; set both"
+            )
+        return found
+
+
+@torch.no_grad()
+def read_places(
+    model: Recurrent,
+    batches: Iterable[Batch],
+    *,
+    device: torch.device,
+    keep: Callable[[Tensor, Tensor], None],
+    after_batch: Callable[[], None] = lambda: None,
+) -> None:
+    """Give away what the trunk makes of all places of the grid, [B, P, D] in bfloat16, see :meth:`Recurrent.read_places`.
+
+    Arguments are those of :func:`racnn.models.racnn.cross_fit.read_maps`.
+    """
+
+    def read(batch: Batch) -> Batch:
+        keep(batch["index"], model.read_places(batch["image"].to(device)).bfloat16().cpu())
+        return {"done": batch["index"]}
+
+    model.eval()
+    read_rows(read, batches, device=device, after_batch=after_batch)
+
+
 def policy_losses(output: RecurrentOutput, labels: Tensor) -> dict[str, Tensor]:
     """Return the losses of the decisions of a network.
 
@@ -116,7 +183,7 @@ def policy_losses(output: RecurrentOutput, labels: Tensor) -> dict[str, Tensor]:
     return {"policy": policy, "baseline": torch.stack(missed).mean()}
 
 
-PHASES: dict[str, type[Phase]] = {"policy": Policy}
+PHASES: dict[str, type[Phase]] = {"policy": Policy, "frozen_policy": FrozenPolicy}
 
 
 def recipe(view_sizes: Sequence[int]) -> list[dict[str, Any]]:
