@@ -3,6 +3,7 @@
 import math
 from contextlib import nullcontext
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -10,12 +11,15 @@ import torch
 import yaml
 from mnist import write_mnist
 from pieces import train_in_pieces
+from PIL import Image
 
 from racnn.config import load_config, parse_config
 from racnn.engine.checkpoint import digest, load_checkpoint
 from racnn.engine.predictor import load
 from racnn.engine.trainer import fit
 from racnn.errors import ConfigError
+from racnn.models import build_model
+from racnn.models.early_exit import EarlyExit, look_until_confident
 from racnn.models.recurrent.network import MEMORIES, Glimpse, Recurrent
 from racnn.models.recurrent.phases import Policy, policy_losses
 
@@ -255,6 +259,99 @@ def configuration(tmp_path, monkeypatch, **model):
     return path
 
 
+def write_photo(folder):
+    path = folder / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def test_what_stops_early_is_what_was_answered_that_early():
+    torch.manual_seed(0)
+    model = network().eval()
+    photos = batch(40)["image"]
+    with torch.no_grad():
+        output = model(photos)
+        sure = output.logits[0].softmax(dim=1).amax(dim=1)
+        early = EarlyExit(
+            "any", float(sure.median()), ((1.0,), (0.5, 0.5), (0.2, 0.3, 0.5)), (0.25,) * 4, later=2.0
+        )
+        stopped = look_until_confident(model, photos, early, scales=4, fused=True)
+    (first, answers, regions), (others, last, every) = stopped
+    assert len(first) + len(others) == 40
+    assert min(len(first), len(others)) > 10
+    torch.testing.assert_close(answers, output.logits[0][first].log_softmax(dim=1))
+    torch.testing.assert_close(last, output.fused[others].log_softmax(dim=1))
+    assert len(regions) == 1
+    for one, other in zip(every, output.regions, strict=True):
+        torch.testing.assert_close(one, other[others])
+
+
+@pytest.mark.parametrize("moves", ["random", "centre"])
+def test_controls_look_where_they_say_and_learn_no_policy(moves):
+    model, given = network(moves=moves, first="centre"), batch(30)
+    found = phase().losses(model, given)
+    assert float(found["policy"]) == float(found["baseline"]) == 0.0
+    with torch.no_grad():
+        output, alone = model(given["image"]), model(given["image"][3:5])
+        other = model(255 - given["image"])
+    for number, region in enumerate(output.regions):
+        assert torch.equal(alone.regions[number], region[3:5])
+        if moves == "centre":
+            assert region.tolist() == [[0.0, 0.0, 0.25]] * 30
+        else:
+            assert region[:, :2].std(dim=0).min() > 0.2
+            assert not torch.equal(other.regions[number], region)
+
+
+class TestPlacesThatAreReadOnce:
+    options: ClassVar = {
+        "backbone": "tiny",
+        "grid": 3,
+        "first": "whole",
+        "patches": 1,
+        "descriptor": "root",
+        "num_classes": 4,
+    }
+
+    def test_steps_see_what_looking_would_show(self):
+        model, given = network(**self.options).eval(), batch(5)
+        places = model.read_places(given["image"])
+        assert places.shape == (5, 10, 96)
+        torch.testing.assert_close(places.square().mean(dim=2), torch.ones(5, 10))
+        for noise in (given["noise"], None):
+            with torch.no_grad():
+                looked = model(given["image"], noise=noise, spread=0.9)
+                stored = model(places, noise=noise, spread=0.9, stored=places)
+            for one, other in zip(looked.looks, stored.looks, strict=True):
+                assert torch.equal(one.region, other.region)
+                torch.testing.assert_close(one.logits, other.logits, rtol=1e-4, atol=1e-5)
+        assert len(torch.cat(looked.regions[1:]).unique(dim=0)) <= 9
+
+    def test_a_run_of_it_goes_on_bit_for_bit(self, tiny, tmp_path):
+        phase = {"kind": "frozen_policy", "epochs": 2, "passes": 3, "optimizer": "adamw", "lr": 0.01}
+        changes = {f"model__{key}": value for key, value in self.options.items() if key != "num_classes"}
+        changes |= {"schedule": [phase], "model__family": "recurrent", "model__dropout": 0.2}
+        config = tiny(tmp_path / "run", **changes)
+        fit(config, device=torch.device("cpu"))
+        stopped = []
+        train_in_pieces(tiny(tmp_path / "pieces", **changes), stopped, every=5)
+        assert stopped == ["frozen_policy"] * 4  # 56 drawings, 16 a batch, three times an epoch
+        one, other = (load_checkpoint(tmp_path / run / "last.pt")["model"] for run in ("run", "pieces"))
+        assert digest(one) == digest(other)
+        torch.manual_seed(config.run.seed)
+        trunk = build_model(config.model, num_classes=8).backbones.state_dict()
+        assert all(torch.equal(one[f"backbones.{key}"], value) for key, value in trunk.items())
+
+    def test_what_it_needs_is_told(self, tmp_path, monkeypatch):
+        path = configuration(tmp_path, monkeypatch)
+        with pytest.raises(ConfigError, match=r"reads all places of model\.grid"):
+            load_config(path, ["schedule.0.kind=frozen_policy"])
+        with pytest.raises(ConfigError, match="1 is one place"):
+            load_config(path, ["model.grid=1"])
+        with pytest.raises(ConfigError, match="backbone patch has none"):
+            load_config(path, ["model.descriptor=root"])
+
+
 @pytest.mark.parametrize(
     "model", [{}, {"memory": "two_layer", "first": "context", "backbone": "tiny"}], ids=str
 )
@@ -267,9 +364,11 @@ def test_a_run_goes_on_bit_for_bit_is_evaluated_and_drawn(model, tmp_path, monke
     one, other = (digest(load_checkpoint(tmp_path / run / "last.pt")["model"]) for run in ("run", "pieces"))
     assert one == other
     best, photo = tmp_path / "run" / "best.pt", tmp_path / "digit.png"
-    measured = racnn("evaluate", best)
+    measured = racnn("evaluate", best, "--early-exit")
     assert measured.code == 0, measured.err
     assert "scale_3" in measured.out
+    looked = racnn("predict", best, write_photo(tmp_path), "--early-exit", "--csv")
+    assert looked.code == 0, looked.err
     found = load(best).predict(np.full((50, 60, 3), 90, np.uint8))
     assert len(found.views) == 3
     found.show().save(photo)
