@@ -12,7 +12,16 @@ import yaml
 from racnn.errors import ConfigError, did_you_mean
 
 # What PyYAML raises: its own errors, and whatever a date such as 2001-99-99, a tag or too deep a nesting makes Python say.
-NOT_YAML = (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
+NOT_YAML = (
+    yaml.YAMLError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
 _INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
 
 

@@ -64,7 +64,7 @@ class TestFamily:
         assert len(list((tmp_path / "pictures").glob("photo*"))) == 1
         assert racnn("predict", best, tmp_path / "photo.png").code == 0
         for command in (("evaluate", best), ("predict", best, tmp_path / "photo.png")):
-            assert "is of RA-CNN" in racnn(*command, "--early-exit").err
+            assert "always looks as often" in racnn(*command, "--early-exit").err
         assert "together" in racnn("inspect", best).out
 
     def test_it_resumes_exactly(self, toy, tmp_path, monkeypatch):
@@ -115,7 +115,7 @@ class TestFamily:
         assert "schedule.0.kind: input should be 'together', got 'fusion'" in str(caught.value)
 
     def test_a_family_that_there_is_not_is_refused(self):
-        with pytest.raises(ConfigError, match=r"model\.family: expected one of racnn, got 'toy'"):
+        with pytest.raises(ConfigError, match=r"model\.family: expected one of racnn, recurrent, got 'toy'"):
             parse_config(toy_values("unused"), origin="test")
 
 

@@ -41,7 +41,7 @@ class CellAttention(nn.Module):
         with _full_precision(features):
             hidden = self.hidden(_evened(features))
             if self.query is not None:  # without a query 0, so that every parameter takes part
-                given = hidden.new_zeros(len(hidden), self.query.in_features) if query is None else query
+                given = hidden.new_zeros(1, self.query.in_features) if query is None else query
                 hidden = hidden + self.query(given.to(hidden.dtype))[:, :, None, None]
             scores = self.score(torch.tanh(hidden))[:, 0]
             return _of_mean_one(scores.flatten(1)).view_as(scores)
@@ -71,7 +71,7 @@ class ChannelAttention(nn.Module):
         with _full_precision(features):
             hidden = self.hidden(_evened(features).mean(dim=(2, 3))[:, :, None])  # [B, C, hidden]
             if self.query is not None:
-                given = hidden.new_zeros(len(hidden), self.query.in_features) if query is None else query
+                given = hidden.new_zeros(1, self.query.in_features) if query is None else query
                 hidden = hidden + self.query(given.to(hidden.dtype))[:, :, None]
             return _of_mean_one(self.score(torch.tanh(hidden))[:, :, 0])
 
