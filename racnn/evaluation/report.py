@@ -37,9 +37,7 @@ class Predictions:
     logits: list[Tensor]  # [N, C] per scale
     fused: Tensor | None  # [N, C] logits of the fused classifier
     labels: Tensor  # [N] integers in [0, C)
-    proposals: list[
-        Tensor
-    ]  # [N, 3] per region after the first, each in the frame of the view that it was proposed from
+    proposals: list[Tensor]  # [N, 3] per region after the first, in the frame that ``frames`` gives
     regions: list[Tensor]  # [N, 3] in the frame of the source, the whole image first
     boxes: Tensor  # [N, 4] xyxy of the objects in the frame of the source, NaN where unknown
     parts: Tensor  # [N, P, 3] of (x, y, visible) in the frame of the source; P may be 0
@@ -48,9 +46,8 @@ class Predictions:
     frames: list[Tensor] = field(default_factory=list)  # [N, 3] per proposal, the region of that view
 
     def __post_init__(self) -> None:
-        self.frames = (
-            self.frames or self.regions[: len(self.proposals)]
-        )  # the view before, if nothing is said
+        # the view before, where nothing is said
+        self.frames = self.frames or self.regions[: len(self.proposals)]
 
 
 def evaluation_report(

@@ -78,9 +78,9 @@ def boxes_in_photo(
         graph: That it is written to.
         centres: Names of their centres, [n, 1] across and down, in the frame of the source.
         sides: Names of their half sides, likewise.
-        rows: Of the photos.
-        columns: Likewise.
-        side: Of the source, in pixels.
+        rows: Vertical axis of the photos.
+        columns: Horizontal axis of the photos.
+        side: Side of the source in pixels.
     """
     half = graph.floats(side / 2)
     ends = []

@@ -40,9 +40,8 @@ class CellAttention(nn.Module):
         """Return weights [B, h, w], float32, of mean 1, of features [B, C, h, w]; autocast is switched off inside."""
         with _full_precision(features):
             hidden = self.hidden(_evened(features))
-            if self.query is not None:  # without a query 0, so that every parameter takes part
-                given = hidden.new_zeros(1, self.query.in_features) if query is None else query
-                hidden = hidden + self.query(given.to(hidden.dtype))[:, :, None, None]
+            if self.query is not None:
+                hidden = hidden + _asked(self.query, query, hidden)[:, :, None, None]
             scores = self.score(torch.tanh(hidden))[:, 0]
             return _of_mean_one(scores.flatten(1)).view_as(scores)
 
@@ -71,8 +70,7 @@ class ChannelAttention(nn.Module):
         with _full_precision(features):
             hidden = self.hidden(_evened(features).mean(dim=(2, 3))[:, :, None])  # [B, C, hidden]
             if self.query is not None:
-                given = hidden.new_zeros(1, self.query.in_features) if query is None else query
-                hidden = hidden + self.query(given.to(hidden.dtype))[:, :, None]
+                hidden = hidden + _asked(self.query, query, hidden)[:, :, None]
             return _of_mean_one(self.score(torch.tanh(hidden))[:, :, 0])
 
 
@@ -143,6 +141,12 @@ GATES: dict[str, Callable[[int, int], nn.Module]] = {
 
 def _full_precision(like: Tensor) -> AbstractContextManager[object]:
     return nullcontext() if like.is_meta else torch.autocast(like.device.type, enabled=False)
+
+
+def _asked(layer: nn.Linear, query: Tensor | None, like: Tensor) -> Tensor:
+    """Return what a layer makes of a query; without one of zeros, so that every parameter takes part in every step."""
+    units: Tensor = layer(like.new_zeros(1, layer.in_features) if query is None else query.to(like.dtype))
+    return units
 
 
 def _evened(features: Tensor) -> Tensor:

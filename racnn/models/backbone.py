@@ -7,6 +7,7 @@ import inspect
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -122,9 +123,8 @@ class Backbone(nn.Module):
             raise ConfigError(
                 f"model.gated_stages: {wrong[0]}, but the stages of this backbone that are not frozen are {first} to {len(every)}"
             )
-        kept = self.gates
         for stage in stages or range(first, len(every) + 1):
-            kept[str(stage)] = GATES[kind](self._channels_after(every[stage - 1]), self.channels)
+            self.gates[str(stage)] = GATES[kind](self._channels_after(every[stage - 1]), self.channels)
 
     def _channels_after(self, num_layers: int) -> int:
         """Return how many channels the map after so many layers has."""
@@ -206,6 +206,11 @@ class Backbone(nn.Module):
     def save_memory(self) -> None:
         """Keep few activations and compute the others again in the backward pass, see :mod:`racnn.models.recompute`."""
         self.recompute = True
+
+
+def autocast_as(dtype: torch.dtype | None, view: Tensor) -> AbstractContextManager[object]:
+    """Return the context in which a backbone computes on a view's device in a type; None: in the caller's."""
+    return nullcontext() if dtype is None else torch.autocast(view.device.type, dtype=dtype)
 
 
 def vgg(name: str) -> Backbone:

@@ -27,7 +27,7 @@ class LevelHeads(nn.Module):
         channels: Channels of a look's descriptor.
         num_scales: Number of looks.
         num_classes: C.
-        names: Of the L levels.
+        names: Names of the L levels.
 
     Attributes:
         groups: [L, C] int64, the group of each class; each class by itself until :meth:`set_groups`.

@@ -15,7 +15,6 @@ Convention
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 
 from racnn.errors import ConfigError, did_you_mean
 from racnn.models.attention import CellAttention
-from racnn.models.backbone import Backbone, build_backbone, reason_against_view
+from racnn.models.backbone import Backbone, autocast_as, build_backbone, reason_against_view
 from racnn.models.racnn.apn import build_apn
 from racnn.models.racnn.level_heads import LevelHeads
 from racnn.models.racnn.losses import evidence_map, response_map
@@ -211,15 +210,13 @@ class RACNN(nn.Module):
         assert len(self.bounds) == self.num_scales - 1, (self.bounds, self.view_sizes)
         first = build_backbone(backbone, weights=weights)
         copies = [build_backbone(backbone) for _ in range(0 if shared_backbone else self.num_scales - 1)]
-        if gates != "none":
-            for each in (first, *copies):
-                each.freeze(frozen_stages)
+        for each in (first, *copies):
+            each.freeze(frozen_stages)
+            if gates != "none":
                 each.add_gates(gates, gated_stages)
         self.steered = any(gate.reads_query for gate in first.gates.values())
         for each in copies:  # every scale starts from the same weights, as in the paper
             each.load_state_dict(first.state_dict())
-        for each in (first, *copies):
-            each.freeze(frozen_stages)
         self.backbones = nn.ModuleList([first, *copies])
         self.classifiers = nn.ModuleList([nn.Linear(first.channels, num_classes) for _ in self.view_sizes])
         attended = self.view_sizes if pooling == "attention" else ()
@@ -290,8 +287,8 @@ class RACNN(nn.Module):
         Args:
             source: [B, 3, H, W], normalised.
             before: Output of the coarser scales.
-            noise: See :meth:`forward`, like ``move_samples``; the last of ``before`` then holds the jittered proposal.
-            move_samples: Likewise.
+            noise: [B, R, 3], see :meth:`forward`; the last of ``before`` then holds the jittered proposal.
+            move_samples: Whether derivatives in a region follow its sample points.
         """
         scale = len(before) + 1
         parent = before[-1] if before else None
@@ -319,7 +316,7 @@ class RACNN(nn.Module):
             view: [B, 3, h, w], normalised.
             region: [B, 3], where the view lies in the image.
             first: Output of the first scale, from which parallel regions are proposed; without it these are not.
-            query: From :meth:`query`.
+            query: [B, C], what steers the gates, from :meth:`query`.
         """
         apn = self.apns[scale - 1] if scale < self.num_scales else None
         inner = None
@@ -458,19 +455,19 @@ class RACNN(nn.Module):
 
     def extract_raw(self, scale: int, view: Tensor, query: Tensor | None = None) -> Tensor:
         """Return the same before their cells are weighed; ``query`` from :meth:`query`."""
-        with self._autocast(view):
+        with autocast_as(self.compute_dtype, view):
             return self.backbone(scale)(view, query)
 
     @torch.no_grad()
     def extract_frozen(self, scale: int, view: Tensor) -> Tensor:
         """Return what the frozen blocks of a scale's backbone make of a normalised view, in the type that it computes in."""
-        with self._autocast(view):
+        with autocast_as(self.compute_dtype, view):
             maps: Tensor = self.backbone(scale).frozen_part()(view)
         return maps if self.compute_dtype is None else maps.to(self.compute_dtype)
 
     def extract_rest(self, scale: int, maps: Tensor) -> Tensor:
         """Return the features [B, C, h', w'] of what :meth:`extract_frozen` returned."""
-        with self._autocast(maps):
+        with autocast_as(self.compute_dtype, maps):
             features = self.backbone(scale).forward_rest(maps)
         return self.weighed(scale, features)
 
@@ -484,7 +481,7 @@ class RACNN(nn.Module):
     def _extract_with_inner(
         self, scale: int, view: Tensor, query: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        with self._autocast(view):
+        with autocast_as(self.compute_dtype, view):
             return self.backbone(scale).forward_with_inner(view, query)
 
     @torch.no_grad()
@@ -531,7 +528,7 @@ class RACNN(nn.Module):
         """Learn which classes belong together.
 
         Args:
-            names: Of the levels, see :class:`racnn.data.groups.Levels`.
+            names: Names of the levels, see :class:`racnn.data.groups.Levels`.
             groups: The group of each class by level.
 
         Raises:
@@ -614,11 +611,6 @@ class RACNN(nn.Module):
         """Return the side in whole cells of the feature map; a part of one would shift the map."""
         stride = self.backbone(scale).stride
         return max(1, round(factor * self.view_sizes[scale - 1] / stride)) * stride
-
-    def _autocast(self, view: Tensor) -> contextlib.AbstractContextManager[object]:
-        if self.compute_dtype is None:
-            return contextlib.nullcontext()
-        return torch.autocast(view.device.type, dtype=self.compute_dtype)
 
 
 @torch.no_grad()

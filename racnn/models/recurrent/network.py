@@ -15,7 +15,6 @@ Convention
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from racnn.errors import ConfigError
-from racnn.models.backbone import Backbone, build_backbone, reason_against_view
+from racnn.models.backbone import Backbone, autocast_as, build_backbone, reason_against_view
 from racnn.ops.crop import zoom
 from racnn.ops.regions import whole
 
@@ -40,12 +39,12 @@ class Glimpse:
     """One look, and who sent it there.
 
     Attributes:
-        region: [B, 3] of the photo, held.
+        region: [B, 3], where the finest patch lies in the photo, held.
         view: [B, 3, g, g], the finest patch, normalised.
         state: [B, U], what the classifier reads.
         logits: [B, num_classes], the answer after this look.
         mean: [B, 2], where the location network wanted to look; None where it was not asked.
-        log_density: [B], of the place that was drawn around it; None where none was drawn.
+        log_density: [B], logarithm of the density of the place that was drawn around it; None where none was drawn.
         expected: [B], how probably the answer in the end is right, as far as the state that sent the eye here can tell; None likewise.
         memory: What is remembered after it, [B, U] each.
     """
@@ -116,7 +115,7 @@ class Recurrent(nn.Module):
         backbone: 'patch', one linear layer over the grey pixels of a glimpse as RAM has it, or a name for
             :func:`racnn.models.backbone.build_backbone`, whose map is averaged.
         weights: What the backbone starts from.
-        frozen_stages: See :meth:`Backbone.freeze`.
+        frozen_stages: How many first stages of the backbone are never trained, see :meth:`Backbone.freeze`.
         view_sizes: Side in pixels of each look's patches, all the same; their number is the number of looks.
         patches: How many patches a glimpse has, each twice as wide as the one before; what sticks out repeats the edge.
         side: Side of the finest patch, as a fraction of the photo's.
@@ -226,10 +225,10 @@ class Recurrent(nn.Module):
         """Return the look that follows after others.
 
         Args:
-            source: From :meth:`normalise`.
+            source: Images as :meth:`normalise` returns them, or rows of :meth:`read_places`.
             before: The looks before.
-            drawn: [B, 2] in [0, 1], see :meth:`forward`, like ``spread``.
-            spread: Likewise.
+            drawn: [B, 2] in [0, 1], the part of :meth:`forward`'s noise that this place is drawn by.
+            spread: Standard deviation of what is drawn, in units of a place.
         """
         state, number = before[-1].memory if before else self._start(source), len(before)
         if self.moves == "random" and drawn is None:
@@ -323,17 +322,12 @@ class Recurrent(nn.Module):
         if not self.backbones:
             return torch.cat([patch.flatten(1) for patch in patches], dim=1)
         trunk = cast(Backbone, self.backbones[0])
-        with self._autocast(patches[0]):
+        with autocast_as(self.compute_dtype, patches[0]):
             maps = trunk(torch.cat(list(patches)))
         means = maps.float().mean(dim=(2, 3))
         if self.root:  # at a mean size of 1, as layers expect it
             means = F.normalize(means.sign() * means.abs().sqrt(), dim=1) * math.sqrt(means.shape[1])
         return torch.cat(means.chunk(len(patches)), dim=1)
-
-    def _autocast(self, view: Tensor) -> contextlib.AbstractContextManager[object]:
-        if self.compute_dtype is None:
-            return contextlib.nullcontext()
-        return torch.autocast(view.device.type, dtype=self.compute_dtype)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return images, floating in [0, 1] or uint8, with the mean and standard deviation of what reads them.
@@ -373,7 +367,7 @@ class _OneLayer(nn.Module):
     """A memory whose one state both answers and, held, decides: where the eye goes must not shape what it sees (RAM).
 
     Args:
-        units: Of the state.
+        units: Width of the state.
     """
 
     num_states = 1

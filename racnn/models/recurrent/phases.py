@@ -160,7 +160,7 @@ def policy_losses(output: RecurrentOutput, labels: Tensor) -> dict[str, Tensor]:
     """Return the losses of the decisions of a network.
 
     Args:
-        output: Of all looks, at places that were drawn.
+        output: What the network made of a batch, at places that were drawn.
         labels: [B].
 
     Returns:
