@@ -45,7 +45,7 @@ class Glimpse:
         logits: [B, num_classes], the answer after this look.
         mean: [B, 2], where the location network wanted to look; None where it was not asked.
         log_density: [B], logarithm of the density of the place that was drawn around it; None where none was drawn.
-        expected: [B], how probably the answer in the end is right, as far as the state that sent the eye here can tell; None likewise.
+        expected: [B], what the decision will earn, in [0, 1], as far as the state that sent the eye here can tell; None where it was not asked.
         memory: What is remembered after it, [B, U] each.
     """
 

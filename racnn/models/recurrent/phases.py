@@ -4,8 +4,8 @@ Three losses, each of which moves only the parameters that it is about:
 
 classification   what, where, memory and classifier, from the true class
 policy           the location network, and of two layers the second one and its context, by REINFORCE (Williams 1992): a place is made
-                 more probable where the answer in the end was right although that was not expected, less where it was wrong
-baseline         what is expected, from whether the answer was right
+                 more probable where the answers after it were more probably right than was expected, less where they were not
+baseline         what is expected, from what was then earned
 """
 
 from __future__ import annotations
@@ -35,9 +35,13 @@ class Policy(GradientPhase):
     answers: Literal["all", "last"] = Field(
         "all", description="looks whose answers learn the class; last: as published, only the last"
     )
-    spread: float = Field(0.1, gt=0.0, le=1.0, description="standard deviation of the places that are tried")
+    reward: Literal["each", "last"] = Field(
+        "each",
+        description="of a decision: how probable the looks it leads to hold the true class; last: as published, whether the last is right",
+    )
+    spread: float = Field(0.2, gt=0.0, le=1.0, description="standard deviation of the places that are tried")
     weight: float = Field(
-        0.05,
+        0.2,
         ge=0.0,
         description="of the policy's loss; what counts is weight / spread^2, 4 to 10 in copies that work",
     )
@@ -53,7 +57,7 @@ class Policy(GradientPhase):
     ) -> dict[str, Tensor]:
         output = self.looks(model, batch)
         answers = output.logits if self.answers == "all" else output.logits[-1:]
-        found = policy_losses(output, batch["label"])
+        found = policy_losses(output, batch["label"], self.reward)
         each = [
             F.cross_entropy(logits.float(), batch["label"], weight=class_weights, reduction="none")
             for logits in answers
@@ -156,31 +160,42 @@ def read_places(
     read_rows(read, batches, device=device, after_batch=after_batch)
 
 
-def policy_losses(output: RecurrentOutput, labels: Tensor) -> dict[str, Tensor]:
+def policy_losses(output: RecurrentOutput, labels: Tensor, reward: str = "each") -> dict[str, Tensor]:
     """Return the losses of the decisions of a network.
 
     Args:
         output: What the network made of a batch, at places that were drawn.
         labels: [B].
+        reward: 'last', as Mnih et al. have it: for every decision 1 where the last answer is right, else 0. 'each': for the decision
+            that sent the eye to look k, the mean over the looks from k on of the probability of the true class. A place cannot change
+            earlier answers, so no credit is lost, and a probability says more of one draw than right or wrong.
 
     Returns:
         ``policy``, whose gradient is minus that of the expected reward, estimated by one draw a photo: the sum over decisions of the log
-        density times (reward - expected), both held; ``baseline``, the mean squared error of what was expected. The reward is 1 where
-        the last answer is right, else 0.
+        density times (reward - expected), both held; ``baseline``, the mean squared error of what was expected.
     """
-    right = (output.logits[-1].detach().argmax(dim=1) == labels).float()
-    sent = [look for look in output.looks if look.expected is not None]
-    if not sent:
-        zero = output.logits[-1].new_zeros(())
-        return {"policy": zero, "baseline": zero}
-    drawn = [
-        look.log_density * (right - look.expected.detach())
-        for look in sent
-        if look.log_density is not None and look.expected is not None
-    ]
-    missed = [(look.expected - right).square() for look in sent if look.expected is not None]
-    policy = -torch.stack(drawn).sum(dim=0).mean() if drawn else right.new_zeros(())
-    return {"policy": policy, "baseline": torch.stack(missed).mean()}
+    drawn, missed = [], []
+    for look, earned in zip(output.looks, _rewards(output, labels, reward), strict=True):
+        if look.expected is None:
+            continue
+        missed.append((look.expected - earned).square())
+        if look.log_density is not None:
+            drawn.append(look.log_density * (earned - look.expected.detach()))
+    zero = output.logits[-1].new_zeros(())
+    return {
+        "policy": -torch.stack(drawn).sum(dim=0).mean() if drawn else zero,
+        "baseline": torch.stack(missed).mean() if missed else zero,
+    }
+
+
+def _rewards(output: RecurrentOutput, labels: Tensor, reward: str) -> Tensor:
+    """Return what the decision that led to each look earns, [R, B], held."""
+    logits = torch.stack([logits.detach().float() for logits in output.logits])
+    if reward == "last":
+        return (logits[-1].argmax(dim=1) == labels).float().expand(len(logits), -1)
+    probable = logits.softmax(dim=2).gather(2, labels.expand(len(logits), -1)[..., None])[..., 0]
+    later = probable.flip(0).cumsum(dim=0).flip(0)
+    return later / torch.arange(len(logits), 0, -1, device=later.device)[:, None]
 
 
 PHASES: dict[str, type[Phase]] = {"policy": Policy, "frozen_policy": FrozenPolicy}
