@@ -20,7 +20,7 @@ from racnn.engine.trainer import fit
 from racnn.errors import ConfigError
 from racnn.models import build_model
 from racnn.models.early_exit import EarlyExit, look_until_confident
-from racnn.models.recurrent.network import MEMORIES, Glimpse, Recurrent
+from racnn.models.recurrent.network import MEMORIES, Glimpse, Recurrent, RecurrentOutput
 from racnn.models.recurrent.phases import Policy, policy_losses
 
 SEEING = {"what", "where", "joined_what", "joined_where", "classifier"}
@@ -49,7 +49,7 @@ def phase(**changes):
 def moved(model, loss):
     """Return the names of the parts that a loss has a derivative in."""
     model.zero_grad(set_to_none=True)
-    loss.backward()
+    loss.backward(retain_graph=True)
     return {
         name
         for name, value in model.named_parameters()
@@ -69,7 +69,7 @@ class TestThreeLosses:
         assert parts["classification"] == SEEING | {"memory"}
         assert parts["policy"] == {"location"}
         assert parts["baseline"] == {"baseline"}
-        total = found["classification"] + found["baseline"] + 0.05 * found["policy"]
+        total = found["classification"] + found["baseline"] + 0.2 * found["policy"]
         torch.testing.assert_close(found["loss"], total)
 
     def test_of_two_layers_the_second_and_the_context_learn_where(self):
@@ -91,8 +91,9 @@ class TestThreeLosses:
             "memory.second",
         }
 
-    def test_the_policy_s_gradient_is_that_of_the_expected_reward(self):
-        """A reward of 1 where x is above a bar: its expectation is known, and so is its slope."""
+    @pytest.mark.parametrize("reward", ["last", "each"])
+    def test_the_policy_s_gradient_is_that_of_the_expected_reward(self, reward):
+        """A reward of 1 where x is above a bar, or more the further above: its expectation is known, and so is its slope."""
         spread, bar, num = 0.1, 0.15, 200_001
         mean = torch.tensor([0.1, 0.0], dtype=torch.float64, requires_grad=True)
         noise = (torch.arange(num, dtype=torch.float64) + 0.5) / num
@@ -107,11 +108,12 @@ class TestThreeLosses:
         torch.testing.assert_close(used[100:-100, 0], place[100:-100].clamp(-1.0, 1.0))
         logits = torch.stack([torch.full_like(place, bar), place], dim=1)
         look = Glimpse(None, None, None, logits, None, log_density, expected, ())
-        policy_losses(SimpleNamespace(looks=[look], logits=[logits]), torch.ones(num).long())[
-            "policy"
-        ].backward()
+        output = SimpleNamespace(looks=[look], logits=[logits.double()])
+        policy_losses(output, torch.ones(num).long(), reward)["policy"].backward()
 
         def expected_reward(x):
+            if reward == "each":
+                return (x + place - 0.1 - bar).sigmoid().mean().item()
             return 0.5 * (1.0 + math.erf((x - bar) / (spread * math.sqrt(2.0))))
 
         step = 1e-5
@@ -119,13 +121,36 @@ class TestThreeLosses:
         assert -mean.grad[0].item() == pytest.approx(slope, rel=1e-3)
         assert mean.grad[1].item() == pytest.approx(0.0, abs=1e-6)
 
-    def test_equal_rewards_and_an_exact_baseline_give_none(self):
+    @pytest.mark.parametrize(("reward", "earned"), [("last", 1.0), ("each", 0.25)])
+    def test_equal_rewards_and_an_exact_baseline_give_none(self, reward, earned):
         model, given = network(), batch()
         output = model(given["image"], noise=given["noise"])
         labels = output.logits[-1].argmax(dim=1)
+        for look in output.looks:
+            look.logits = look.logits if reward == "last" else torch.zeros_like(look.logits)
+        assert moved(model, policy_losses(output, labels, reward)["policy"]) == {
+            f"location.{layer}.{part}" for layer in (0, 2) for part in ("weight", "bias")
+        }
         for look in output.looks[1:]:
-            look.expected = torch.ones_like(look.expected)
-        assert not moved(model, policy_losses(output, labels)["policy"])
+            look.expected = torch.full_like(look.expected, earned)
+        assert not moved(model, policy_losses(output, labels, reward)["policy"])
+
+    def test_a_decision_earns_what_the_looks_after_it_make_of_it(self):
+        logits = torch.tensor([[[0.0, 0.0]], [[0.0, 1.0]], [[2.0, 0.0]]])
+        looks = [Glimpse(None, None, None, each, None, None, None, ()) for each in logits]
+        for look in looks[1:]:
+            look.expected = torch.zeros(1)
+            look.log_density = torch.zeros(1, requires_grad=True)
+        output = RecurrentOutput(looks, complete=True)
+        probable = logits.softmax(dim=2)[:, 0, 1]
+        for reward, earned in [
+            ("each", [(probable[1] + probable[2]) / 2, probable[2]]),
+            ("last", [torch.tensor(0.0)] * 2),
+        ]:
+            policy_losses(output, torch.tensor([1]), reward)["policy"].backward()
+            for look, value in zip(looks[1:], earned, strict=True):
+                torch.testing.assert_close(look.log_density.grad[0], -value)
+                look.log_density.grad = None
 
     def test_the_density_is_of_what_was_drawn_not_of_what_is_used(self):
         model = network()
