@@ -47,6 +47,12 @@ class RecurrentConfig(ModelSection):
     descriptor: Literal["mean", "root"] = Field(
         "mean", description="of the backbone's map; root: its signed square root, at one length"
     )
+    coarse_map: int = Field(
+        0,
+        ge=0,
+        le=32,
+        description="cells a side of a map of the whole photo that the location network points into; 0: it has none",
+    )
     dropout: float = Field(
         0.0, ge=0.0, lt=1.0, description="share of the features left out at random in training"
     )
@@ -67,6 +73,15 @@ class RecurrentConfig(ModelSection):
             raise ValueError("descriptor: is of a backbone's map, and backbone patch has none")
         if self.first == "whole" and self.patches > 1:
             raise ValueError("first: whole is of one patch; set patches to 1")
+        if self.coarse_map == 1:
+            raise ValueError(
+                "coarse_map: 1 is the whole, which says nothing of where; take 2 a side or more, or 0"
+            )
+        if self.coarse_map and (self.first != "whole" or self.backbone == "patch" or self.moves != "learned"):
+            raise ValueError(
+                "coarse_map: is what a backbone makes of the whole photo for the location network; set first: whole, a backbone, "
+                "and moves: learned"
+            )
         if self.frozen_stages and self.weights is None:
             raise ValueError("frozen_stages: without weights they would stay random")
         if self.backbone == "patch" and self.weights is not None:

@@ -31,6 +31,7 @@ from racnn.ops.regions import whole
 
 GREY = 0.3  # standard deviation of the pixels of a digit, whose background is 0
 WITHIN = 1e-4  # random numbers nearer to 0 or 1 would be drawn from infinitely far
+POINTED = 64  # width of a pointer's query and keys
 State = tuple[Tensor, ...]
 
 
@@ -47,6 +48,8 @@ class Glimpse:
         log_density: [B], logarithm of the density of the place that was drawn around it; None where none was drawn.
         expected: [B], what the decision will earn, in [0, 1], as far as the state that sent the eye here can tell; None where it was not asked.
         memory: What is remembered after it, [B, U] each.
+        features: [B, D], what was read of its patches, as it is.
+        coarse: [B, C, m, m], the map of the whole photo that later decisions point into; None but in look 1, and where there is none.
     """
 
     region: Tensor
@@ -57,6 +60,8 @@ class Glimpse:
     log_density: Tensor | None
     expected: Tensor | None
     memory: State
+    features: Tensor
+    coarse: Tensor | None
 
 
 @dataclass
@@ -128,6 +133,8 @@ class Recurrent(nn.Module):
         grid: Places a side that glimpses are moved to, from border to border; 0: they go anywhere. What a trunk that stays as loaded makes
             of all of them can be read once, see :class:`racnn.models.recurrent.phases.FrozenPolicy`.
         descriptor: 'mean' of the backbone's map, or its signed 'root' at length 1 a patch, see :class:`racnn.models.RACNN`.
+        coarse_map: Cells a side of a map of the whole photo that the location network points into, see :class:`Pointer`; 0: it is told
+            what is remembered and no more. Needs ``first`` 'whole' and a backbone.
         dropout: Share of the features that are left out at random in training.
     """
 
@@ -150,10 +157,12 @@ class Recurrent(nn.Module):
         units: int = 256,
         grid: int = 0,
         descriptor: str = "mean",
+        coarse_map: int = 0,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.grid, self.root = grid, descriptor == "root"
+        assert not coarse_map or (first == "whole" and backbone != "patch"), (first, backbone)
+        self.grid, self.root, self.coarse_map = grid, descriptor == "root", coarse_map
         self.view_sizes = tuple(view_sizes)
         self.num_scales = len(self.view_sizes)
         self.num_classes = num_classes
@@ -184,7 +193,11 @@ class Recurrent(nn.Module):
             else None
         )
         self.classifier = nn.Linear(units, num_classes)
-        self.location = nn.Sequential(nn.Linear(units, half), nn.ReLU(), nn.Linear(half, 2))
+        self.location = (
+            Pointer(units, width, coarse_map, side)
+            if coarse_map
+            else nn.Sequential(nn.Linear(units, half), nn.ReLU(), nn.Linear(half, 2), nn.Tanh())
+        )
         self.baseline = nn.Linear(units, 1)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
@@ -230,38 +243,61 @@ class Recurrent(nn.Module):
             drawn: [B, 2] in [0, 1], the part of :meth:`forward`'s noise that this place is drawn by.
             spread: Standard deviation of what is drawn, in units of a place.
         """
-        state, number = before[-1].memory if before else self._start(source), len(before)
+        state, number = before[-1].memory if before else self.start(source), len(before)
         if self.moves == "random" and drawn is None:
             drawn = numbers_of(source, 2 * number + 2)[:, -2:]
-        place, mean, log_density, expected = self._decide(state, number, drawn, spread)
+        coarse = before[0].coarse if before else None
+        place, mean, log_density, expected = self._decide(state, number, drawn, spread, coarse)
         region = self._region(place, number)
         if source.ndim == 3:  # what was read of the places, not the photo
             features = source[torch.arange(len(source), device=source.device), self._number_of(place, number)]
-            patches = [source.new_zeros(len(source), 3, 1, 1)]
+            view = source.new_zeros(len(source), 3, 1, 1)
+            coarse = self._stored_map(source)
         else:
             patches = self._cut(source, region)
-            features = self._features(patches)
-        glimpse = F.relu(self.joined_what(self.what(features)) + self.joined_where(self.where(region)))
-        state = self.memory(glimpse, state)
+            features, coarse = self._features(patches)
+            view = patches[0].expand(-1, 3, -1, -1)
+        state = self.remembered(features, region, state)
         reads = self.memory.reads(state)
-        view = patches[0].expand(-1, 3, -1, -1)
-        return Glimpse(region, view, reads, self.classifier(reads), mean, log_density, expected, state)
+        return Glimpse(
+            region=region,
+            view=view,
+            state=reads,
+            logits=self.classifier(reads),
+            mean=mean,
+            log_density=log_density,
+            expected=expected,
+            memory=state,
+            features=features,
+            coarse=None if number else coarse,
+        )
+
+    def remembered(self, features: Tensor, region: Tensor, state: State) -> State:
+        """Return what is remembered after a look.
+
+        Args:
+            features: [B, D], what was read of its patches, as they are.
+            region: [B, 3], where it was.
+            state: What was remembered before.
+        """
+        what = self.what(self._described(features))
+        return self.memory(F.relu(self.joined_what(what) + self.joined_where(self.where(region))), state)
 
     def output(self, looks: Sequence[Glimpse]) -> RecurrentOutput:
         """Return the output of the first looks, or of all."""
         return RecurrentOutput(list(looks), len(looks) == self.num_scales)
 
-    def _start(self, source: Tensor) -> State:
+    def start(self, source: Tensor) -> State:
         """Return the memory before the first look."""
         state = tuple(source.new_zeros(len(source), self.units) for _ in range(self.memory.num_states))
         if self.context is None:
             return state
         size = self.view_sizes[0]
         view = zoom(source, whole(len(source), device=source.device), (size, size))
-        return self.memory.steered(state, self.context(self._features([view]).detach()))
+        return self.memory.steered(state, self.context(self._described(self._features([view])[0]).detach()))
 
     def _decide(
-        self, state: State, number: int, drawn: Tensor | None, spread: float
+        self, state: State, number: int, drawn: Tensor | None, spread: float, coarse: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """Return where a look goes, [B, 2] and held, and what a :class:`Glimpse` keeps of the decision."""
         decides = self.memory.decides(state)
@@ -270,7 +306,7 @@ class Recurrent(nn.Module):
             if is_random and drawn is not None:
                 return 2.0 * drawn - 1.0, None, None, None
             return decides.new_zeros(len(decides), 2), None, None, None
-        mean = torch.tanh(self.location(decides))
+        mean: Tensor = self.location(decides) if coarse is None else self.location(decides, coarse.detach())
         expected = torch.sigmoid(self.baseline(decides.detach()))[:, 0]
         if drawn is None:
             return mean.detach(), mean, None, expected
@@ -301,15 +337,27 @@ class Recurrent(nn.Module):
 
     @torch.no_grad()
     def read_places(self, images: Tensor) -> Tensor:
-        """Return what is read of the whole of each image and of all places of the grid, [B, 1 + grid^2, D], row by row."""
+        """Return what is read of the whole of each image, of all places of the grid, row by row, and the cells of the coarse map.
+
+        Returns:
+            [B, 1 + grid^2 + coarse_map^2, D].
+        """
         source = self.normalise(images)
         steps = torch.arange(self.grid, device=source.device) * (2.0 / (self.grid - 1)) - 1.0
-        rows = [self._features(self._cut(source, whole(len(source), device=source.device)))]
+        seen, coarse = self._features(self._cut(source, whole(len(source), device=source.device)))
+        rows = [seen]
         for y in steps:
             for x in steps:
                 place = torch.stack([x, y]).expand(len(source), 2)
-                rows.append(self._features(self._cut(source, self._region(place, 1))))
-        return torch.stack(rows, dim=1)
+                rows.append(self._features(self._cut(source, self._region(place, 1)))[0])
+        cells = [] if coarse is None else [coarse.flatten(2).transpose(1, 2)]
+        return torch.cat([torch.stack(rows, dim=1), *cells], dim=1)
+
+    def _stored_map(self, rows: Tensor) -> Tensor | None:
+        """Return the coarse map of rows of :meth:`read_places`."""
+        if not self.coarse_map:
+            return None
+        return rows[:, 1 + self.grid**2 :].transpose(1, 2).unflatten(2, (self.coarse_map, self.coarse_map))
 
     def _cut(self, source: Tensor, region: Tensor) -> list[Tensor]:
         """Return the patches of a glimpse, the finest first."""
@@ -317,17 +365,25 @@ class Recurrent(nn.Module):
         wider = [torch.cat([region[:, :2], 2.0**j * region[:, 2:]], dim=1) for j in range(self.patches)]
         return [zoom(source, each, (size, size)) for each in wider]
 
-    def _features(self, patches: Sequence[Tensor]) -> Tensor:
-        """Return what is read of patches, [B, D] each, joined."""
+    def _features(self, patches: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Return what is read of patches, joined, [B, D], and the coarse map of the first one if there is to be one."""
         if not self.backbones:
-            return torch.cat([patch.flatten(1) for patch in patches], dim=1)
+            return torch.cat([patch.flatten(1) for patch in patches], dim=1), None
         trunk = cast(Backbone, self.backbones[0])
         with autocast_as(self.compute_dtype, patches[0]):
-            maps = trunk(torch.cat(list(patches)))
-        means = maps.float().mean(dim=(2, 3))
-        if self.root:  # at a mean size of 1, as layers expect it
-            means = F.normalize(means.sign() * means.abs().sqrt(), dim=1) * math.sqrt(means.shape[1])
-        return torch.cat(means.chunk(len(patches)), dim=1)
+            maps = trunk(torch.cat(list(patches))).float()
+        means = torch.cat(maps.mean(dim=(2, 3)).chunk(len(patches)), dim=1)
+        size = (self.coarse_map, self.coarse_map)
+        return means, F.adaptive_avg_pool2d(maps[: len(means)], size) if self.coarse_map else None
+
+    def _described(self, features: Tensor) -> Tensor:
+        """Return the descriptors of patches, [B, D], from what was read of them."""
+        if not self.root:
+            return features
+        means = features.unflatten(1, (-1, cast(Backbone, self.backbones[0]).channels))
+        # at a mean size of 1, as layers expect it
+        roots = means.sign() * means.abs().clamp_min(1e-12).sqrt()  # the slope of the root of 0 is infinite
+        return (F.normalize(roots, dim=2) * math.sqrt(means.shape[2])).flatten(1)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return images, floating in [0, 1] or uint8, with the mean and standard deviation of what reads them.
@@ -361,6 +417,44 @@ def numbers_of(source: Tensor, num: int) -> Tensor:
     seed = (source.double().flatten(1) * (weights * 0.6180339887).frac()).sum(dim=1, keepdim=True)
     places = torch.arange(1, num + 1, device=source.device, dtype=torch.float64)
     return ((seed * 12.9898 + places * 78.233).sin() * 43758.5453).frac().abs().to(source.dtype)
+
+
+class Pointer(nn.Module):
+    """A location network that points into a coarse map of the whole photo, which what is remembered alone says little about.
+
+    Attention over the cells, whose query is made of what is remembered; the place is the mean of the cells' middles.
+
+    Args:
+        units: Width of what is remembered.
+        channels: C of the map.
+        num: m, its cells a side.
+        side: Side of a glimpse; a middle nearer to the border than half of it is that of the outermost place.
+    """
+
+    middles: Tensor
+
+    def __init__(self, units: int, channels: int, num: int, side: float) -> None:
+        super().__init__()
+        self.register_buffer("middles", middles(num, side), persistent=False)
+        self.query = nn.Linear(units, POINTED)
+        self.key = nn.Linear(channels, POINTED)
+        self.bias = nn.Linear(channels, 1)
+
+    def forward(self, decides: Tensor, coarse: Tensor) -> Tensor:
+        """Return the place [B, 2] from what decides, [B, U], and the map [B, C, m, m]."""
+        cells = coarse.flatten(2).transpose(1, 2)
+        cells = cells.sign() * cells.abs().sqrt()
+        cells = cells / cells.square().mean(dim=(1, 2), keepdim=True).sqrt().clamp_min(1e-6)
+        match = (self.key(cells) @ self.query(decides)[..., None])[..., 0] / math.sqrt(POINTED)
+        weights = (match + self.bias(cells)[..., 0]).softmax(dim=1)
+        return weights @ self.middles
+
+
+def middles(num: int, side: float) -> Tensor:
+    """Return the places [num^2, 2], row by row, that are nearest to the middles of cells, so many a side, for glimpses of a side."""
+    steps = ((2.0 * torch.arange(num) + 1.0) / num - 1.0) / max(1.0 - side, 1e-6)
+    y, x = torch.meshgrid(steps.clamp(-1.0, 1.0), steps.clamp(-1.0, 1.0), indexing="ij")
+    return torch.stack([x.flatten(), y.flatten()], dim=1)
 
 
 class _OneLayer(nn.Module):

@@ -1,6 +1,6 @@
-"""The phase of a network that glimpses in sequence: it learns what it sees by gradients, and where to look by trial.
+"""The phases of a network that glimpses in sequence: it learns what it sees by gradients, and where to look by trial, or first by example.
 
-Three losses, each of which moves only the parameters that it is about:
+Three losses of a policy, each of which moves only the parameters that it is about:
 
 classification   what, where, memory and classifier, from the true class
 policy           the location network, and of two layers the second one and its context, by REINFORCE (Williams 1992): a place is made
@@ -22,14 +22,67 @@ from racnn.models.backbone import Backbone
 from racnn.models.parts import read_rows
 from racnn.models.phase import Batch, GradientPhase, Phase, PhaseContext
 from racnn.models.recurrent.network import Recurrent, RecurrentOutput
+from racnn.models.recurrent.places import evidence, taught_places
 
 PLACES = "places"  # the rows that batches bring along where photos are not opened
 
 
-class Policy(GradientPhase):
-    """Learn to see and where to look, together."""
+class _Looking(GradientPhase):
+    """What all phases of these networks have in common: they take all looks, and are judged by the last answer."""
 
     trains_fusion: ClassVar[bool] = True  # the last look's answer is that of all
+
+    def looks(self, model: Recurrent, batch: Batch, **options: Any) -> RecurrentOutput:
+        """Return what the network makes of a batch; options are those of :meth:`Recurrent.forward`."""
+        output: RecurrentOutput = model(batch["image"], **options)
+        return output
+
+    def score_names(self, num_scales: int) -> list[str]:
+        return ["fused"]
+
+    def num_scales_run(self, num_scales: int) -> int:
+        return num_scales
+
+    def last_trained_scale(self) -> int:
+        return max(self.scales)
+
+    def misfits(self, model: Any) -> list[str]:
+        found = super().misfits(model)
+        if self.scales:
+            found.append(f"'scales' does nothing in a {self.kind} phase, which trains all looks")
+        return found
+
+    @property
+    def name(self) -> str:
+        return f"{self.position + 1:02d}-{self.kind}"
+
+
+class _OnStored(_Looking):
+    """On a trunk that stays as loaded: what it makes of all places of the grid is read once, and steps open no photo."""
+
+    augments: ClassVar[bool] = False
+    needs_one_process: ClassVar[bool] = True
+
+    def looks(self, model: Recurrent, batch: Batch, **options: Any) -> RecurrentOutput:
+        rows = batch[PLACES].float()
+        output: RecurrentOutput = model(rows, stored=rows, **options)
+        return output
+
+    def take_up(self, context: PhaseContext, state: Mapping[str, Tensor]) -> None:
+        trunk = list(context.model.backbones.state_dict().values())
+        context.store(PLACES, self.photos, read_places, depends_on=trunk)
+
+    def misfits(self, model: Any) -> list[str]:
+        found = super().misfits(model)
+        if not model.grid or model.backbone == "patch":
+            found.append(
+                f"a {self.kind} phase reads all places of model.grid beforehand, by a backbone; set both"
+            )
+        return found
+
+
+class Policy(_Looking):
+    """Learn to see and where to look, together."""
 
     kind: Literal["policy"]
     answers: Literal["all", "last"] = Field(
@@ -49,13 +102,13 @@ class Policy(GradientPhase):
 
     def trained(self, model: Recurrent) -> tuple[list[nn.Module], list[nn.Module]]:
         trunks = [cast(Backbone, backbone).trainable() for backbone in model.backbones]
-        heads = [module for name, module in model.named_children() if name != "backbones"]
+        heads = _heads(model)
         return (trunks, heads) if trunks else (heads, [])
 
     def losses(
         self, model: Recurrent, batch: Batch, class_weights: Tensor | None = None
     ) -> dict[str, Tensor]:
-        output = self.looks(model, batch)
+        output = self.looks(model, batch, noise=batch.get("noise"), spread=self.spread)
         answers = output.logits if self.answers == "all" else output.logits[-1:]
         found = policy_losses(output, batch["label"], self.reward)
         each = [
@@ -65,22 +118,8 @@ class Policy(GradientPhase):
         found["classification"] = torch.stack(each).mean()
         return found | {"loss": found["classification"] + found["baseline"] + self.weight * found["policy"]}
 
-    def looks(self, model: Recurrent, batch: Batch) -> RecurrentOutput:
-        """Return what the network makes of a batch."""
-        output: RecurrentOutput = model(batch["image"], noise=batch.get("noise"), spread=self.spread)
-        return output
-
     def num_noise(self) -> int:
         return 2 * max(self.scales)
-
-    def score_names(self, num_scales: int) -> list[str]:
-        return ["fused"]
-
-    def num_scales_run(self, num_scales: int) -> int:
-        return num_scales
-
-    def last_trained_scale(self) -> int:
-        return max(self.scales)
 
     def head_factor(self) -> float:
         return self.head_lr_factor
@@ -92,34 +131,16 @@ class Policy(GradientPhase):
             and self.head_lr_factor != type(self).model_fields["head_lr_factor"].default
         ):
             found.append("head_lr_factor belongs to backbones and does nothing with backbone patch")
-        if self.scales:
-            found.append("'scales' does nothing in a policy phase, which trains all looks")
         return found
 
-    @property
-    def name(self) -> str:
-        return f"{self.position + 1:02d}-{self.kind}"
 
-
-class FrozenPolicy(Policy):
-    """The same on a trunk that stays as loaded: what it makes of all places of the grid is read once, and steps open no photo."""
-
-    augments: ClassVar[bool] = False
-    needs_one_process: ClassVar[bool] = True
+class FrozenPolicy(_OnStored, Policy):
+    """The same on a trunk that stays as loaded."""
 
     kind: Literal["frozen_policy"]  # type: ignore[assignment]
 
     def trained(self, model: Recurrent) -> tuple[list[nn.Module], list[nn.Module]]:
-        return [module for name, module in model.named_children() if name != "backbones"], []
-
-    def looks(self, model: Recurrent, batch: Batch) -> RecurrentOutput:
-        rows = batch[PLACES].float()
-        output: RecurrentOutput = model(rows, noise=batch.get("noise"), spread=self.spread, stored=rows)
-        return output
-
-    def take_up(self, context: PhaseContext, state: Mapping[str, Tensor]) -> None:
-        trunk = list(context.model.backbones.state_dict().values())
-        context.store(PLACES, self.photos, read_places, depends_on=trunk)
+        return _heads(model), []
 
     def head_factor(self) -> float:
         return 1.0
@@ -129,13 +150,45 @@ class FrozenPolicy(Policy):
             "head_lr_factor": "policy and does nothing in a frozen_policy phase, whose trunk does not learn"
         }
 
+
+class PolicyInit(_Looking):
+    """Teach the location network where the photo's evidence lies, as :mod:`racnn.models.recurrent.places` finds it."""
+
+    kind: Literal["policy_init"]
+
+    def trained(self, model: Recurrent) -> tuple[list[nn.Module], list[nn.Module]]:
+        return [model.location], []
+
+    def losses(
+        self, model: Recurrent, batch: Batch, class_weights: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        looks = self.looks(model, batch).looks
+        coarse = looks[0].coarse
+        assert coarse is not None
+        shown = evidence(model, looks[0].features, coarse, batch["label"])
+        taught = taught_places(shown, len(looks) - 1, side=model.side, grid=model.grid)
+        each = [
+            F.smooth_l1_loss(cast(Tensor, look.mean), place, reduction="none").sum(dim=1)
+            for look, place in zip(looks[1:], taught, strict=True)
+        ]
+        return {"loss": torch.stack(each).mean()}
+
     def misfits(self, model: Any) -> list[str]:
         found = super().misfits(model)
-        if not model.grid or model.backbone == "patch":
-            found.append(
-                "a frozen_policy phase reads all places of model.grid beforehand, by a backbone; set both"
-            )
+        if not model.coarse_map:
+            found.append(f"a {self.kind} phase reads places of model.coarse_map; set it")
         return found
+
+
+class FrozenPolicyInit(_OnStored, PolicyInit):
+    """The same on a trunk that stays as loaded."""
+
+    kind: Literal["frozen_policy_init"]  # type: ignore[assignment]
+
+
+def _heads(model: Recurrent) -> list[nn.Module]:
+    """Return all of a network but its trunk."""
+    return [module for name, module in model.named_children() if name != "backbones"]
 
 
 @torch.no_grad()
@@ -198,7 +251,12 @@ def _rewards(output: RecurrentOutput, labels: Tensor, reward: str) -> Tensor:
     return later / torch.arange(len(logits), 0, -1, device=later.device)[:, None]
 
 
-PHASES: dict[str, type[Phase]] = {"policy": Policy, "frozen_policy": FrozenPolicy}
+PHASES: dict[str, type[Phase]] = {
+    "policy": Policy,
+    "frozen_policy": FrozenPolicy,
+    "policy_init": PolicyInit,
+    "frozen_policy_init": FrozenPolicyInit,
+}
 
 
 def recipe(view_sizes: Sequence[int]) -> list[dict[str, Any]]:
