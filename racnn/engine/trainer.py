@@ -231,7 +231,9 @@ class Trainer:
             progress.start = progress.best = progress.best_weights = None
             progress.state = {}
             self.save_last(None)
-            self.processes.from_main_process(lambda: remove_files(self.folder / "views"))
+            following = upcoming(schedule, num_scales, progress.outcomes)
+            if following is None or not phase.stores or following.stores != phase.stores:
+                self.processes.from_main_process(lambda: remove_files(self.folder / "views"))
             self.stop_if_told()
 
     def _run_phase(self, phase: Phase) -> bool:

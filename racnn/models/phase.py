@@ -45,7 +45,7 @@ class PhaseContext(Protocol):
         depends_on: Sequence[Tensor],
         **settings: Any,
     ) -> Tensor:
-        """Return rows [N, ...] of all photos of a split that a call gives away, kept in a file until the phase ends.
+        """Return rows [N, ...] of all photos of a split that a call gives away, kept in a file until a phase has no use for it.
 
         Until then batches bring their rows along under this name, and neither ``image`` nor ``box`` and ``parts``.
         It is called as by :meth:`read`, with ``keep`` in place of ``gather``, which takes positions of photos [B] and their
@@ -114,6 +114,7 @@ class Phase(Section):
     answers_out_of_fold: ClassVar[bool] = False  # and so needs a trunk that has not learnt its photos
     needs_one_process: ClassVar[bool] = False
     fits_levels: ClassVar[bool] = False  # the heads of coarser levels of the classes
+    stores: ClassVar[str] = ""  # name of rows that stay in their file where the next phase has the same
 
     kind: str
     scales: tuple[Annotated[int, Field(ge=1)], ...] = Field(

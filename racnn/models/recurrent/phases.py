@@ -24,7 +24,7 @@ from racnn.models.phase import Batch, GradientPhase, Phase, PhaseContext
 from racnn.models.recurrent.network import Recurrent, RecurrentOutput
 from racnn.models.recurrent.places import evidence, taught_places
 
-PLACES = "places"  # the rows that batches bring along where photos are not opened
+PLACES = "views_places"  # the rows that batches bring along where photos are not opened; a file of a run begins with views_
 
 
 class _Looking(GradientPhase):
@@ -62,6 +62,7 @@ class _OnStored(_Looking):
 
     augments: ClassVar[bool] = False
     needs_one_process: ClassVar[bool] = True
+    stores: ClassVar[str] = PLACES
 
     def looks(self, model: Recurrent, batch: Batch, **options: Any) -> RecurrentOutput:
         rows = batch[PLACES].float()

@@ -16,7 +16,7 @@ from PIL import Image
 from racnn.config import load_config, parse_config
 from racnn.engine.checkpoint import digest, load_checkpoint
 from racnn.engine.predictor import load
-from racnn.engine.trainer import fit
+from racnn.engine.trainer import Trainer, fit
 from racnn.errors import ConfigError
 from racnn.models import build_model
 from racnn.models.early_exit import EarlyExit, look_until_confident
@@ -338,10 +338,11 @@ class TestPlacesThatAreReadOnce:
         "num_classes": 4,
     }
 
-    def test_steps_see_what_looking_would_show(self):
-        model, given = network(**self.options).eval(), batch(5)
+    @pytest.mark.parametrize("coarse_map", [0, 3])
+    def test_steps_see_what_looking_would_show(self, coarse_map):
+        model, given = network(**self.options, coarse_map=coarse_map).eval(), batch(5)
         places = model.read_places(given["image"])
-        assert places.shape == (5, 10, 96)
+        assert places.shape == (5, 10 + coarse_map**2, 96)
         for noise in (given["noise"], None):
             with torch.no_grad():
                 looked = model(given["image"], noise=noise, spread=0.9)
@@ -366,10 +367,40 @@ class TestPlacesThatAreReadOnce:
         trunk = build_model(config.model, num_classes=8).backbones.state_dict()
         assert all(torch.equal(one[f"backbones.{key}"], value) for key, value in trunk.items())
 
+    def test_phases_in_a_row_read_them_once_and_teach_the_eye_alone(self, tiny, tmp_path, monkeypatch):
+        photos, read = [], Recurrent.read_places
+        monkeypatch.setattr(
+            Recurrent, "read_places", lambda self, images: photos.append(len(images)) or read(self, images)
+        )
+        after = []
+        monkeypatch.setattr(
+            Trainer,
+            "save_last",
+            lambda self, *given, inner=Trainer.save_last: (
+                after.append({key: value.clone() for key, value in self.model.state_dict().items()}),
+                inner(self, *given),
+            ),
+        )
+        common = {"epochs": 1, "passes": 3, "optimizer": "adamw", "lr": 0.01}
+        changes = {f"model__{key}": value for key, value in self.options.items() if key != "num_classes"}
+        phases = [{"kind": kind, **common} for kind in ("frozen_policy", "frozen_policy_init")]
+        config = tiny(
+            tmp_path / "run", **changes, schedule=phases, model__family="recurrent", model__coarse_map=2
+        )
+        fit(config, device=torch.device("cpu"))
+        assert sum(photos) == 56
+        assert not list((tmp_path / "run" / "views").glob("*"))
+        changed = {key.split(".")[0] for key in after[0] if not torch.equal(after[0][key], after[-1][key])}
+        assert changed == {"location"}
+
     def test_what_it_needs_is_told(self, tmp_path, monkeypatch):
         path = configuration(tmp_path, monkeypatch)
         with pytest.raises(ConfigError, match=r"reads all places of model\.grid"):
             load_config(path, ["schedule.0.kind=frozen_policy"])
+        with pytest.raises(ConfigError, match=r"reads places of model\.coarse_map"):
+            load_config(path, ["schedule.0.kind=policy_init"])
+        with pytest.raises(ConfigError, match=r"set first: whole, a backbone"):
+            load_config(path, ["model.coarse_map=4"])
         with pytest.raises(ConfigError, match="1 is one place"):
             load_config(path, ["model.grid=1"])
         with pytest.raises(ConfigError, match="backbone patch has none"):
