@@ -29,9 +29,8 @@ def evidence(model: Recurrent, features: Tensor, coarse: Tensor, labels: Tensor)
     """
     features = features.detach().requires_grad_()
     with torch.enable_grad():
-        state = model.remembered(
-            features, whole(len(features), device=features.device), model.start(features)
-        )
+        region = whole(len(features), device=features.device).to(features)
+        state = model.remembered(features, region, model.start(features))
         logits = model.classifier(model.memory.reads(state)).float()
         contrast = logits.gather(1, labels[:, None])[:, 0] - logits.mean(dim=1)
         (slope,) = torch.autograd.grad(contrast.sum(), features)
