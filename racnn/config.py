@@ -265,6 +265,9 @@ def _idle_requests(config: Config) -> list[str]:
         lines.append(
             "run.compile: belongs to phases whose steps run a whole trunk; here they run its last stages"
         )
+    for key in ("compile", "activation_checkpointing"):
+        if getattr(config.run, key) and not config.model.has_trunk:
+            lines.append(f"run.{key}: belongs to backbones, and {config.model.backbone} is a single layer")
     if not steps:
         plain = DataConfig()
         for key, what in IDLE_WITHOUT_STEPS.items():

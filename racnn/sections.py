@@ -185,6 +185,11 @@ class ModelSection(Section):
         """How many times the network looks."""
         return len(self.view_sizes)
 
+    @property
+    def has_trunk(self) -> bool:
+        """Whether a backbone of several layers reads the views."""
+        return True
+
     def region_bounds(self) -> tuple[Bounds, ...]:
         """Return (least, largest) side for each region, as a fraction of the view that it is cut from."""
         return default_bounds(self.num_scales)

@@ -57,6 +57,10 @@ class RecurrentConfig(ModelSection):
         0.0, ge=0.0, lt=1.0, description="share of the features left out at random in training"
     )
 
+    @property
+    def has_trunk(self) -> bool:
+        return self.backbone != "patch"
+
     @model_validator(mode="after")
     def _looks_fit(self) -> RecurrentConfig:
         if len(set(self.view_sizes)) > 1:

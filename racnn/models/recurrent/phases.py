@@ -75,7 +75,7 @@ class _OnStored(_Looking):
 
     def misfits(self, model: Any) -> list[str]:
         found = super().misfits(model)
-        if not model.grid or model.backbone == "patch":
+        if not (model.grid and model.has_trunk):
             found.append(
                 f"a {self.kind} phase reads all places of model.grid beforehand, by a backbone; set both"
             )
@@ -127,10 +127,7 @@ class Policy(_Looking):
 
     def misfits(self, model: Any) -> list[str]:
         found = super().misfits(model)
-        if (
-            model.backbone == "patch"
-            and self.head_lr_factor != type(self).model_fields["head_lr_factor"].default
-        ):
+        if not model.has_trunk and self.head_lr_factor != type(self).model_fields["head_lr_factor"].default:
             found.append("head_lr_factor belongs to backbones and does nothing with backbone patch")
         return found
 

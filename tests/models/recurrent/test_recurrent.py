@@ -401,6 +401,9 @@ class TestPlacesThatAreReadOnce:
             load_config(path, ["schedule.0.kind=policy_init"])
         with pytest.raises(ConfigError, match=r"set first: whole, a backbone"):
             load_config(path, ["model.coarse_map=4"])
+        for key in ("compile", "activation_checkpointing"):
+            with pytest.raises(ConfigError, match=f"run.{key}: belongs to backbones"):
+                load_config(path, [f"run.{key}=true"])
         with pytest.raises(ConfigError, match="1 is one place"):
             load_config(path, ["model.grid=1"])
         with pytest.raises(ConfigError, match="backbone patch has none"):
