@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -77,6 +78,11 @@ class RecurrentConfig(ModelSection):
             raise ValueError("descriptor: is of a backbone's map, and backbone patch has none")
         if self.first == "whole" and self.patches > 1:
             raise ValueError("first: whole is of one patch; set patches to 1")
+        if 0.0 < self.coarse_map * self.side < 1.0:
+            raise ValueError(
+                f"coarse_map: {self.coarse_map} cells a side are too few to point at the border with a side of {self.side}; take at "
+                f"least {math.ceil(1.0 / self.side)}"
+            )
         if self.coarse_map == 1:
             raise ValueError(
                 "coarse_map: 1 is the whole, which says nothing of where; take 2 a side or more, or 0"

@@ -134,7 +134,7 @@ class Recurrent(nn.Module):
             of all of them can be read once, see :class:`racnn.models.recurrent.phases.FrozenPolicy`.
         descriptor: 'mean' of the backbone's map, or its signed 'root' at length 1 a patch, see :class:`racnn.models.RACNN`.
         coarse_map: Cells a side of a map of the whole photo that the location network points into, see :class:`Pointer`; 0: it is told
-            what is remembered and no more. Needs ``first`` 'whole' and a backbone.
+            what is remembered and no more. Needs ``first`` 'whole' and a backbone. More than the backbone's map has say nothing more.
         dropout: Share of the features that are left out at random in training.
     """
 
@@ -255,7 +255,7 @@ class Recurrent(nn.Module):
             coarse = self._stored_map(source)
         else:
             patches = self._cut(source, region)
-            features, coarse = self._features(patches)
+            features, coarse = self._features(patches, mapped=number == 0)
             view = patches[0].expand(-1, 3, -1, -1)
         state = self.remembered(features, region, state)
         reads = self.memory.reads(state)
@@ -344,7 +344,8 @@ class Recurrent(nn.Module):
         """
         source = self.normalise(images)
         steps = torch.arange(self.grid, device=source.device) * (2.0 / (self.grid - 1)) - 1.0
-        seen, coarse = self._features(self._cut(source, whole(len(source), device=source.device)))
+        region = whole(len(source), device=source.device)
+        seen, coarse = self._features(self._cut(source, region), mapped=True)
         rows = [seen]
         for y in steps:
             for x in steps:
@@ -365,8 +366,8 @@ class Recurrent(nn.Module):
         wider = [torch.cat([region[:, :2], 2.0**j * region[:, 2:]], dim=1) for j in range(self.patches)]
         return [zoom(source, each, (size, size)) for each in wider]
 
-    def _features(self, patches: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Return what is read of patches, joined, [B, D], and the coarse map of the first one if there is to be one."""
+    def _features(self, patches: Sequence[Tensor], *, mapped: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Return what is read of patches, joined, [B, D], and the coarse map of the first one if it is asked for and there is one."""
         if not self.backbones:
             return torch.cat([patch.flatten(1) for patch in patches], dim=1), None
         trunk = cast(Backbone, self.backbones[0])
@@ -374,7 +375,7 @@ class Recurrent(nn.Module):
             maps = trunk(torch.cat(list(patches))).float()
         means = torch.cat(maps.mean(dim=(2, 3)).chunk(len(patches)), dim=1)
         size = (self.coarse_map, self.coarse_map)
-        return means, F.adaptive_avg_pool2d(maps[: len(means)], size) if self.coarse_map else None
+        return means, F.adaptive_avg_pool2d(maps[: len(means)], size) if mapped and self.coarse_map else None
 
     def _described(self, features: Tensor) -> Tensor:
         """Return the descriptors of patches, [B, D], from what was read of them."""

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from racnn.models.backbone import Backbone
@@ -79,6 +79,10 @@ class _OnStored(_Looking):
             found.append(
                 f"a {self.kind} phase reads all places of model.grid beforehand, by a backbone; set both"
             )
+        if model.first == "context":
+            found.append(
+                f"a {self.kind} phase opens no photo, of which model.first: context needs a small view"
+            )
         return found
 
 
@@ -100,6 +104,14 @@ class Policy(_Looking):
         description="of the policy's loss; what counts is weight / spread^2, 4 to 10 in copies that work",
     )
     head_lr_factor: float = Field(10.0, gt=0.0, description="all else learns this much faster than the trunk")
+
+    @model_validator(mode="after")
+    def _rewards_answers_that_learn(self) -> Policy:
+        if self.answers == "last" and self.reward == "each":
+            raise ValueError(
+                "reward: each is of the answers after every look, which answers: last does not train; set reward: last"
+            )
+        return self
 
     def trained(self, model: Recurrent) -> tuple[list[nn.Module], list[nn.Module]]:
         trunks = [cast(Backbone, backbone).trainable() for backbone in model.backbones]
@@ -124,6 +136,10 @@ class Policy(_Looking):
 
     def head_factor(self) -> float:
         return self.head_lr_factor
+
+    def idle_keys(self, num_scales: int) -> dict[str, str]:
+        unweighted = {"reward": "a policy's loss and does nothing with weight 0"}
+        return super().idle_keys(num_scales) | ({} if self.weight else unweighted)
 
     def misfits(self, model: Any) -> list[str]:
         found = super().misfits(model)
@@ -152,6 +168,8 @@ class FrozenPolicy(_OnStored, Policy):
 class PolicyInit(_Looking):
     """Teach the location network where the photo's evidence lies, as :mod:`racnn.models.recurrent.places` finds it."""
 
+    trains_fusion: ClassVar[bool] = False
+
     kind: Literal["policy_init"]
 
     def trained(self, model: Recurrent) -> tuple[list[nn.Module], list[nn.Module]]:
@@ -164,12 +182,13 @@ class PolicyInit(_Looking):
         coarse = looks[0].coarse
         assert coarse is not None
         shown = evidence(model, looks[0].features, coarse, batch["label"])
-        taught = taught_places(shown, len(looks) - 1, side=model.side, grid=model.grid)
-        each = [
-            F.smooth_l1_loss(cast(Tensor, look.mean), place, reduction="none").sum(dim=1)
-            for look, place in zip(looks[1:], taught, strict=True)
-        ]
-        return {"loss": torch.stack(each).mean()}
+        places, worth = taught_places(shown, len(looks) - 1, side=model.side, grid=model.grid)
+        means = torch.stack([cast(Tensor, look.mean) for look in looks[1:]])
+        missed = F.smooth_l1_loss(means, torch.stack(places), reduction="none").sum(dim=2)
+        return {"loss": (missed * torch.stack(worth)).mean()}
+
+    def last_trained_scale(self) -> int:
+        return 0
 
     def misfits(self, model: Any) -> list[str]:
         found = super().misfits(model)
@@ -222,8 +241,10 @@ def policy_losses(output: RecurrentOutput, labels: Tensor, reward: str = "each")
             earlier answers, so no credit is lost, and a probability says more of one draw than right or wrong.
 
     Returns:
-        ``policy``, whose gradient is minus that of the expected reward, estimated by one draw a photo: the sum over decisions of the log
-        density times (reward - expected), both held; ``baseline``, the mean squared error of what was expected.
+        ``policy``, the sum over decisions of the log density times (reward - expected), both held, with a minus. Its gradient is an
+        estimate, by one draw a photo, of minus that of what is expected: by 'last' of the one reward; by 'each' of each decision's own,
+        which is another mean for each, so that in all no single objective is climbed. ``baseline``, the mean squared error of
+        what was expected.
     """
     drawn, missed = [], []
     for look, earned in zip(output.looks, _rewards(output, labels, reward), strict=True):
@@ -245,8 +266,7 @@ def _rewards(output: RecurrentOutput, labels: Tensor, reward: str) -> Tensor:
     if reward == "last":
         return (logits[-1].argmax(dim=1) == labels).float().expand(len(logits), -1)
     probable = logits.softmax(dim=2).gather(2, labels.expand(len(logits), -1)[..., None])[..., 0]
-    later = probable.flip(0).cumsum(dim=0).flip(0)
-    return later / torch.arange(len(logits), 0, -1, device=later.device)[:, None]
+    return torch.stack([probable[number:].mean(dim=0) for number in range(len(probable))])
 
 
 PHASES: dict[str, type[Phase]] = {

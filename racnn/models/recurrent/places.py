@@ -15,6 +15,9 @@ from torch import Tensor
 from racnn.models.recurrent.network import Recurrent
 from racnn.ops.regions import whole
 
+FLOOR = 0.01  # of the mean size of a photo's features
+LEAST = 0.02  # of a photo's evidence; if less is left there is nothing to be taught
+NEARER = 1e-3  # share of the evidence that a place may see less for each unit, squared, that it is nearer
 CANDIDATES = 9  # places a side that are weighed where a network's glimpses go anywhere
 
 
@@ -27,7 +30,11 @@ def evidence(model: Recurrent, features: Tensor, coarse: Tensor, labels: Tensor)
         coarse: [B, D, m, m], its map.
         labels: [B].
     """
-    features = features.detach().requires_grad_()
+    size = features.detach().abs()
+    size = size.maximum(
+        FLOOR * size.mean(dim=1, keepdim=True)
+    )  # the root of what is nearly 0 is too steep to say anything
+    features = torch.where(features.detach() < 0.0, -size, size).requires_grad_()
     with torch.enable_grad():
         region = whole(len(features), device=features.device).to(features)
         state = model.remembered(features, region, model.start(features))
@@ -37,30 +44,47 @@ def evidence(model: Recurrent, features: Tensor, coarse: Tensor, labels: Tensor)
     return F.relu(torch.einsum("bc,bchw->bhw", slope.float(), coarse.detach().float()))
 
 
-def taught_places(evidence: Tensor, num: int, *, side: float, grid: int = 0) -> list[Tensor]:
-    """Return where so many glimpses in turn see most evidence that none before has seen, [B, 2] each.
+def taught_places(
+    evidence: Tensor, num: int, *, side: float, grid: int = 0
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return where so many glimpses in turn see most evidence that none before has seen.
+
+    Of places that see about as much the one is taken that is nearest to the middle of that evidence.
 
     Args:
         evidence: [B, m, m], at least 0.
         num: Of glimpses.
         side: Of a glimpse.
         grid: Places a side that are weighed; 0: :data:`CANDIDATES`.
+
+    Returns:
+        Of each glimpse the place, [B, 2], and whether there was still something to see, [B].
     """
-    covered = covered_share(grid or CANDIDATES, evidence.shape[-1], side).to(evidence)  # [g, m]
-    steps = torch.linspace(-1.0, 1.0, len(covered), device=evidence.device)
-    found = []
+    grid, cells = grid or CANDIDATES, evidence.shape[-1]
+    covered = covered_share(grid, cells, side, device=evidence.device)
+    steps = torch.linspace(-1.0, 1.0, grid, device=evidence.device)
+    middles = ((2.0 * torch.arange(cells, device=evidence.device) + 1.0) / cells - 1.0) / max(
+        1.0 - side, 1e-6
+    )
+    least = LEAST * evidence.sum(dim=(1, 2)).clamp_min(1e-30)
+    places, worth = [], []
     for _ in range(num):
-        seen = covered @ evidence @ covered.T  # [B, g, g]
-        best = seen.flatten(1).argmax(dim=1)
-        row, column = best // len(steps), best % len(steps)
-        found.append(torch.stack([steps[column], steps[row]], dim=1))
-        evidence = evidence * (1.0 - covered[row][:, :, None] * covered[column][:, None, :])
-    return found
+        left = evidence.sum(dim=(1, 2))
+        shares = evidence / left.clamp_min(1e-30)[:, None, None]
+        x, y = shares.sum(dim=1) @ middles, shares.sum(dim=2) @ middles
+        away = (steps[:, None] - y[:, None, None]).square() + (steps - x[:, None, None]).square()
+        best = (covered @ shares @ covered.T - NEARER * away).flatten(1).argmax(dim=1)
+        row, column = best // grid, best % grid
+        places.append(torch.stack([steps[column], steps[row]], dim=1))
+        worth.append(left > least)
+        rest = 1.0 - covered[row][:, :, None] * covered[column][:, None, :]
+        evidence = evidence * rest.clamp_min(0.0)
+    return places, worth
 
 
-def covered_share(grid: int, num: int, side: float) -> Tensor:
+def covered_share(grid: int, num: int, side: float, *, device: torch.device | None = None) -> Tensor:
     """Return which share of each of ``num`` cells an axis a glimpse of a side covers at each place of a grid, [grid, num]."""
-    middle = (1.0 - side) * torch.linspace(-1.0, 1.0, grid)[:, None]
-    edge = torch.linspace(-1.0, 1.0, num + 1)
+    middle = (1.0 - side) * torch.linspace(-1.0, 1.0, grid, device=device)[:, None]
+    edge = torch.linspace(-1.0, 1.0, num + 1, device=device)
     low, high = edge[:-1].maximum(middle - side), edge[1:].minimum(middle + side)
-    return (high - low).clamp_min(0.0) * (num / 2.0)
+    return ((high - low) * (num / 2.0)).clamp(0.0, 1.0)

@@ -1,5 +1,6 @@
 """Where a network's own evidence lies, and a location network that points there."""
 
+import math
 from contextlib import nullcontext
 
 import pytest
@@ -80,23 +81,47 @@ def test_each_glimpse_is_sent_to_what_none_has_seen():
     shown = torch.zeros(2, 4, 4)
     shown[0, 0, 0], shown[0, 3, 3], shown[0, 0, 3] = 3.0, 2.0, 1.0
     shown[1, 1:3, 1:3] = 1.0
-    one, two, three = taught_places(shown, 3, side=0.5, grid=3)
+    (one, two, three), worth = taught_places(shown, 3, side=0.5, grid=3)
+    assert torch.stack(worth).tolist() == [[True, True], [True, False], [True, False]]
     assert one.tolist() == [[-1.0, -1.0], [0.0, 0.0]]
     assert two[0].tolist() == [1.0, 1.0]
     assert three[0].tolist() == [1.0, -1.0]
     assert shown[0, 0, 0] == 3.0  # what was given is as it was
 
 
-def test_a_pointer_looks_at_the_cell_that_answers_its_query():
+@pytest.mark.parametrize("cell", [(0, 0), (1, 3), (2, 2)])
+def test_of_places_that_see_as_much_the_nearest_is_taught_and_of_nothing_none(cell):
+    """Nothing may lean to a corner: what is mirrored is taught the mirrored place."""
+    shown = torch.zeros(3, 5, 5)
+    shown[0, *cell], shown[1, cell[0], 4 - cell[1]] = 1.0, 1.0
+    (place, after), (worth, still) = taught_places(shown, 2, side=0.5, grid=5)
+    assert worth.tolist() == [True, True, False]
+    assert still.tolist() == [False] * 3
+    assert place[0].tolist() == [-place[1][0].item(), place[1][1].item()]
+    middle = torch.tensor([2.0 * (cell[1] + 0.5) / 5.0 - 1.0, 2.0 * (cell[0] + 0.5) / 5.0 - 1.0])
+    assert bool(
+        ((0.5 * place[0] - middle).abs() <= 0.3 + 1e-6).all()
+    )  # whole cell in sight, and as near as the grid has it
+    assert after.shape == (3, 2)
+
+
+@pytest.mark.parametrize("by", ["bias", "query"])
+def test_a_pointer_looks_at_the_cell_that_answers_its_query(by):
     pointer = Pointer(units=8, channels=5, num=4, side=0.5)
     coarse = torch.rand(3, 5, 4, 4)
     coarse[:, 0] = 0.0
     for number, (row, column) in enumerate([(0, 0), (1, 2), (3, 3)]):
         coarse[number, 0, row, column] = 1.0
+    found = torch.tensor([[200.0, 0.0, 0.0, 0.0, 0.0]])
     with torch.no_grad():
-        pointer.query.weight.zero_()
-        pointer.query.bias.zero_()
-        pointer.bias.weight.copy_(torch.tensor([[200.0, 0.0, 0.0, 0.0, 0.0]]))
+        for layer in (pointer.query, pointer.key, pointer.bias):
+            layer.weight.zero_()
+            layer.bias.zero_()
+        if by == "bias":
+            pointer.bias.weight.copy_(found)
+        else:
+            pointer.query.bias[3] = math.sqrt(len(pointer.query.bias))
+            pointer.key.weight[3] = found[0]
     place = pointer(torch.randn(3, 8), coarse)
     # middles at -0.75, -0.25, 0.25, 0.75, of glimpses whose own are within 0.5
     torch.testing.assert_close(place, torch.tensor([[-1.0, -1.0], [0.5, -0.5], [1.0, 1.0]]))

@@ -353,14 +353,17 @@ class TestPlacesThatAreReadOnce:
         assert len(torch.cat(looked.regions[1:]).unique(dim=0)) <= 9
 
     def test_a_run_of_it_goes_on_bit_for_bit(self, tiny, tmp_path):
-        phase = {"kind": "frozen_policy", "epochs": 2, "passes": 3, "optimizer": "adamw", "lr": 0.01}
+        phase = {"epochs": 2, "passes": 3, "optimizer": "adamw", "lr": 0.01}
+        phases = [{"kind": kind, **phase} for kind in ("frozen_policy", "frozen_policy_init")]
         changes = {f"model__{key}": value for key, value in self.options.items() if key != "num_classes"}
-        changes |= {"schedule": [phase], "model__family": "recurrent", "model__dropout": 0.2}
+        changes |= {"schedule": phases, "model__family": "recurrent", "model__dropout": 0.2}
+        changes |= {"model__coarse_map": 5}
         config = tiny(tmp_path / "run", **changes)
         fit(config, device=torch.device("cpu"))
         stopped = []
         train_in_pieces(tiny(tmp_path / "pieces", **changes), stopped, every=5)
-        assert stopped == ["frozen_policy"] * 4  # 56 drawings, 16 a batch, three times an epoch
+        # 56 drawings, 16 a batch, three times an epoch
+        assert stopped == ["frozen_policy"] * 4 + ["frozen_policy_init"] * 4
         one, other = (load_checkpoint(tmp_path / run / "last.pt")["model"] for run in ("run", "pieces"))
         assert digest(one) == digest(other)
         torch.manual_seed(config.run.seed)
@@ -385,7 +388,7 @@ class TestPlacesThatAreReadOnce:
         changes = {f"model__{key}": value for key, value in self.options.items() if key != "num_classes"}
         phases = [{"kind": kind, **common} for kind in ("frozen_policy", "frozen_policy_init")]
         config = tiny(
-            tmp_path / "run", **changes, schedule=phases, model__family="recurrent", model__coarse_map=2
+            tmp_path / "run", **changes, schedule=phases, model__family="recurrent", model__coarse_map=5
         )
         fit(config, device=torch.device("cpu"))
         assert sum(photos) == 56
@@ -400,7 +403,24 @@ class TestPlacesThatAreReadOnce:
         with pytest.raises(ConfigError, match=r"reads places of model\.coarse_map"):
             load_config(path, ["schedule.0.kind=policy_init"])
         with pytest.raises(ConfigError, match=r"set first: whole, a backbone"):
+            load_config(path, ["model.coarse_map=8"])
+        with pytest.raises(ConfigError, match="take at least 5"):
             load_config(path, ["model.coarse_map=4"])
+        with pytest.raises(ConfigError, match=r"model\.first: context needs a small view"):
+            load_config(
+                path,
+                [
+                    "schedule.0.kind=frozen_policy",
+                    "model.memory=two_layer",
+                    "model.first=context",
+                    "model.grid=3",
+                    "model.backbone=tiny",
+                ],
+            )
+        with pytest.raises(ConfigError, match="set reward: last"):
+            load_config(path, ["schedule.0.answers=last"])
+        with pytest.raises(ConfigError, match="does nothing with weight 0"):
+            load_config(path, ["schedule.0.reward=last", "schedule.0.weight=0"])
         for key in ("compile", "activation_checkpointing"):
             with pytest.raises(ConfigError, match=f"run.{key}: belongs to backbones"):
                 load_config(path, [f"run.{key}=true"])
