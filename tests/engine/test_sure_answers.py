@@ -143,6 +143,7 @@ def test_evaluate_chooses_for_any_checkpoint(finished, racnn, tmp_path):
         assert 'data-key="levels.top1.kind"' in (tmp_path / "r.html").read_text()
     finally:
         best.with_suffix(".levels.json").unlink()
+        (best.parent / ".racnn-written").unlink()
     assert racnn("evaluate", best, "--levels", tmp_path / "none.csv").code == 2
 
 
