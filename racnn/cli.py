@@ -260,7 +260,7 @@ def train(
             print(f"\n{_choose_caution(best, device)}")
         except UserError as error:  # the training stands
             print(f"\nlevels were not measured: {error}")
-    print(f"\n{format_gain(report)}")
+    print(f"\n{format_gain(report, loaded.model)}")
     try:
         print(f"pictures of where it looked: {_draw_validation(best, device)}")
     except (UserError, OSError, RuntimeError) as error:  # the training stands

@@ -190,6 +190,16 @@ class ModelSection(Section):
         """Whether a backbone of several layers reads the views."""
         return True
 
+    @property
+    def first_is_whole(self) -> bool:
+        """Whether look 1 sees all of the photo."""
+        return True
+
+    @property
+    def remembers(self) -> bool:
+        """Whether each answer is of all looks so far, not of one by itself."""
+        return False
+
     def region_bounds(self) -> tuple[Bounds, ...]:
         """Return (least, largest) side for each region, as a fraction of the view that it is cut from."""
         return default_bounds(self.num_scales)

@@ -102,7 +102,9 @@ class TestFamily:
         assert len(answer.views) == 2
         assert len(answer.boxes_xyxy) == 1
         assert answer.show().size[0] > 60
-        with pytest.raises(ConfigError, match=r"why: is of RA-CNN, and this network of model\.family toy"):
+        with pytest.raises(
+            ConfigError, match=r"why: only RA-CNN says it; this network is of model\.family toy"
+        ):
             load(best).predict(photo, why=True)
 
     def test_its_mistakes_are_told_in_its_own_words(self, toy):

@@ -12,6 +12,8 @@ from typing import Any
 
 from racnn import __version__
 from racnn.engine.checkpoint import Stored
+from racnn.evaluation.report import answer_in_words
+from racnn.sections import ModelSection
 
 MOST_NAMED = 200  # classes
 ONNX_CALL = """
@@ -54,10 +56,10 @@ def model_card(
     shown = " ".join(file.encode("utf-8", "replace").decode().replace("`", "'").split())
     parts = [
         f"# {_plain(file)}",
-        f"A network (RA-CNN) that tells {len(names)} classes apart on photos. It {looking}: views of {sizes} px, "
+        f"A network (`{config.model.family}`) that tells {len(names)} classes apart on photos. It {looking}: views of {sizes} px, "
         f"{_plain(config.model.backbone)}. It answers with probabilities of the classes and the boxes that it looked at.",
         "## How good it is",
-        _figures(content.val_report, advice) + _lost(int8),
+        _figures(content.val_report, advice, config.model) + _lost(int8),
         "## What it was trained on",
         f"{len(content.train_names)} photos of the data set `{_plain(content.dataset)}`; {len(content.val_names)} others "
         f"were kept for validation. The network started from "
@@ -84,18 +86,14 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
-def _figures(report: Mapping[str, Any] | None, advice: Mapping[str, Any] | None) -> str:
+def _figures(report: Mapping[str, Any] | None, advice: Mapping[str, Any] | None, model: ModelSection) -> str:
     """Return a table of top-1 with intervals, the whole photo beside all looks, and what it rests on."""
     if report is None or "top1_interval" not in report:
         return "Not measured: the checkpoint brings no figures. `racnn evaluate` measures them."
     top1, intervals = report["top1"], report["top1_interval"]
     together = "fused" if "fused" in top1 else "mean"
-    rows = [(together, "**all looks together**"), ("scale_1", "one look at the whole photo")]
-    rows += [
-        (key, f"look {key.removeprefix('scale_')} by itself")
-        for key in top1
-        if re.fullmatch(r"scale_[2-9]", key)
-    ]
+    rows = [(together, "**all looks together**")]
+    rows += [(key, answer_in_words(key, model)) for key in top1 if re.fullmatch(r"scale_[1-9]", key)]
     if len(rows) == 2:
         rows = rows[1:]
     lines = ["| answer | top-1 % | 95 % interval |", "|---|---|---|"]

@@ -96,7 +96,7 @@ class Predictor:
         """
         if not isinstance(self.model, RACNN):
             raise ConfigError(
-                f"why: is of RA-CNN, and this network of model.family {self.config.model.family}"
+                f"why: only RA-CNN says it; this network is of model.family {self.config.model.family}"
             )
         if len(self.class_names) < 2:
             raise ConfigError("why: the network knows one class, and there is no other to tell it from")

@@ -74,6 +74,8 @@ def _compare(report: Mapping[str, Any], worse: str, better: str) -> str:
 def _advice(number: int, regions: Mapping[str, Mapping[str, float]], config: Config) -> str:
     """Return what to try where a look did not pay, by what its region does and how it was taught."""
     region, side = f"region_{number}", regions[f"region_{number}"]["tl_mean"]
+    if config.model.remembers:
+        return f"what {region} shows adds nothing; take fewer model.view_sizes, or train for longer"
     taught = _taught(number, config)
     if not taught:
         kinds = FAMILIES[config.model.family].phases

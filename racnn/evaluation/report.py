@@ -26,6 +26,7 @@ from racnn.evaluation.metrics import (
     wilson_interval,
 )
 from racnn.evaluation.table import table
+from racnn.sections import ModelSection
 
 FEW = 200  # photos, of which the 95 % interval of top-1 is up to 14 points wide
 
@@ -157,13 +158,23 @@ def format_report(report: Mapping[str, Any]) -> str:
     return "\n\n".join(blocks)
 
 
-def format_gain(report: Mapping[str, Any]) -> str:
-    """Return in words what looking closer was worth on the photos of a report, beside one look at the whole photo."""
+def answer_in_words(key: str, model: ModelSection) -> str:
+    """Return what an answer of a report is of: ``fused``, ``mean``, ``scale_1``, ..."""
+    if not key.startswith("scale_"):
+        return "all looks together"
+    number = int(key.removeprefix("scale_"))
+    if number == 1:
+        return "one look at the whole photo" if model.first_is_whole else "the first look"
+    return f"the first {number} looks" if model.remembers else f"look {number} by itself"
+
+
+def format_gain(report: Mapping[str, Any], model: ModelSection) -> str:
+    """Return in words what looking closer was worth on the photos of a report, beside one look."""
     top1, num = report["top1"], report["num_images"]
     name = "fused" if "fused" in top1 else "mean"
     low, high = (100 * end for end in report["top1_interval"][name])
     gained = round(num * (top1[name] - top1["scale_1"]))
-    lines = [f"one look at the whole photo answers {100 * top1['scale_1']:.1f} % right"]
+    lines = [f"{answer_in_words('scale_1', model)} answers {100 * top1['scale_1']:.1f} % right"]
     if len(report["regions"]):
         lines[0] += (
             f", all {len(report['regions']) + 1} looks together {100 * top1[name]:.1f} %: {gained:+d} of {num} photos"

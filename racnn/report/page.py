@@ -20,6 +20,7 @@ from racnn.engine.predictor import Predictor
 from racnn.evaluation import draw
 from racnn.evaluation.charts import color, curves, reliability, together
 from racnn.evaluation.photo_rows import PhotoRow
+from racnn.evaluation.report import answer_in_words
 from racnn.models.racnn.model import RACNN
 from racnn.portable.answers import Prediction
 from racnn.report.pictures import PHOTO, THUMB, VIEW, embedded, small_photo, with_boxes
@@ -27,12 +28,7 @@ from racnn.report.pictures import PHOTO, THUMB, VIEW, embedded, small_photo, wit
 MOST_BYTES = 4_700_000  # of the page; as many small photos as fit below it
 MOST_MISTAKES, MOST_PAIRS, MOST_WORST = 50, 8, 15
 FEW = 8  # photos looked at together
-
-ANSWERS = {
-    "mean": "all looks together (mean of their probabilities)",
-    "fused": "all looks together",
-    "scale_1": "the first look: the whole photo",
-}
+MEAN = " (mean of their probabilities)"
 
 
 def report_page(
@@ -77,7 +73,13 @@ def report_page(
             "test": "test photos",
             "train": "photos that it was trained on",
         }.get(report["split"], f"photos of '{report['split']}'"),
-        "answers": [(key, _answer_in_words(key)) for key in report["top1"] if key != "scale_1+2"],
+        "answers": [
+            (key, answer_in_words(key, trained.config.model) + MEAN * (key == "mean"))
+            for key in report["top1"]
+            if key != "scale_1+2"
+        ],
+        "first": answer_in_words("scale_1", trained.config.model),
+        "advises": isinstance(trained.model, RACNN),
         "advice": advice,
         "remarks": remarks,
         "curves": curves(log),
@@ -156,12 +158,6 @@ def _template() -> jinja2.Template:
 def _readable(text: str) -> str:
     """Return a text without the surrogates that stand for bytes of names that are no UTF-8."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-def _answer_in_words(key: str) -> str:
-    if key in ANSWERS:
-        return ANSWERS[key]
-    return f"look {key.removeprefix('scale_')}, by itself"
 
 
 def _cards(

@@ -62,6 +62,14 @@ class RecurrentConfig(ModelSection):
     def has_trunk(self) -> bool:
         return self.backbone != "patch"
 
+    @property
+    def first_is_whole(self) -> bool:
+        return self.first == "whole"
+
+    @property
+    def remembers(self) -> bool:
+        return True
+
     @model_validator(mode="after")
     def _looks_fit(self) -> RecurrentConfig:
         if len(set(self.view_sizes)) > 1:

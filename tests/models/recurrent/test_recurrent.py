@@ -18,6 +18,7 @@ from racnn.engine.checkpoint import digest, load_checkpoint
 from racnn.engine.predictor import load
 from racnn.engine.trainer import Trainer, fit
 from racnn.errors import ConfigError
+from racnn.evaluation.report import answer_in_words
 from racnn.models import build_model
 from racnn.models.early_exit import EarlyExit, look_until_confident
 from racnn.models.recurrent.network import MEMORIES, Glimpse, Recurrent, RecurrentOutput
@@ -442,6 +443,8 @@ def test_a_run_goes_on_bit_for_bit_is_evaluated_and_drawn(model, tmp_path, monke
     one, other = (digest(load_checkpoint(tmp_path / run / "last.pt")["model"]) for run in ("run", "pieces"))
     assert one == other
     best, photo = tmp_path / "run" / "best.pt", tmp_path / "digit.png"
+    words = [answer_in_words(key, load_config(path).model) for key in ("scale_1", "scale_3", "mean")]
+    assert words == ["the first look", "the first 3 looks", "all looks together"]
     measured = racnn("evaluate", best, "--early-exit")
     assert measured.code == 0, measured.err
     assert "scale_3" in measured.out
@@ -452,6 +455,9 @@ def test_a_run_goes_on_bit_for_bit_is_evaluated_and_drawn(model, tmp_path, monke
     found.show().save(photo)
     assert racnn("visualize", best, photo, "--out", tmp_path / "seen").code == 0
     assert racnn("report", tmp_path / "run", "--out", tmp_path / "report.html").code == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "the first 3 looks" in page
+    assert not any(wrong in page for wrong in ("the whole photo", "by itself", "racnn advise"))
     exported = racnn("export", best, "--out", tmp_path / "x.onnx")
     assert exported.code == 2
     assert "recurrent" in exported.err
