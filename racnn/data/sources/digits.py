@@ -60,6 +60,10 @@ def digits(config: DataConfig) -> Catalog:
             f"data.root: expected the folder with MNIST's files {', '.join(FILES)}, plain or as .gz"
         )
     options, root = config.digits, config.root.expanduser()
+    if not root.is_dir():
+        raise DataError(
+            f"data.root: {root}: no such folder; expected the one with MNIST's files {', '.join(FILES)}"
+        )
     if config.source_size < SIDE:
         raise DataError(
             f"data.source_size: {config.source_size}, but a digit has {SIDE} pixels a side, and needs so many"

@@ -128,8 +128,10 @@ def test_other_files_are_refused(tmp_path, monkeypatch):
             build_data(config(root, **changes), seed=0)
     with pytest.raises(DataError, match=r"a digit has 28 pixels"):
         build_data(config(root, source_size=24), seed=0)
-    with pytest.raises(DataError, match=r"no such file, nor train-labels"):
+    with pytest.raises(DataError, match=r"none: no such folder"):
         build_data(config(tmp_path / "none"), seed=0)
+    with pytest.raises(DataError, match=r"no such file, nor train-labels"):
+        build_data(config(tmp_path), seed=0)
     file = root / "t10k-labels-idx1-ubyte.gz"
     whole = file.read_bytes()
     for content, said in (
