@@ -451,10 +451,15 @@ class Pointer(nn.Module):
         return weights @ self.middles
 
 
+def cell_middles(num: int, side: float) -> Tensor:
+    """Return where the middles of cells, so many a side, lie on an axis, [num], in units of a place; near the border beyond [-1, 1]."""
+    return ((2.0 * torch.arange(num) + 1.0) / num - 1.0) / max(1.0 - side, 1e-6)
+
+
 def middles(num: int, side: float) -> Tensor:
     """Return the places [num^2, 2], row by row, that are nearest to the middles of cells, so many a side, for glimpses of a side."""
-    steps = ((2.0 * torch.arange(num) + 1.0) / num - 1.0) / max(1.0 - side, 1e-6)
-    y, x = torch.meshgrid(steps.clamp(-1.0, 1.0), steps.clamp(-1.0, 1.0), indexing="ij")
+    steps = cell_middles(num, side).clamp(-1.0, 1.0)
+    y, x = torch.meshgrid(steps, steps, indexing="ij")
     return torch.stack([x.flatten(), y.flatten()], dim=1)
 
 

@@ -95,7 +95,7 @@ class Policy(_Looking):
     )
     reward: Literal["each", "last"] = Field(
         "each",
-        description="of a decision: how probable the looks it leads to hold the true class; last: as published, whether the last is right",
+        description="what a decision earns: how probable the looks it leads to hold the true class; last: as published, whether the last is right",
     )
     spread: float = Field(0.2, gt=0.0, le=1.0, description="standard deviation of the places that are tried")
     weight: float = Field(

@@ -9,10 +9,10 @@ the true class against the mean of all), and each glimpse where most of it lies 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from racnn.models.recurrent.network import Recurrent
+from racnn.models.racnn.losses import evidence_map
+from racnn.models.recurrent.network import Recurrent, cell_middles
 from racnn.ops.regions import whole
 
 FLOOR = 0.01  # of the mean size of a photo's features
@@ -25,7 +25,7 @@ def evidence(model: Recurrent, features: Tensor, coarse: Tensor, labels: Tensor)
     """Return what each cell of the whole photo's map adds to the true class, where that is positive, [B, m, m], held.
 
     Args:
-        model: Whose answer after look 1 is asked.
+        model: The network; its answer after look 1 is asked.
         features: [B, D], what was read of the whole.
         coarse: [B, D, m, m], its map.
         labels: [B].
@@ -41,7 +41,7 @@ def evidence(model: Recurrent, features: Tensor, coarse: Tensor, labels: Tensor)
         logits = model.classifier(model.memory.reads(state)).float()
         contrast = logits.gather(1, labels[:, None])[:, 0] - logits.mean(dim=1)
         (slope,) = torch.autograd.grad(contrast.sum(), features)
-    return F.relu(torch.einsum("bc,bchw->bhw", slope.float(), coarse.detach().float()))
+    return evidence_map(coarse.detach(), slope.float())
 
 
 def taught_places(
@@ -53,19 +53,17 @@ def taught_places(
 
     Args:
         evidence: [B, m, m], at least 0.
-        num: Of glimpses.
-        side: Of a glimpse.
+        num: Number of glimpses.
+        side: Side of a glimpse.
         grid: Places a side that are weighed; 0: :data:`CANDIDATES`.
 
     Returns:
-        Of each glimpse the place, [B, 2], and whether there was still something to see, [B].
+        The place of each glimpse, [B, 2], and whether there was still something to see there, [B].
     """
     grid, cells = grid or CANDIDATES, evidence.shape[-1]
     covered = covered_share(grid, cells, side, device=evidence.device)
     steps = torch.linspace(-1.0, 1.0, grid, device=evidence.device)
-    middles = ((2.0 * torch.arange(cells, device=evidence.device) + 1.0) / cells - 1.0) / max(
-        1.0 - side, 1e-6
-    )
+    middles = cell_middles(cells, side).to(evidence.device)
     least = LEAST * evidence.sum(dim=(1, 2)).clamp_min(1e-30)
     places, worth = [], []
     for _ in range(num):
