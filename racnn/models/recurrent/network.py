@@ -41,7 +41,7 @@ class Glimpse:
 
     Attributes:
         region: [B, 3], where the finest patch lies in the photo, held.
-        view: [B, 3, g, g], the finest patch, normalised.
+        patches: [B, C, g, g] each, normalised, the finest first.
         state: [B, U], what the classifier reads.
         logits: [B, num_classes], the answer after this look.
         mean: [B, 2], where the location network wanted to look; None where it was not asked.
@@ -53,7 +53,7 @@ class Glimpse:
     """
 
     region: Tensor
-    view: Tensor
+    patches: State
     state: Tensor
     logits: Tensor
     mean: Tensor | None
@@ -103,8 +103,8 @@ class RecurrentOutput:
 
     @property
     def views(self) -> list[Tensor]:
-        """[B, 3, g, g] per look, its finest patch."""
-        return [look.view for look in self.looks]
+        """[B, 3, v, v] per look, what the eye saw, see :func:`foveated`."""
+        return [foveated(look.patches) for look in self.looks]
 
     @property
     def descriptors(self) -> list[Tensor]:
@@ -251,17 +251,16 @@ class Recurrent(nn.Module):
         region = self._region(place, number)
         if source.ndim == 3:  # what was read of the places, not the photo
             features = source[torch.arange(len(source), device=source.device), self._number_of(place, number)]
-            view = source.new_zeros(len(source), 3, 1, 1)
+            patches = [source.new_zeros(len(source), 3, 1, 1)]
             coarse = self._stored_map(source)
         else:
             patches = self._cut(source, region)
             features, coarse = self._features(patches, mapped=number == 0)
-            view = patches[0].expand(-1, 3, -1, -1)
         state = self.remembered(features, region, state)
         reads = self.memory.reads(state)
         return Glimpse(
             region=region,
-            view=view,
+            patches=tuple(patches),
             state=reads,
             logits=self.classifier(reads),
             mean=mean,
@@ -410,6 +409,25 @@ class Recurrent(nn.Module):
             size = self.view_sizes[0]
             if reason := reason_against_view(cast(Backbone, backbone), size):
                 raise ConfigError(f"model.view_sizes: the backbone takes no views of {size} px ({reason})")
+
+
+def foveated(patches: Sequence[Tensor]) -> Tensor:
+    """Return a glimpse as one picture, sharp in the middle and coarser around it.
+
+    Args:
+        patches: [B, C, g, g] each, the finest first, each twice as wide as the one before; C is 1 or 3.
+
+    Returns:
+        [B, 3, v, v], v = g 2^(P - 1) of P patches: as wide as the last, with the pixels of the first.
+    """
+    picture = patches[0]
+    for number, patch in enumerate(patches[1:], start=1):
+        wide = patch.repeat_interleave(2**number, dim=2).repeat_interleave(2**number, dim=3)
+        side = picture.shape[-1]
+        inner = slice(side // 2, side // 2 + side)
+        wide[..., inner, inner] = picture
+        picture = wide
+    return picture.expand(-1, 3, -1, -1)
 
 
 def numbers_of(source: Tensor, num: int) -> Tensor:

@@ -21,7 +21,7 @@ from racnn.errors import ConfigError
 from racnn.evaluation.report import answer_in_words
 from racnn.models import build_model
 from racnn.models.early_exit import EarlyExit, look_until_confident
-from racnn.models.recurrent.network import MEMORIES, Glimpse, Recurrent, RecurrentOutput
+from racnn.models.recurrent.network import MEMORIES, Glimpse, Recurrent, RecurrentOutput, foveated
 from racnn.models.recurrent.phases import Policy, policy_losses
 
 SEEING = {"what", "where", "joined_what", "joined_where", "classifier"}
@@ -461,3 +461,26 @@ def test_a_run_goes_on_bit_for_bit_is_evaluated_and_drawn(model, tmp_path, monke
     exported = racnn("export", best, "--out", tmp_path / "x.onnx")
     assert exported.code == 2
     assert "recurrent" in exported.err
+
+
+def test_a_glimpse_is_shown_as_one_picture_sharp_in_the_middle():
+    fine, wide, widest = (torch.full((1, 1, 4, 4), value) for value in (1.0, 2.0, 3.0))
+    fine[..., 1, 2] = 9.0
+    picture = foveated([fine, wide, widest])
+    assert picture.shape == (1, 3, 16, 16)
+    assert torch.equal(picture[:, :1, 6:10, 6:10], fine)
+    counts = {value: int((picture[0, 0] == value).sum()) for value in (1.0, 9.0, 2.0, 3.0)}
+    assert counts == {1.0: 15, 9.0: 1, 2.0: 64 - 16, 3.0: 256 - 64}
+    assert torch.equal(foveated([fine])[:, 2:], fine)
+
+
+def test_the_picture_of_a_glimpse_is_the_photo_itself_where_the_eye_was():
+    # bright left of the middle: the wide patch sees more of it than the fine one
+    image = torch.zeros(1, 3, 32, 32)
+    image[..., :12] = 1.0
+    model = network(first="centre", moves="centre")
+    view = model.to_pixels(model(image).views[0])
+    assert view.shape == (1, 3, 16, 16)
+    # 16 px of 32 across the middle: columns 8 to 23, of which the first four are bright, but for the blur of the wide patch
+    assert torch.allclose(view[..., :2], torch.ones(()), atol=1e-5)
+    assert torch.allclose(view[..., 6:], torch.zeros(()), atol=1e-5)
