@@ -157,6 +157,9 @@ def parse_config(
         except ValidationError as error:
             lines = [explain(item, Config, "") for item in error.errors()]
     if lines:
+        if "model.family" in (given or {}) and "family" in values.get("model", {}):
+            hint = f"whose keys are not those of another; --config takes one of it, such as {family.example}"
+            lines.append(f"model.family: is another family, {hint}")
         raise mistakes(origin, lines, given or {})
     return config
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -135,14 +135,14 @@ def format_report(report: Mapping[str, Any]) -> str:
     found = {key: values for key, values in report["localisation"].items() if values}
     if found:
         # "centred": the same of a box of that size in the middle
-        head = ["object, part", "IoU", "centred", "coverage %", "centred %"]
-        head += ["pointing %", "part hit %", "centred %"]
-        keys = ("coverage", "coverage_centred", "pointing", "part_hit", "part_hit_centred")
+        head = ["object, part", "IoU (centred)", "coverage % (centred)", "pointing %", "part hit % (centred)"]
         rows = [
             [
                 name,
-                *(_number(values.get(key)) for key in ("iou", "iou_centred")),
-                *(_percent(values.get(key)) for key in keys),
+                _beside_centred(values, "iou", _number),
+                _beside_centred(values, "coverage", _percent),
+                _percent(values.get("pointing")),
+                _beside_centred(values, "part_hit", _percent),
             ]
             for name, values in found.items()
         ]
@@ -255,6 +255,11 @@ def _answers(predictions: Predictions, labels: Tensor, classes: int) -> dict[str
 def _mean_of_probs(log_probs: Sequence[Tensor]) -> Tensor:
     """Return the log of the mean probability, finite also where the probabilities underflow."""
     return torch.stack(list(log_probs)).logsumexp(dim=0) - math.log(len(log_probs))
+
+
+def _beside_centred(values: Mapping[str, Any], key: str, form: Callable[[float | None], str]) -> str:
+    centred = values.get(f"{key}_centred")
+    return form(values.get(key)) + (f" ({form(centred)})" if centred is not None else "")
 
 
 def _percent(value: float | None) -> str:

@@ -97,12 +97,14 @@ class Family:
             :class:`Network`.
         phases: Its kinds of phases by name.
         schedules: Named schedules; each is called with ``model.view_sizes`` and returns the entries.
+        example: A packaged configuration of it.
     """
 
     config: type[ModelSection]
     build: Callable[..., Any]
     phases: Mapping[str, type[Phase]]
     schedules: Mapping[str, Callable[[Sequence[int]], list[dict[str, Any]]]]
+    example: str
 
 
 def combined_log_probs(logits: Sequence[Tensor], fused: Tensor | None) -> Tensor:

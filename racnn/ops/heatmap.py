@@ -1,4 +1,4 @@
-"""Read a box from a response map: the teacher of the attention proposal networks.
+"""Response maps, and boxes read from them: the teacher of the attention proposal networks.
 
 Convention
     A response map is [B, h, w], non-negative where something is; cell (i, j) covers the frame from
@@ -18,6 +18,11 @@ UNASKED = (
     1024  # rounds on a GPU before the host waits for that, milliseconds; enough for maps of 39 x 39 cells
 )
 ROUNDS = 16  # of spreading labels, between two looks at whether any still changes
+
+
+def evidence_map(features: Tensor, contrast: Tensor) -> Tensor:
+    """Return what each cell [B, h, w] of features [B, C, h, w] adds to a photo's weights [B, C], where that is positive."""
+    return F.relu(torch.einsum("bc,bchw->bhw", contrast, features.float()))
 
 
 def peak_region(point: Tensor, half_side: float = 0.5) -> Tensor:

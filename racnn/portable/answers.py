@@ -16,6 +16,7 @@ from racnn.errors import DataError
 from racnn.evaluation import draw
 from racnn.evaluation.hedge import SureAnswer
 
+ALIKE = 1e-4  # of the mean weight: attention that never learned, or was taken back
 BRIGHTEST = 3.0  # doublings of the mean weight, as a map of attention is drawn
 Answer = list[tuple[str, float]]  # names with probabilities, the most probable first
 Photo = str | Path | np.ndarray | Image.Image
@@ -68,11 +69,15 @@ class Prediction:
         title = None
         if attention:
             views = [np.asarray(each) for each in self.attention_views()]
-            title = "what counts more than the mean"
+            title = "all cells count alike" if self._weighs_alike() else "what counts more than the mean"
         elif self.why is not None:
             views = [np.asarray(draw.heat(view, each)) for view, each in zip(views, self.why, strict=True)]
             title = f"why {self.top[0][0]} and not {self.top[1][0]}"
         return draw.panel(self.photo, self.boxes_xyxy, views, scales, self.looks.get("fused"), title)
+
+    def _weighs_alike(self) -> bool:
+        assert self.attention is not None, "this network weighs all cells alike"
+        return all(float(np.ptp(np.asarray(each))) < ALIKE for each in self.attention)
 
     def attention_views(self) -> list[Image.Image]:
         """Return the views with how their cells were weighed over them: bright is what counts more than the mean."""

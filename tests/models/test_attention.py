@@ -1,12 +1,14 @@
 """Soft attention: it starts as the mean, weighs cells wherever they are, and is drawn."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from racnn.engine.loop import build_optimizer, train_only
 from racnn.engine.predictor import load
+from racnn.evaluation import draw
 from racnn.models import RACNN
 from racnn.models.attention import CellAttention
 from racnn.models.racnn import make_phase
@@ -121,7 +123,14 @@ def test_it_learns_with_the_classifier_of_its_scale_alone(kind):
     )
 
 
-def test_a_run_of_it_is_evaluated_and_drawn(tiny_file, racnn, tmp_path, finished):
+def titles(found, monkeypatch):
+    """Return the title that a picture of attention is drawn with."""
+    with monkeypatch.context() as patched:
+        patched.setattr(draw, "panel", lambda *given: given[-1])
+        return found.show(attention=True)
+
+
+def test_a_run_of_it_is_evaluated_and_drawn(tiny_file, racnn, tmp_path, finished, monkeypatch):
     schedule = [{"kind": "classification", "epochs": 1, "lr": 0.05}]
     config = tiny_file(
         tmp_path / "a.yaml", out=tmp_path / "run", schedule=schedule, model__pooling="attention"
@@ -132,6 +141,9 @@ def test_a_run_of_it_is_evaluated_and_drawn(tiny_file, racnn, tmp_path, finished
     found = load(best).predict(torch.randint(0, 256, (60, 80, 3), dtype=torch.uint8).numpy())
     assert len(found.attention) == 3
     assert found.attention[0].std() > 0.0
+    assert "more than the mean" in titles(found, monkeypatch)
+    alike = replace(found, attention=[torch.ones_like(each) for each in found.attention])
+    assert "all cells count alike" in titles(alike, monkeypatch)
     found.show(attention=True).save(photo)
     assert racnn("evaluate", best).code == 0
     rows = peaks(load(best), limit=6)

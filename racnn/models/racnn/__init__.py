@@ -28,7 +28,7 @@ def build(config: ModelConfig, *, num_classes: int, weights: bool) -> RACNN:
     )
 
 
-FAMILY = Family(config=ModelConfig, build=build, phases=PHASES, schedules=SCHEDULES)
+FAMILY = Family(config=ModelConfig, build=build, phases=PHASES, schedules=SCHEDULES, example="quick.yaml")
 
 
 def make_phase(**values: Any) -> Phase:

@@ -26,9 +26,10 @@ from racnn.models.parts import read_rows
 from racnn.models.phase import FittedPhase, PhaseContext
 from racnn.models.racnn.heads import Head, fit_head
 from racnn.models.racnn.level_heads import agree
-from racnn.models.racnn.losses import evidence_map, response_map
+from racnn.models.racnn.losses import response_map
 from racnn.models.racnn.model import RACNN, init_joined
 from racnn.ops.ddt import common_part, descriptor_sums, evident_part
+from racnn.ops.heatmap import evidence_map
 from racnn.ops.regions import compose, rectangle, whole
 
 SAMPLE = 256  # photos, from which is found what they have in common

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from racnn.ops.heatmap import evidence_map
 from racnn.ops.regions import clamp
 
 
@@ -128,11 +129,6 @@ def response_map(
     assert labels is not None
     contrast = weight.detach()[labels] - weight.detach().mean(dim=0)  # [B, C]
     return evidence_map(features, contrast if gain is None else contrast * gain.detach())
-
-
-def evidence_map(features: Tensor, contrast: Tensor) -> Tensor:
-    """Return what each cell [B, h, w] of features [B, C, h, w] adds to a photo's weights [B, C], where that is positive."""
-    return F.relu(torch.einsum("bc,bchw->bhw", contrast, features.float()))
 
 
 def apn_init_losses(

@@ -30,8 +30,9 @@ from racnn.models.attention import CellAttention
 from racnn.models.backbone import Backbone, autocast_as, build_backbone, reason_against_view
 from racnn.models.racnn.apn import build_apn
 from racnn.models.racnn.level_heads import LevelHeads
-from racnn.models.racnn.losses import evidence_map, response_map
+from racnn.models.racnn.losses import response_map
 from racnn.ops.crop import SAMPLERS, gaussian
+from racnn.ops.heatmap import evidence_map
 from racnn.ops.mask import frame_steepness
 from racnn.ops.regions import compose, jitter, whole
 from racnn.sections import default_bounds

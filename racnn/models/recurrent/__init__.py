@@ -113,4 +113,6 @@ def build(config: RecurrentConfig, *, num_classes: int, weights: bool) -> Recurr
     return Recurrent(num_classes=num_classes, weights=config.weights if weights else None, **options)
 
 
-FAMILY = Family(config=RecurrentConfig, build=build, phases=PHASES, schedules=SCHEDULES)
+FAMILY = Family(
+    config=RecurrentConfig, build=build, phases=PHASES, schedules=SCHEDULES, example="looker.yaml"
+)

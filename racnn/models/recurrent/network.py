@@ -134,7 +134,7 @@ class Recurrent(nn.Module):
             of all of them can be read once, see :class:`racnn.models.recurrent.phases.FrozenPolicy`.
         descriptor: 'mean' of the backbone's map, or its signed 'root' at length 1 a patch, see :class:`racnn.models.RACNN`.
         coarse_map: Cells a side of a map of the whole photo that the location network points into, see :class:`Pointer`; 0: it is told
-            what is remembered and no more. Needs ``first`` 'whole' and a backbone. More than the backbone's map has say nothing more.
+            what is remembered and no more. Needs ``first`` 'whole' and a backbone, whose map has no fewer.
         dropout: Share of the features that are left out at random in training.
     """
 
@@ -400,14 +400,14 @@ class Recurrent(nn.Module):
         return (view * self.std + self.mean).clamp(0.0, 1.0)
 
     def check_views(self, enlargements: Iterable[tuple[int, float]] = ()) -> None:
-        """Refuse at once patches of a size that the backbone does not take.
+        """Refuse at once patches of a size that the backbone does not take, or whose map is coarser than the coarse map.
 
         Raises:
-            ConfigError: It does not.
+            ConfigError: They are.
         """
         for backbone in self.backbones:
             size = self.view_sizes[0]
-            if reason := reason_against_view(cast(Backbone, backbone), size):
+            if reason := reason_against_view(cast(Backbone, backbone), size, _Cells(self.coarse_map)):
                 raise ConfigError(f"model.view_sizes: the backbone takes no views of {size} px ({reason})")
 
 
@@ -436,6 +436,19 @@ def numbers_of(source: Tensor, num: int) -> Tensor:
     seed = (source.double().flatten(1) * (weights * 0.6180339887).frac()).sum(dim=1, keepdim=True)
     places = torch.arange(1, num + 1, device=source.device, dtype=torch.float64)
     return ((seed * 12.9898 + places * 78.233).sin() * 43758.5453).frac().abs().to(source.dtype)
+
+
+class _Cells(nn.Module):
+    """Refuses maps of fewer cells a side than are asked for."""
+
+    def __init__(self, num: int) -> None:
+        super().__init__()
+        self.num = num
+
+    def forward(self, features: Tensor) -> None:
+        if min(features.shape[2:]) < self.num:
+            found = " x ".join(map(str, features.shape[2:]))
+            raise ValueError(f"its map has {found} cells, and model.coarse_map asks for {self.num} a side")
 
 
 class Pointer(nn.Module):

@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from racnn.models.racnn.losses import evidence_map
 from racnn.models.recurrent.network import Recurrent, cell_middles
+from racnn.ops.heatmap import evidence_map
 from racnn.ops.regions import whole
 
 FLOOR = 0.01  # of the mean size of a photo's features

@@ -19,10 +19,11 @@ from racnn.engine.predictor import load
 from racnn.engine.trainer import Trainer, fit
 from racnn.errors import ConfigError
 from racnn.evaluation.report import answer_in_words
-from racnn.models import build_model
+from racnn.models import FAMILIES, build_model
 from racnn.models.early_exit import EarlyExit, look_until_confident
 from racnn.models.recurrent.network import MEMORIES, Glimpse, Recurrent, RecurrentOutput, foveated
 from racnn.models.recurrent.phases import Policy, policy_losses
+from racnn.recipes import packaged
 
 SEEING = {"what", "where", "joined_what", "joined_where", "classifier"}
 MEMORY = pytest.mark.parametrize("memory", MEMORIES)
@@ -484,3 +485,23 @@ def test_the_picture_of_a_glimpse_is_the_photo_itself_where_the_eye_was():
     # 16 px of 32 across the middle: columns 8 to 23, of which the first four are bright, but for the blur of the wide patch
     assert torch.allclose(view[..., :2], torch.ones(()), atol=1e-5)
     assert torch.allclose(view[..., 6:], torch.zeros(()), atol=1e-5)
+
+
+def test_a_coarse_map_is_no_finer_than_the_backbone_s():
+    options = {"backbone": "tiny", "view_sizes": (16,) * 2, "patches": 1, "first": "whole"}
+    network(**options, coarse_map=4).check_views()
+    with pytest.raises(
+        ConfigError, match=r"its map has 4 x 4 cells, and model\.coarse_map asks for 5 a side"
+    ):
+        network(**options, coarse_map=5).check_views()
+
+
+def test_keys_of_another_family_are_told_with_where_to_begin(tmp_path):
+    path = tmp_path / "other.yaml"
+    path.write_text("model: {apn: paper}\nschedule: [{kind: fusion, epochs: 1, lr: 0.1}]\n")
+    with pytest.raises(ConfigError) as told:
+        load_config(path, ["model.family=recurrent"])
+    assert "--set model.family=recurrent: model.family: is another family" in str(told.value)
+    assert "such as looker.yaml" in str(told.value)
+    for name, family in FAMILIES.items():
+        assert load_config(packaged(family.example)).model.family == name
