@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections import Counter
 from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -232,6 +233,13 @@ def predict(
             help="Name the group that is sure, such as a genus; `racnn evaluate CHECKPOINT --levels TAXONOMY` comes first.",
         ),
     ] = False,
+    marks: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MARKS",
+            help="Say by what the answer is usually told from the next one: CUB-200-2011's folder, or a CSV file of classes and their marks.",
+        ),
+    ] = None,
     top: Annotated[
         int | None, typer.Option(min=1, help="Answers a photo; default: 3 in JSON, 1 in words.")
     ] = None,
@@ -250,14 +258,19 @@ def predict(
         )
     if batch_size is not None and checkpoint.suffix == ONNX:
         raise ConfigError(f"--batch-size {batch_size}: {checkpoint}: an .onnx file takes photos one by one")
+    if marks is not None and as_csv:
+        raise ConfigError("--marks and --csv exclude each other: marks are for readers, in words or --json")
     from tqdm import tqdm
 
     from racnn.data.listing import describe_passed, iter_photos
+    from racnn.data.marks import in_words, read_marks
 
     trained = restore_any(checkpoint, device, levels=levels)
+    known = None if marks is None else read_marks(marks, trained.class_names, flag="--marks")
     early = _early_exit_of(trained, checkpoint) if early_exit else None
     answers = top or (3 if as_json else 1)
-    options: dict[str, Any] = {"workers": workers, "early": early, "top": answers}
+    asked = answers if known is None else max(answers, 2)
+    options: dict[str, Any] = {"workers": workers, "early": early, "top": asked}
     options |= {} if batch_size is None else {"batch_size": batch_size}
     rows = trained.stream(photos, **options)
     for place in photos:
@@ -275,6 +288,11 @@ def predict(
         if "error" in row:
             damaged += 1
             bar.write(f"left out {row['error']}", file=sys.stderr)
+        elif known is not None and len(row["top"]) > 1:
+            first, second = (trained.class_names.index(each["name"]) for each in row["top"][:2])
+            found = known.telling(first, second)
+            row["marks"] = {"against": row["top"][1]["name"], "usually": [asdict(mark) for mark in found]}
+            row["top"] = row["top"][:answers]
         if as_json:
             bar.write(json.dumps(row), file=sys.stdout)
         elif as_csv:
@@ -286,6 +304,9 @@ def predict(
                 f"{row['photo']}  {_sure_in_words(row['sure'], said) if levels else said}  {looks}",
                 file=sys.stdout,
             )
+            if "marks" in row:
+                told = in_words(found) or "nothing that is known of them"
+                bar.write(f"    rather than {row['marks']['against']}, usually: {told}", file=sys.stdout)
     passed: Counter[str] = Counter()
     with suppress(DataError, OSError):  # the answers are there, whatever has become of the folder
         for _ in iter_photos([place for place in photos if place.is_dir()], passed):

@@ -184,6 +184,13 @@ def report(
             help="Show answers at the level that is sure: a CSV file of classes and their groups, or cub200; default: as chosen before, or by data.levels.",
         ),
     ] = None,
+    marks: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MARKS",
+            help="Say what tells confused classes apart: CUB-200-2011's folder, or a CSV file of classes and their marks.",
+        ),
+    ] = None,
     skip_damaged: Annotated[
         bool, typer.Option("--skip-damaged", help="Leave out photos that cannot be read, and count them.")
     ] = False,
@@ -195,6 +202,7 @@ def report(
     refuse_foreign([out], flag="--out")
     from tqdm import tqdm
 
+    from racnn.data.marks import read_marks
     from racnn.engine.advise import read_advice
     from racnn.engine.checkpoint import unfinished
     from racnn.engine.evaluator import is_data_of_run, measure_trained
@@ -205,6 +213,7 @@ def report(
     checkpoint = run / "best.pt" if run.is_dir() else run
     advice = read_advice(checkpoint.parent)
     trained = restore(checkpoint, device)
+    known = None if marks is None else read_marks(marks, trained.class_names, flag="--marks")
     measured = measure_trained(
         trained,
         split=split or ("val" if data is None or is_data_of_run(trained, data) else None),
@@ -229,6 +238,7 @@ def report(
             log=read_log(checkpoint.parent),
             advice=advice,
             remarks=remarks,
+            marks=known,
             progress=progress,
         )
     write_text(out, page, flag="--out")

@@ -14,6 +14,7 @@ import yaml
 
 from racnn import __version__
 from racnn.config import dump_config
+from racnn.data.marks import Marks, in_words
 from racnn.engine.evaluator import Measured
 from racnn.engine.photo_rows import photo_rows
 from racnn.engine.predictor import Predictor
@@ -39,6 +40,7 @@ def report_page(
     log: Sequence[Mapping[str, Any]] = (),
     advice: Mapping[str, Any] | None = None,
     remarks: Sequence[str] = (),
+    marks: Marks | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> str:
     """Return a report as one HTML file that asks nothing of any network.
@@ -50,6 +52,7 @@ def report_page(
         log: Rows of ``metrics.jsonl`` of its run.
         advice: What ``racnn advise`` wrote: what costs as much, on the same kind of photos.
         remarks: What must be known of the photos, from :func:`racnn.evaluation.report.notes`.
+        marks: Marks of the classes, which tell those apart that are confused.
         progress: Told how many of the pictures are drawn.
     """
     rows = list(photo_rows(trained, measured, every=False))
@@ -57,7 +60,7 @@ def report_page(
     mistakes = sorted(
         (i for i, row in enumerate(rows) if not row.right), key=lambda i: -rows[i].answer.probability
     )
-    pairs = _pairs(report, rows)
+    pairs = _pairs(report, rows, marks)
     wanted = list(dict.fromkeys([*mistakes[:MOST_MISTAKES], *(i for pair in pairs for i in pair["photos"])]))
     cards = _cards(trained, measured, rows, wanted, progress)
     confidence = torch.tensor([row.answer.probability for row in rows])
@@ -201,9 +204,10 @@ def _card(row: PhotoRow, seen: Prediction) -> dict[str, Any]:
     }
 
 
-def _pairs(report: Mapping[str, Any], rows: Sequence[PhotoRow]) -> list[dict[str, Any]]:
+def _pairs(report: Mapping[str, Any], rows: Sequence[PhotoRow], marks: Marks | None) -> list[dict[str, Any]]:
     """Return the pairs of classes that are confused most, each with a photo of either that is answered rightly, the surest,
-    and one of either that is taken for the other."""
+    and one of either that is taken for the other, and with what tells either from the other."""
+    places = {row["name"]: place for place, row in enumerate(report["per_class"])}
     kinds: dict[tuple[str, str], list[int]] = defaultdict(list)
     for i, row in enumerate(rows):
         kinds[row.label, row.answer.name].append(i)
@@ -212,7 +216,14 @@ def _pairs(report: Mapping[str, Any], rows: Sequence[PhotoRow]) -> list[dict[str
         first, second = pair["classes"]
         cells = [(first, first), (first, second), (second, first), (second, second)]
         photos = [max(kinds[cell], key=lambda i: rows[i].answer.probability) for cell in cells if kinds[cell]]
-        found.append({**pair, "counts": pair["photos"], "photos": photos})
+        told = []
+        if marks is not None:
+            own, other = places[first], places[second]
+            told = [
+                (first, in_words(marks.telling(own, other))),
+                (second, in_words(marks.telling(other, own))),
+            ]
+        found.append({**pair, "counts": pair["photos"], "photos": photos, "marks": told})
     return found
 
 
