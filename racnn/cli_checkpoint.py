@@ -10,7 +10,6 @@ import shlex
 import sys
 from collections import Counter
 from contextlib import suppress
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -263,7 +262,7 @@ def predict(
     from tqdm import tqdm
 
     from racnn.data.listing import describe_passed, iter_photos
-    from racnn.data.marks import in_words, read_marks
+    from racnn.data.marks import Mark, beside, in_words, read_marks
 
     trained = restore_any(checkpoint, device, levels=levels)
     known = None if marks is None else read_marks(marks, trained.class_names, flag="--marks")
@@ -289,9 +288,7 @@ def predict(
             damaged += 1
             bar.write(f"left out {row['error']}", file=sys.stderr)
         elif known is not None and len(row["top"]) > 1:
-            first, second = (trained.class_names.index(each["name"]) for each in row["top"][:2])
-            found = known.telling(first, second)
-            row["marks"] = {"against": row["top"][1]["name"], "usually": [asdict(mark) for mark in found]}
+            row["marks"] = beside(known, [each["name"] for each in row["top"]])
             row["top"] = row["top"][:answers]
         if as_json:
             bar.write(json.dumps(row), file=sys.stdout)
@@ -305,7 +302,10 @@ def predict(
                 file=sys.stdout,
             )
             if "marks" in row:
-                told = in_words(found) or "nothing that is known of them"
+                told = (
+                    in_words([Mark(**each) for each in row["marks"]["usually"]])
+                    or "nothing that is known of them"
+                )
                 bar.write(f"    rather than {row['marks']['against']}, usually: {told}", file=sys.stdout)
     passed: Counter[str] = Counter()
     with suppress(DataError, OSError):  # the answers are there, whatever has become of the folder

@@ -32,6 +32,13 @@ def serve(
             help="A host name that it may be asked by, such as birds.example.org; repeatable.",
         ),
     ] = None,
+    marks: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MARKS",
+            help="Say by what the answer is usually told from the next one: CUB-200-2011's folder, or a CSV file of classes and their marks.",
+        ),
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Serve a page to drop a photo on, and answer programs: POST /predict with a form whose field `photo` is the file."""
@@ -43,10 +50,16 @@ def serve(
         raise ConfigError(
             f"serve: needs {error.name}: pip install fastapi, uvicorn and python-multipart, or the extra 'serve'"
         ) from None
+    from racnn.data.marks import read_marks
+
     answering = _with_levels(network, device)
+    known = None if marks is None else read_marks(marks, answering.class_names, flag="--marks")
     listening = _listen(host, port)
     app = create_app(
-        answering, name=network.resolve().parent.name + "/" + network.name, hosts=[host, *(names or [])]
+        answering,
+        name=network.resolve().parent.name + "/" + network.name,
+        hosts=[host, *(names or [])],
+        marks=known,
     )
     shown = "127.0.0.1" if host in ("0.0.0.0", "") else f"[{host}]" if ":" in host else host
     print(f"http://{shown}:{listening.getsockname()[1]}/  (Ctrl-C ends it)", flush=True)

@@ -18,6 +18,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,17 +52,19 @@ class Marks:
     """Of all classes of a network.
 
     Attributes:
+        classes: Names of C classes.
         names: Of A marks, with their group before a colon.
         shares: [C, A] in [0, 1], NaN where nothing is known.
     """
 
+    classes: tuple[str, ...]
     names: tuple[str, ...]
     shares: np.ndarray
 
-    def telling(self, answer: int, other: int) -> list[Mark]:
+    def telling(self, answer: str, other: str) -> list[Mark]:
         """Return what is commoner in the first class than in the second, what differs most first; of each group, and of each word after
         the colon, one."""
-        own, its = self.shares[answer], self.shares[other]
+        own, its = (self.shares[self.classes.index(name)] for name in (answer, other))
         found: list[Mark] = []
         taken: set[str] = set()
         for place in np.argsort(-np.nan_to_num(own - its, nan=-1.0), kind="stable"):
@@ -73,6 +76,15 @@ class Marks:
                 taken |= words
                 found.append(Mark(name, float(own[place]), float(its[place])))
         return found
+
+
+def beside(marks: Marks, names: Sequence[str]) -> dict[str, Any]:
+    """Return in plain types by what the first of some answers is usually told from the second: ``against`` and ``usually``."""
+    found = marks.telling(names[0], names[1])
+    usually = [
+        {"name": mark.name, "share": round(mark.share, 4), "other": round(mark.other, 4)} for mark in found
+    ]
+    return {"against": names[1], "usually": usually}
 
 
 def in_words(marks: Sequence[Mark]) -> str:
@@ -111,7 +123,7 @@ def read_marks(source: Path, class_names: Sequence[str], *, flag: str) -> Marks:
         raise DataError(
             f"{flag}: {source}: has no row, or more than one, for {', '.join(missing[:MOST])}{more}; expected one for every class"
         )
-    return Marks(tuple(names), rows[[place for place in places if place is not None]])
+    return Marks(tuple(class_names), tuple(names), rows[[place for place in places if place is not None]])
 
 
 def _of_cub(root: Path) -> tuple[list[str], list[str], np.ndarray]:

@@ -207,7 +207,6 @@ def _card(row: PhotoRow, seen: Prediction) -> dict[str, Any]:
 def _pairs(report: Mapping[str, Any], rows: Sequence[PhotoRow], marks: Marks | None) -> list[dict[str, Any]]:
     """Return the pairs of classes that are confused most, each with a photo of either that is answered rightly, the surest,
     and one of either that is taken for the other, and with what tells either from the other."""
-    places = {row["name"]: place for place, row in enumerate(report["per_class"])}
     kinds: dict[tuple[str, str], list[int]] = defaultdict(list)
     for i, row in enumerate(rows):
         kinds[row.label, row.answer.name].append(i)
@@ -218,10 +217,9 @@ def _pairs(report: Mapping[str, Any], rows: Sequence[PhotoRow], marks: Marks | N
         photos = [max(kinds[cell], key=lambda i: rows[i].answer.probability) for cell in cells if kinds[cell]]
         told = []
         if marks is not None:
-            own, other = places[first], places[second]
             told = [
-                (first, in_words(marks.telling(own, other))),
-                (second, in_words(marks.telling(other, own))),
+                (one, in_words(marks.telling(one, other)))
+                for one, other in ((first, second), (second, first))
             ]
         found.append({**pair, "counts": pair["photos"], "photos": photos, "marks": told})
     return found

@@ -31,6 +31,7 @@ from starlette.requests import ClientDisconnect
 
 from racnn import __version__
 from racnn.data.image_io import read_reduced
+from racnn.data.marks import Marks, beside
 from racnn.errors import DataError
 from racnn.evaluation import draw
 from racnn.portable.answers import Prediction
@@ -60,7 +61,7 @@ HEADERS = {
 log = logging.getLogger("racnn.serve")
 
 
-def create_app(network: Any, *, name: str, hosts: Iterable[str] = ()) -> FastAPI:
+def create_app(network: Any, *, name: str, hosts: Iterable[str] = (), marks: Marks | None = None) -> FastAPI:
     """Return the application.
 
     ``POST /predict`` takes a form with a field ``photo`` and answers as ``racnn predict --json`` does, with ``looks`` besides;
@@ -71,6 +72,7 @@ def create_app(network: Any, *, name: str, hosts: Iterable[str] = ()) -> FastAPI
         network: :class:`racnn.engine.predictor.Predictor` or :class:`racnn.portable.network.PortableNetwork`.
         name: What to call it on the page.
         hosts: Names that it may be asked by, besides this machine's own and addresses in numbers.
+        marks: Marks of the classes; answers then say by what the first one is usually told from the second.
     """
     app = FastAPI(title="racnn", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
     allowed = {"localhost", *(host.lower() for host in hosts)}
@@ -131,7 +133,7 @@ def create_app(network: Any, *, name: str, hosts: Iterable[str] = ()) -> FastAPI
             async with received:  # others need not wait for one who sends slowly
                 content = await asyncio.wait_for(_photo_of(request), READING)
                 async with one_at_a_time:
-                    found = await run_in_threadpool(partial(_answer, network, content, pictures, top))
+                    found = await run_in_threadpool(partial(_answer, network, content, pictures, top, marks))
         except TimeoutError:
             raise HTTPException(408, f"the photo took longer than {READING:.0f} seconds to come") from None
         except ClientDisconnect:
@@ -145,15 +147,17 @@ def create_app(network: Any, *, name: str, hosts: Iterable[str] = ()) -> FastAPI
     return app
 
 
-def _answer(network: Any, content: bytes, pictures: bool, top: int) -> dict[str, Any]:
+def _answer(network: Any, content: bytes, pictures: bool, top: int, marks: Marks | None) -> dict[str, Any]:
     photo, _ = read_reduced(content, None, most_pixels=MOST_PIXELS)
     if max(photo.shape) > MOST_SIDE:
         raise DataError(
             f"expected at most {MOST_SIDE} pixels a side, found {photo.shape[1]}x{photo.shape[0]}"
         )
     can_say_why = pictures and len(network.class_names) > 1
-    found: Prediction = network.predict(photo, top=top, why=can_say_why)
+    found: Prediction = network.predict(photo, top=top if marks is None else max(top, 2), why=can_say_why)
     plain = found.to_dict()
+    if marks is not None and len(found.top) > 1:
+        plain["marks"] = beside(marks, [name for name, _ in found.top])
     plain["top"] = plain["top"][:top]
     if not pictures:
         return plain

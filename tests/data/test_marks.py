@@ -11,6 +11,7 @@ from racnn.engine.predictor import load
 from racnn.errors import DataError
 
 NAMES = ("leg color: pink", "leg color: yellow", "eye color: yellow", "crested")
+PAIR = ("Auk", "Wren")
 
 
 def write_cub_marks(root, names=("001.Western_Gull", "002.California_Gull", "003.Auk")):
@@ -37,7 +38,7 @@ def write_table(file, *rows):
 
 
 def marks(*rows):
-    return Marks(NAMES, np.array(rows))
+    return Marks(("Auk", "Wren"), NAMES, np.array(rows))
 
 
 def told(found):
@@ -47,16 +48,16 @@ def told(found):
 def test_what_differs_most_is_told_first_and_no_word_twice():
     found = marks([0.9, 0.8, 0.7, 0.2], [0.1, 0.05, 0.1, 0.0])
     # a second color of the leg would say the same once more
-    assert told(found.telling(0, 1)) == ["leg color: pink", "eye color: yellow", "crested"]
-    assert in_words(found.telling(0, 1)[:1]) == "leg color: pink (90 % against 10)"
-    assert found.telling(1, 0) == []
+    assert told(found.telling(*PAIR)) == ["leg color: pink", "eye color: yellow", "crested"]
+    assert in_words(found.telling(*PAIR)[:1]) == "leg color: pink (90 % against 10)"
+    assert found.telling(*PAIR[::-1]) == []
 
 
 def test_marks_that_hardly_differ_or_are_not_known_are_not_told():
     nan = float("nan")
     found = marks([0.5, nan, 0.9, 0.5 + LEAST], [0.5 - 0.9 * LEAST, 0.0, nan, 0.5])
-    assert told(found.telling(0, 1)) == ["crested"]
-    assert found.telling(0, 0) == []
+    assert told(found.telling(*PAIR)) == ["crested"]
+    assert found.telling("Auk", "Auk") == []
 
 
 @pytest.mark.parametrize("inside", [".", "attributes", ".."])
@@ -68,8 +69,8 @@ def test_cub_is_read_wherever_the_names_of_its_attributes_are(tmp_path, inside):
     found = read_marks(root, ["California Gull", "Western_Gull"], flag="--marks")
     assert found.names == (*NAMES[:3], "head pattern: crested")
     assert found.shares.tolist() == [[0.12, 0.4, 0.2, 0.0], [0.44, 0.155, 0.6, 0.0]]
-    assert told(found.telling(1, 0)) == ["eye color: yellow", "leg color: pink"]
-    assert told(found.telling(0, 1)) == ["leg color: yellow"]
+    assert told(found.telling("Western_Gull", "California Gull")) == ["eye color: yellow", "leg color: pink"]
+    assert told(found.telling("California Gull", "Western_Gull")) == ["leg color: yellow"]
 
 
 def test_a_table_may_leave_open_what_is_not_known(tmp_path):
@@ -77,8 +78,8 @@ def test_a_table_may_leave_open_what_is_not_known(tmp_path):
     found = read_marks(file, ["Auk", "Western Gull"], flag="--marks")
     assert found.names == NAMES
     assert np.isnan(found.shares[1, 2])
-    assert told(found.telling(0, 1)) == ["crested"]
-    assert told(found.telling(1, 0)) == ["leg color: pink"]
+    assert told(found.telling("Auk", "Western Gull")) == ["crested"]
+    assert told(found.telling("Western Gull", "Auk")) == ["leg color: pink"]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from racnn.data.marks import Marks
 from racnn.engine.predictor import load
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
@@ -40,13 +41,22 @@ def client(network):
     )
 
 
+@pytest.fixture(scope="module")
+def marks(network):
+    """One mark a class, which no other has."""
+    names = tuple(network.class_names)
+    return Marks(names, tuple(f"sign: of {name}" for name in names), np.eye(len(names)))
+
+
 @pytest.fixture
-def served(network):
+def served(network, marks):
     """Serve for real; return the address."""
     import uvicorn
 
     listening = _listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(module.create_app(network, name="run"), log_level="warning"))
+    server = uvicorn.Server(
+        uvicorn.Config(module.create_app(network, name="run", marks=marks), log_level="warning")
+    )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     yield listening.getsockname()
@@ -103,6 +113,16 @@ def test_the_page_gets_pictures_too(client):
         assert text.startswith("data:image/webp;base64,")
     assert len(found["views"]) == len(found["why"]) == 3
     assert found["against"] == found["top"][1]["name"]
+
+
+def test_marks_are_told_where_they_are_known(client, network, marks):
+    app = module.create_app(network, name="run", marks=marks)
+    found = ask(TestClient(app, base_url=LOCAL), photo(), params={"top": 1}).json()
+    assert len(found["top"]) == 1
+    best = found["top"][0]["name"]
+    assert found["marks"]["usually"] == [{"name": f"sign: of {best}", "share": 1.0, "other": 0.0}]
+    assert found["marks"]["against"] == ask(client, photo()).json()["top"][1]["name"]
+    assert "marks" not in ask(client, photo()).json()
 
 
 def test_a_photo_is_turned_upright(client):
@@ -325,6 +345,9 @@ def test_a_browser_shows_it(served, browser, tmp_path):
         page.locator("#views img").nth(2).wait_for(timeout=20_000)
         assert page.locator("#photo rect").count() == 4
         assert page.locator("#top li").count() == 5
+        best, second = (page.locator("#top li span:first-child").nth(place).inner_text() for place in (0, 1))
+        told = f"Rather than {second}, usually: sign: of {best} (100 % against 0)"
+        assert page.locator("#marks").inner_text() == told
         first = page.locator("#views img").first.get_attribute("src")
         page.locator("#why").check()
         assert page.locator("#views img").first.get_attribute("src") != first

@@ -50,6 +50,12 @@
     });
   };
 
+  const marks = found => {
+    const share = value => Math.round(100 * value);
+    const told = found.usually.map(mark => `${mark.name} (${share(mark.share)} % against ${share(mark.other)})`);
+    return `Rather than ${found.against}, usually: ${told.join(", ") || "nothing that is known of them"}`;
+  };
+
   const show = found => {
     last = found;
     const [best] = found.top;
@@ -57,6 +63,7 @@
     at("probability").textContent = percent(best.probability);
     at("sure").textContent = !found.sure ? "" : found.sure.level === "unsure" ? "Not sure of anything." :
       `Sure: ${found.sure.name} (${found.sure.level}, ${percent(found.sure.probability)})`;
+    at("marks").textContent = found.marks ? marks(found.marks) : "";
     at("photo").replaceChildren();
     const photo = element("img", null, at("photo"));
     photo.src = found.photo;
