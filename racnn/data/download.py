@@ -163,7 +163,7 @@ def unpack(
             with tarfile.open(path) as archive:
                 for member in archive:
                     _refuse_unsafe(member, path)
-                    archive.extract(member, inside, filter="data")
+                    _unpack_one(archive, member, inside)
         except (tarfile.TarError, EOFError, OSError) as error:
             raise DataError(f"{path}: cannot be unpacked: {error}") from None
         arrived = sorted(inside.iterdir())
@@ -177,6 +177,19 @@ def unpack(
             remove(folder / entry.name)
             os.rename(entry, folder / entry.name)
     return [folder / entry.name for entry in arrived]
+
+
+def _unpack_one(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    """Write a plain file or a folder; of the archive's owners, modes and times nothing is taken."""
+    target = folder / member.name
+    if member.isdir():
+        target.mkdir(parents=True, exist_ok=True)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    content = archive.extractfile(member)
+    assert content is not None, "only links and devices have none"
+    with content, target.open("wb") as file:
+        shutil.copyfileobj(content, file)
 
 
 def remove(path: Path) -> None:

@@ -183,6 +183,20 @@ def test_an_archive_is_unpacked(tmp_path):
     assert len(list((tmp_path / "into").iterdir())) == 2
 
 
+def test_an_archive_s_modes_are_not_taken(tmp_path):
+    (tmp_path / "into").mkdir()
+    path = tmp_path / "birds.tgz"
+    with tarfile.open(path, "w:gz") as tar:
+        for name, kind in (("birds", tarfile.DIRTYPE), ("birds/1.txt", tarfile.REGTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.mode = kind, 0o000
+            tar.addfile(info)
+    unpack(path, tmp_path / "into")
+    for entry in (tmp_path / "into" / "birds", tmp_path / "into" / "birds" / "1.txt"):
+        assert entry.stat().st_mode & 0o600 == 0o600
+        assert not entry.stat().st_mode & 0o7002
+
+
 @pytest.mark.parametrize("evil", EVIL, ids=[name for name, _, _ in EVIL])
 def test_an_archive_that_would_leave_its_folder_leaves_nothing(evil, tmp_path):
     (tmp_path / "into").mkdir()
