@@ -8,25 +8,21 @@ import io
 import os
 import shlex
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from racnn import __version__, cli_checkpoint, cli_data, cli_evaluate, cli_serve
-from racnn.cli_checkpoint import Checkpoint, Device, restore, restore_any
-from racnn.errors import ConfigError, DataError, ExportError, LeftOutError, TrainingError, UserError
-from racnn.written import refuse_foreign, write_file, write_json, write_text
+from racnn import __version__, cli_checkpoint, cli_data, cli_evaluate, cli_serve, cli_visualize
+from racnn.cli_checkpoint import Device, restore
+from racnn.cli_visualize import NUM_DRAWN, draw, draw_validation, picture_names, refuse_pictures
+from racnn.errors import ConfigError, ExportError, LeftOutError, TrainingError, UserError
+from racnn.written import refuse_foreign, write_json, write_text
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from racnn.config import Config
-    from racnn.engine.predictor import Predictor
-    from racnn.portable.network import PortableNetwork
 
 app = typer.Typer(
     help="RA-CNN: fine-grained recognition that looks at the whole photo, zooms to where it matters, and looks again.",
@@ -37,9 +33,6 @@ app = typer.Typer(
 )
 
 app.add_typer(cli_data.app, name="data")
-
-REGIONS = "regions.json"
-NUM_DRAWN = 16  # drawings of the demo whose pictures are drawn
 
 Settings = Annotated[
     list[str] | None,
@@ -262,7 +255,7 @@ def train(
             print(f"\nlevels were not measured: {error}")
     print(f"\n{format_gain(report, loaded.model)}")
     try:
-        print(f"pictures of where it looked: {_draw_validation(best, device)}")
+        print(f"pictures of where it looked: {draw_validation(best, device)}")
     except (UserError, OSError, RuntimeError) as error:  # the training stands
         print(f"no pictures were drawn: {error}")
     print(f"\nnext: racnn evaluate {best}  # on test photos\n      racnn report {best.parent}")
@@ -323,65 +316,7 @@ app.command(short_help="Compare networks on the same photos.")(cli_evaluate.comp
 app.command(short_help="Write one HTML file about a network.")(cli_evaluate.report)
 
 
-@app.command(short_help="Draw where a network looked, and why.")
-def visualize(
-    checkpoint: Checkpoint,
-    photos: Annotated[list[Path], typer.Argument(metavar="PHOTOS", help="Photos, or folders of photos.")],
-    out: Annotated[Path, typer.Option(help="Folder for the pictures and regions.json.")] = Path("visualize"),
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Draw so many photos, taken evenly from all of them.")
-    ] = None,
-    why: Annotated[
-        bool,
-        typer.Option(
-            "--why", help="Also show what on each view speaks for the answer and against the next best class."
-        ),
-    ] = False,
-    attention: Annotated[
-        bool, typer.Option("--attention", help="Also show how each view's cells are weighed (model.pooling).")
-    ] = False,
-    device: Device = "auto",
-) -> None:
-    """Show where a network looked: one picture a photo, and regions.json with the boxes in the photo's pixels."""
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out}: is a file; expected a folder for the pictures")
-    from racnn.data.image_io import read_photo
-    from racnn.data.listing import describe_passed, find_photos
-
-    passed: Counter[str] = Counter()
-    paths = find_photos(photos, passed)
-    if limit is not None and limit < len(paths):  # the first ones would all be of the same class
-        paths = [paths[i * len(paths) // limit] for i in range(limit)]
-    several = len({path.parent for path in paths}) > 1
-    names = _picture_names(paths, name_folders=several)
-    folders = {path.parent for path in paths} | {place for place in photos if place.is_dir()}
-    _refuse_pictures(out, names, photo_folders=folders)
-    damaged: list[str] = []
-
-    def readable() -> Iterable[tuple[Path, str, np.ndarray]]:
-        for path, name in zip(paths, names, strict=True):
-            try:
-                yield path, name, read_photo(path)
-            except DataError as error:
-                damaged.append(str(error))
-
-    trained = restore_any(checkpoint, device)
-    if why:
-        trained.refuse_why()
-    if attention:
-        _refuse_attention(trained, why=why)
-    rows = _draw(trained, readable(), out, why=why, attention=attention)
-    if rows:
-        print(f"{len(rows)} pictures and regions.json in {out}")
-    if passed:
-        print(describe_passed(passed), file=sys.stderr)
-    if older := {path.name for path in out.glob("*.png")} - {row["picture"] for row in rows}:
-        print(f"{len(older)} other pictures were there before, and are not in regions.json")
-    if damaged:
-        failed = LeftOutError if rows else DataError
-        raise failed(f"{len(damaged)} of {len(paths)} photos were left out:\n" + "\n".join(damaged))
-
-
+app.command(short_help="Draw where a network looked, and why.")(cli_visualize.visualize)
 app.command(short_help="Name what is on photos.")(cli_checkpoint.predict)
 app.command(short_help="Serve a page to drop a photo on.")(cli_serve.serve)
 app.command(short_help="Say what a checkpoint is.")(cli_checkpoint.inspect)
@@ -406,9 +341,9 @@ def demo(
     test = build_data(loaded.data, seed=0)
     records = test.splits["test"].records[:NUM_DRAWN]
     photos = [Path(f"{record.name}_{test.class_names[record.label]}.png") for record in records]
-    names = _picture_names(photos)
+    names = picture_names(photos)
     refuse_foreign([out / "evaluation.json"], flag="--out")
-    _refuse_pictures(out / "pictures", names)
+    refuse_pictures(out / "pictures", names)
     best, validation = _fit(loaded, device, resume=resume, overwrite=overwrite)
     from racnn.engine.evaluator import evaluate_trained
     from racnn.evaluation.report import format_report
@@ -420,7 +355,7 @@ def demo(
     drawings = (
         (photo, name, load(record)) for photo, name, record in zip(photos, names, records, strict=True)
     )
-    _draw(trained, drawings, out / "pictures")
+    draw(trained, drawings, out / "pictures")
     print(f"\n{report['num_images']} held-out drawings:\n{format_report(report)}")
     _print_diagnosis(validation, loaded)
     print(f"\nreport       {out / 'evaluation.json'}\npictures     {out / 'pictures'}\nnetwork      {best}")
@@ -505,78 +440,3 @@ def _choose_caution(best: Path, device: str) -> str:
     )
     write_json(caution_file(best), caution_json(caution), flag="--out")
     return f"{format_levels(measured)}\n\nfor `racnn predict --levels`: {caution_file(best)}"
-
-
-def _draw_validation(best: Path, device: str) -> Path:
-    """Draw some validation photos of a run, taken evenly from all, and return the folder of the pictures."""
-    from racnn.engine.evaluator import data_of
-
-    trained = restore(best, device)
-    photos = data_of(trained).splits["val"]
-    records = photos.records
-    if len(records) > NUM_DRAWN:
-        records = [records[i * len(records) // NUM_DRAWN] for i in range(NUM_DRAWN)]
-    paths = [record.path or Path(f"{record.name}.png") for record in records]
-    names = _picture_names(paths, name_folders=True)
-    out = best.parent / "pictures"
-    _refuse_pictures(out, names)
-    loaded = zip(paths, names, map(photos.catalog.load, records), strict=True)
-    _draw(trained, loaded, out)
-    return out
-
-
-def _picture_names(photos: Iterable[Path], *, name_folders: bool = False) -> list[str]:
-    """Return a name without spaces for the picture of each photo, no two the same; ``name_folders``: with its photo's folder before it."""
-    taken: dict[str, None] = {}
-    for path in photos:
-        stem = "_".join((f"{path.parent.name}_{path.stem}" if name_folders else path.stem).split()) or "photo"
-        name, number = stem, 2
-        while name in taken:
-            name, number = f"{stem}_{number}", number + 1
-        taken[name] = None
-    return [f"{name}.png" for name in taken]
-
-
-def _refuse_pictures(out: Path, names: Iterable[str], photo_folders: Iterable[Path] = ()) -> None:
-    """Refuse to draw where one of the pictures, or regions.json, would replace what this program did not write."""
-    refuse_foreign([out / name for name in (*names, REGIONS)], flag="--out", photo_folders=photo_folders)
-
-
-def _refuse_attention(predictor: Predictor | PortableNetwork, *, why: bool) -> None:
-    """Refuse to draw weights of cells that there are not, or beside something else in the same place.
-
-    Raises:
-        ConfigError: They cannot be drawn.
-    """
-    if why:
-        raise ConfigError("--why and --attention exclude each other: both lie over the views")
-    if not hasattr(predictor, "config"):
-        raise ConfigError(
-            "--attention: how cells are weighed does not come out of an .onnx file; give its checkpoint"
-        )
-    if getattr(predictor.config.model, "pooling", "mean") != "attention":
-        raise ConfigError("--attention: this network weighs all cells alike (model.pooling: mean)")
-
-
-def _draw(
-    predictor: Predictor | PortableNetwork,
-    photos: Iterable[tuple[Path, str, np.ndarray]],
-    out: Path,
-    *,
-    why: bool = False,
-    attention: bool = False,
-) -> list[dict[str, Any]]:
-    """Write one picture a photo, under the name given, and regions.json."""
-    rows = []
-    for path, name, photo in photos:
-        found = predictor.predict(photo, why=why)
-        write_file(
-            out / name,
-            partial(found.show(attention=attention).save, format="PNG"),
-            flag="--out",
-            checked=True,
-        )
-        rows.append({"photo": str(path), "picture": name, **found.to_dict()})
-    if rows:
-        write_json(out / REGIONS, rows, flag="--out")
-    return rows

@@ -158,8 +158,10 @@ def parse_config(
             lines = [explain(item, Config, "") for item in error.errors()]
     if lines:
         if "model.family" in (given or {}) and "family" in values.get("model", {}):
-            hint = f"whose keys are not those of another; --config takes one of it, such as {family.example}"
-            lines.append(f"model.family: is another family, {hint}")
+            such = f", such as {family.example}" if family.example else ""
+            lines.append(
+                f"model.family: is another family, whose keys are its own; --config takes one of it{such}"
+            )
         raise mistakes(origin, lines, given or {})
     return config
 

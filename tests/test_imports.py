@@ -30,7 +30,7 @@ LAYERS = [
     {"engine"},
     {"report", "export", "serve"},
     {"cli_checkpoint", "cli_data"},
-    {"cli_evaluate", "cli_serve"},
+    {"cli_evaluate", "cli_serve", "cli_visualize"},
     {"cli"},
     {"__main__"},
 ]
@@ -43,6 +43,7 @@ WITHOUT_TORCH = [
     "cli_data.py",
     "cli_evaluate.py",
     "cli_serve.py",
+    "cli_visualize.py",
     "sections.py",
     "errors.py",
     "compat.py",

@@ -97,14 +97,14 @@ class Family:
             :class:`Network`.
         phases: Its kinds of phases by name.
         schedules: Named schedules; each is called with ``model.view_sizes`` and returns the entries.
-        example: A packaged configuration of it.
+        example: A packaged configuration of it, if there is one.
     """
 
     config: type[ModelSection]
     build: Callable[..., Any]
     phases: Mapping[str, type[Phase]]
     schedules: Mapping[str, Callable[[Sequence[int]], list[dict[str, Any]]]]
-    example: str
+    example: str | None = None
 
 
 def combined_log_probs(logits: Sequence[Tensor], fused: Tensor | None) -> Tensor:
