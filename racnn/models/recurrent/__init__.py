@@ -54,6 +54,10 @@ class RecurrentConfig(ModelSection):
         le=32,
         description="cells a side of a map of the whole photo that the location network points into; 0: it has none",
     )
+    answer: Literal["last", "added"] = Field(
+        "last",
+        description="what the memory says after a look; added: what look 1 says plus the mean of what later ones say",
+    )
     dropout: float = Field(
         0.0, ge=0.0, lt=1.0, description="share of the features left out at random in training"
     )

@@ -43,7 +43,7 @@ class Glimpse:
         region: [B, 3], where the finest patch lies in the photo, held.
         patches: [B, C, g, g] each, normalised, the finest first.
         state: [B, U], what the classifier reads.
-        logits: [B, num_classes], the answer after this look.
+        logits: [B, num_classes], what the memory says after this look; :class:`RecurrentOutput` makes the answer of it.
         mean: [B, 2], where the location network wanted to look; None where it was not asked.
         log_density: [B], logarithm of the density of the place that was drawn around it; None where none was drawn.
         expected: [B], what the decision will earn, in [0, 1], as far as the state that sent the eye here can tell; None where it was not asked.
@@ -71,20 +71,26 @@ class RecurrentOutput:
     Attributes:
         looks: One :class:`Glimpse` each.
         complete: Whether these are all.
+        added: Whether the answer after a look is what look 1 says plus the mean of what the later ones say; or what this one says.
     """
 
     looks: list[Glimpse]
     complete: bool
+    added: bool = False
 
     @property
     def logits(self) -> list[Tensor]:
-        """[B, num_classes] per look."""
-        return [look.logits for look in self.looks]
+        """[B, num_classes] per look, the answer after it."""
+        own = [look.logits for look in self.looks]
+        if not self.added:
+            return own
+        means = torch.stack(own[1:]).cumsum(dim=0) if len(own) > 1 else ()
+        return own[:1] + [own[0] + total / number for number, total in enumerate(means, start=1)]
 
     @property
     def fused(self) -> Tensor | None:
         """[B, num_classes] of the last look, whose memory holds all others; None unless all were taken."""
-        return self.looks[-1].logits if self.complete else None
+        return self.logits[-1] if self.complete else None
 
     @property
     def regions(self) -> list[Tensor]:
@@ -135,6 +141,7 @@ class Recurrent(nn.Module):
         descriptor: 'mean' of the backbone's map, or its signed 'root' at length 1 a patch, see :class:`racnn.models.RACNN`.
         coarse_map: Cells a side of a map of the whole photo that the location network points into, see :class:`Pointer`; 0: it is told
             what is remembered and no more. Needs ``first`` 'whole' and a backbone, whose map has no fewer.
+        answer: 'last', what the memory says after a look, or 'added', what look 1 says plus the mean of what later ones say.
         dropout: Share of the features that are left out at random in training.
     """
 
@@ -158,11 +165,13 @@ class Recurrent(nn.Module):
         grid: int = 0,
         descriptor: str = "mean",
         coarse_map: int = 0,
+        answer: str = "last",
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         assert not coarse_map or (first == "whole" and backbone != "patch"), (first, backbone)
         self.grid, self.root, self.coarse_map = grid, descriptor == "root", coarse_map
+        self.added = answer == "added"
         self.view_sizes = tuple(view_sizes)
         self.num_scales = len(self.view_sizes)
         self.num_classes = num_classes
@@ -284,7 +293,7 @@ class Recurrent(nn.Module):
 
     def output(self, looks: Sequence[Glimpse]) -> RecurrentOutput:
         """Return the output of the first looks, or of all."""
-        return RecurrentOutput(list(looks), len(looks) == self.num_scales)
+        return RecurrentOutput(list(looks), len(looks) == self.num_scales, self.added)
 
     def start(self, source: Tensor) -> State:
         """Return the memory before the first look."""

@@ -433,7 +433,9 @@ class TestPlacesThatAreReadOnce:
 
 
 @pytest.mark.parametrize(
-    "model", [{}, {"memory": "two_layer", "first": "context", "backbone": "tiny"}], ids=str
+    "model",
+    [{}, {"memory": "two_layer", "first": "context", "backbone": "tiny", "answer": "added"}],
+    ids=str,
 )
 def test_a_run_goes_on_bit_for_bit_is_evaluated_and_drawn(model, tmp_path, monkeypatch, racnn):
     path = configuration(tmp_path, monkeypatch, **model)
@@ -505,3 +507,19 @@ def test_keys_of_another_family_are_told_with_where_to_begin(tmp_path):
     assert "such as looker.yaml" in str(told.value)
     for name, family in FAMILIES.items():
         assert load_config(packaged(family.example)).model.family == name
+
+
+def test_answers_are_the_last_or_the_first_and_the_mean_of_the_later_ones():
+    given, noise = batch(5)["image"], batch(5)["noise"]
+    last, added = network(answer="last"), network(answer="added")
+    said, found = last(given, noise=noise), added(given, noise=noise)
+    own = [look.logits for look in said.looks]
+    assert all(torch.equal(one, other) for one, other in zip(said.logits, own, strict=True))
+    assert torch.equal(said.fused, own[-1])
+    wanted = [own[0]] + [own[0] + torch.stack(own[1 : number + 1]).mean(dim=0) for number in (1, 2, 3)]
+    for one, other in zip(found.logits, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+    assert torch.equal(found.fused, found.logits[-1])
+    early = added(given, noise=noise, num_scales=2)
+    torch.testing.assert_close(early.logits[-1], wanted[1])
+    assert early.fused is None
