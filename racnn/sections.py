@@ -117,7 +117,9 @@ class DataConfig(Section):
     on_error: Literal["fail", "skip"] = Field(
         "fail", description="skip: read every photo beforehand and leave out the damaged ones"
     )
-    most_skipped: Fraction = Field(0.01, description="skip: larger share of damaged photos is an error")
+    most_skipped: Fraction = Field(
+        0.01, description="skip: larger share of damaged photos, and more than one, is an error"
+    )
     cache: Path | None = Field(
         None, description="folder for decoded, resized training photos, written once before training"
     )

@@ -176,12 +176,12 @@ def find_damaged(catalog: Catalog, config: DataConfig) -> dict[str, str]:
     """Read every photo of a data set and return the names of the damaged ones with the reason.
 
     Raises:
-        DataError: They are a larger share than ``config.most_skipped``.
+        DataError: They are a larger share than ``config.most_skipped``; a single one is not, unless that is 0.
     """
     records = [record for record in catalog.records() if record.path is not None]
     workers = min(config.num_workers, len(records) // AT_ONCE)
     found = {record.name: why for record, why in damaged(records, workers=workers) if why is not None}
-    if len(found) > config.most_skipped * len(records):
+    if len(found) > config.most_skipped * len(records) and (len(found) > 1 or not config.most_skipped):
         first = "; ".join(f"{name}: {why}" for name, why in list(found.items())[:MOST_NAMED])
         raise DataError(
             f"data.on_error: {len(found)} of {len(records)} photos are damaged, more than data.most_skipped "

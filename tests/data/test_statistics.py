@@ -130,3 +130,12 @@ def test_damaged_photos_can_be_skipped(workers, broken):
     assert not set(names) & set(data.skipped)
     with pytest.raises(DataError, match=r"3 of 12 photos are damaged, more than data\.most_skipped \(0\.2\)"):
         build_data(config.model_copy(update={"most_skipped": 0.2}), seed=0)
+
+
+def test_a_single_damaged_photo_is_no_share(broken):
+    for name in ("auk/3.png", "wren/1.png"):
+        (broken / name).unlink()
+    config = DataConfig(dataset="folder", root=broken, source_size=16, num_workers=0, on_error="skip")
+    assert set(build_data(config, seed=0).skipped) == {"auk/0.png"}
+    with pytest.raises(DataError, match="1 of 10 photos are damaged"):
+        build_data(config.model_copy(update={"most_skipped": 0.0}), seed=0)
