@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
@@ -21,8 +22,14 @@ def explain(item: Any, section: type[Section], path: str) -> str:
         section: Class that the values were validated by.
         path: Where it stands in the configuration.
     """
-    where = ".".join(filter(None, [path, *(str(part) for part in item["loc"])]))
     message = item["msg"].removeprefix("Value error, ")
+    own, _, rest = message.partition(": ")
+    # what does not fit together begins with the key that should change
+    named = item["type"] == "value_error" and not item["loc"] and own in section.model_fields
+    parts = [path, *(str(part) for part in item["loc"]), *([own] if named and path else [])]
+    where = ".".join(filter(None, parts))
+    if named and path:
+        return f"{where}: {rest}"
     if item["type"] == "extra_forbidden":
         return f"{where}: unknown key{_hint(item['loc'], section)}"
     if item["type"] == "value_error" and not where:
@@ -84,9 +91,11 @@ def _hint(loc: tuple[Any, ...], section: type[Section]) -> str:
 
 
 def _with_source(line: str, given: Mapping[str, str]) -> str:
-    """Return a line with the ``--set`` that its key was given by, if it was."""
+    """Return a line with the ``--set`` that its key was given by, or else one that it speaks of."""
     path = line.partition(":")[0]
-    source = next((text for key, text in given.items() if path == key or path.startswith(f"{key}.")), None)
+    own = [text for key, text in given.items() if path == key or path.startswith(f"{key}.")]
+    told = [text for key, text in given.items() if re.search(rf"(?<![\w.]){re.escape(key)}(?![\w.])", line)]
+    source = next(iter(own + told), None)
     return line if source is None else f"--set {_shortened(source)}: {line}"
 
 

@@ -523,3 +523,19 @@ def test_answers_are_the_last_or_the_first_and_the_mean_of_the_later_ones():
     early = added(given, noise=noise, num_scales=2)
     torch.testing.assert_close(early.logits[-1], wanted[1])
     assert early.fused is None
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("model.grid=1", "--set model.grid=1: model.grid: 1 is one place"),
+        (
+            "model.grid=0",
+            "--set model.grid=0: schedule: a frozen_policy phase reads all places of model.grid",
+        ),
+    ],
+)
+def test_what_does_not_fit_together_names_the_setting_and_not_the_file(setting, said):
+    with pytest.raises(ConfigError) as told:
+        load_config(packaged("looker.yaml"), [setting])
+    assert str(told.value).startswith(said)
