@@ -236,7 +236,7 @@ def predict(
         Path | None,
         typer.Option(
             metavar="MARKS",
-            help="Say by what the answer is usually told from the next one: CUB-200-2011's folder, or a CSV file of classes and their marks.",
+            help="Say which marks usually tell the answer from the runner-up: CUB-200-2011's folder, or a CSV file of classes and their marks.",
         ),
     ] = None,
     top: Annotated[
@@ -262,7 +262,7 @@ def predict(
     from tqdm import tqdm
 
     from racnn.data.listing import describe_passed, iter_photos
-    from racnn.data.marks import Mark, beside, in_words, read_marks
+    from racnn.data.marks import NONE_TELLS, in_plain_types, in_words, read_marks
 
     trained = restore_any(checkpoint, device, levels=levels)
     known = None if marks is None else read_marks(marks, trained.class_names, flag="--marks")
@@ -288,7 +288,9 @@ def predict(
             damaged += 1
             bar.write(f"left out {row['error']}", file=sys.stderr)
         elif known is not None and len(row["top"]) > 1:
-            row["marks"] = beside(known, [each["name"] for each in row["top"]])
+            answer, second = (each["name"] for each in row["top"][:2])
+            found = known.telling(answer, second)
+            row["marks"] = in_plain_types(found, second)
             row["top"] = row["top"][:answers]
         if as_json:
             bar.write(json.dumps(row), file=sys.stdout)
@@ -302,10 +304,7 @@ def predict(
                 file=sys.stdout,
             )
             if "marks" in row:
-                told = (
-                    in_words([Mark(**each) for each in row["marks"]["usually"]])
-                    or "nothing that is known of them"
-                )
+                told = in_words(found) or NONE_TELLS
                 bar.write(f"    rather than {row['marks']['against']}, usually: {told}", file=sys.stdout)
     passed: Counter[str] = Counter()
     with suppress(DataError, OSError):  # the answers are there, whatever has become of the folder

@@ -36,7 +36,7 @@ def serve(
         Path | None,
         typer.Option(
             metavar="MARKS",
-            help="Say by what the answer is usually told from the next one: CUB-200-2011's folder, or a CSV file of classes and their marks.",
+            help="Say which marks usually tell the answer from the runner-up: CUB-200-2011's folder, or a CSV file of classes and their marks.",
         ),
     ] = None,
     device: Device = "auto",

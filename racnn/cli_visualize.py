@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from racnn.portable.network import PortableNetwork
 
 REGIONS = "regions.json"
-NUM_DRAWN = 16  # photos at the end of a training whose pictures are drawn
+NUM_DRAWN = 16  # photos whose pictures a training or the demo draws at its end
 
 
 def visualize(

@@ -110,6 +110,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
         ConfigError: Every mistake found, one line each, with its dotted path.
     """
     values = read_yaml(path) if path is not None else {}
+    begun = _family_name(values)
     pairs = [split_override(text, _types_of) for text in overrides]
     for keys, value, text in pairs:
         if keys[0] != "schedule" or len(keys) == 1:
@@ -119,7 +120,18 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
         if keys[0] == "schedule" and len(keys) > 1:
             assign(values, keys, value, text)
     given = {".".join(keys): text for keys, _, text in pairs}
-    return parse_config(values, origin=str(path) if path else "the configuration", given=given)
+    try:
+        return parse_config(values, origin=str(path) if path else "the configuration", given=given)
+    except ConfigError as error:
+        wanted = FAMILIES.get(str(_family_name(values)))
+        is_asked = "model.family" in given and _family_name(values) != begun
+        if path is None or wanted is None or not is_asked or "model." not in str(error):
+            raise
+        such = f", such as {wanted.example}" if wanted.example else ""
+        raise ConfigError(
+            f"{error}\n{path} is of family {begun}, whose keys are its own: begin with a configuration of family {_family_name(values)}"
+            f"{such} (--config)"
+        ) from None
 
 
 def parse_config(
@@ -157,11 +169,6 @@ def parse_config(
         except ValidationError as error:
             lines = [explain(item, Config, "") for item in error.errors()]
     if lines:
-        if "model.family" in (given or {}) and "family" in values.get("model", {}):
-            such = f", such as {family.example}" if family.example else ""
-            lines.append(
-                f"model.family: is another family, whose keys are its own; --config takes one of it{such}"
-            )
         raise mistakes(origin, lines, given or {})
     return config
 
@@ -173,12 +180,17 @@ def dump_config(config: Config) -> dict[str, Any]:
 
 def _family_of(values: Mapping[str, Any]) -> tuple[Family, list[str]]:
     """Return the model family that ``model.family`` names, and what is wrong with the name."""
-    model = values.get("model")
-    name = model.get("family", "racnn") if isinstance(model, dict) else "racnn"
+    name = _family_name(values)
     if isinstance(name, str) and name in FAMILIES:
         return FAMILIES[name], []
     expected = ", ".join(FAMILIES)
     return FAMILIES["racnn"], [f"model.family: expected one of {expected}, got {shown(name)}"]
+
+
+def _family_name(values: Mapping[str, Any]) -> Any:
+    """Return what ``model.family`` is, whether or not there is one of that name."""
+    model = values.get("model")
+    return model.get("family", "racnn") if isinstance(model, dict) else "racnn"
 
 
 def _read(section: type[Section], value: Any, path: str, stored: bool) -> tuple[Any, list[str]]:

@@ -118,7 +118,7 @@ class DataConfig(Section):
         "fail", description="skip: read every photo beforehand and leave out the damaged ones"
     )
     most_skipped: Fraction = Field(
-        0.01, description="skip: larger share of damaged photos, and more than one, is an error"
+        0.01, description="skip: larger share of damaged photos is an error, if they are several; 0: any is"
     )
     cache: Path | None = Field(
         None, description="folder for decoded, resized training photos, written once before training"

@@ -164,7 +164,7 @@ def unpack(
                 for member in archive:
                     _refuse_unsafe(member, path)
                     _unpack_one(archive, member, inside)
-        except (tarfile.TarError, EOFError, OSError) as error:
+        except (tarfile.TarError, EOFError, OSError, ValueError) as error:  # ValueError: a zero in a name
             raise DataError(f"{path}: cannot be unpacked: {error}") from None
         arrived = sorted(inside.iterdir())
         for entry in arrived:

@@ -2,10 +2,10 @@
 
 They are of classes, not of a photo: nobody looked whether this bird shows them. So they say what to look for.
 
-Two forms are read. CUB-200-2011's own: the folder that has ``classes.txt``, with ``attributes/class_attribute_labels_continuous.txt``, a row
-a class with the percentage of people's labels that name each attribute, and ``attributes.txt`` with the attributes' names in that folder, in ``attributes/``, or beside
-it, where the archive has it. Or a CSV file with a head, percentages of 0 to 100, an empty field where nothing is known; the head has
-a group before a colon, where marks exclude each other:
+Two forms are read. CUB-200-2011's own: the folder with ``classes.txt`` and ``attributes/class_attribute_labels_continuous.txt``, a row
+a class with the percentage of people's labels that name each attribute; ``attributes.txt``, their names, lies in that folder, in ``attributes/``, or,
+as the archive has it, beside that folder. Or a CSV file with a head and a row a class, in percent, with an empty field where nothing
+is known; before a colon stands a group, whose marks exclude each other:
 
     species,leg color: pink,leg color: yellow,crested
     Western Gull,44,15,0
@@ -13,7 +13,6 @@ a group before a colon, where marks exclude each other:
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,14 +21,17 @@ from typing import Any
 
 import numpy as np
 
-from racnn.data.names import class_name, matching_classes
+from racnn.data.tables import ClassTable, IdTable, classes_at, read_lines
 from racnn.errors import DataError
 
 LEAST = 0.15  # by which shares must differ to be told
-MOST = 3  # marks in one answer
+MOST = 3  # marks that are told
+# Parts without plumage: their color says something that the color of the plumage, which is named for many parts, does not.
+BARE = ("beak", "bill", "eye", "leg")
 SHARES = Path("attributes") / "class_attribute_labels_continuous.txt"
 NAMES = "attributes.txt"
-NUMBER = re.compile(r"^[0-9]+\.")  # of a class, before its name
+PERCENT = re.compile(r"[0-9]+(\.[0-9]*)?")
+NONE_TELLS = "no known mark differs enough"
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Mark:
 
     Attributes:
         name: Such as ``leg color: pink``.
-        share: Share of the class's labels that have it, in [0, 1].
+        share: How common it is in the class, in [0, 1]; of CUB-200-2011 the share of people's labels that name it.
         other: The same of the other class.
     """
 
@@ -62,43 +64,46 @@ class Marks:
     shares: np.ndarray
 
     def telling(self, answer: str, other: str) -> list[Mark]:
-        """Return what is commoner in the first class than in the second, what differs most first; of each group, and of each word after
-        the colon, one."""
+        """Return the marks that are commoner in one class than in another by :data:`LEAST`, at most :data:`MOST`, those that differ most first.
+
+        Of a group only one is told, and so is of a word after the colon, such as ``red``, for all groups but those of bare parts:
+        a bird that is red is so in many places.
+        """
         own, its = (self.shares[self.classes.index(name)] for name in (answer, other))
+        differences = np.nan_to_num((own - its).round(6), nan=-1.0)
         found: list[Mark] = []
         taken: set[str] = set()
-        for place in np.argsort(-np.nan_to_num(own - its, nan=-1.0), kind="stable"):
-            name = self.names[place]
-            words = {part.strip() for part in name.split(":", 1)}
-            if len(found) == MOST or not own[place] - its[place] >= LEAST:
+        for place in np.argsort(-differences, kind="stable"):
+            if len(found) == MOST or differences[place] < LEAST:
                 break
+            group, _, value = (part.strip() for part in self.names[place].partition(":"))
+            words = {group} if group.split(" ")[0] in BARE else {group, value}
             if not words & taken:
-                taken |= words
-                found.append(Mark(name, float(own[place]), float(its[place])))
+                taken |= words - {""}
+                found.append(Mark(self.names[place], float(own[place]), float(its[place])))
         return found
 
 
-def beside(marks: Marks, names: Sequence[str]) -> dict[str, Any]:
-    """Return in plain types by what the first of some answers is usually told from the second: ``against`` and ``usually``."""
-    found = marks.telling(names[0], names[1])
-    usually = [
-        {"name": mark.name, "share": round(mark.share, 4), "other": round(mark.other, 4)} for mark in found
-    ]
-    return {"against": names[1], "usually": usually}
-
-
 def in_words(marks: Sequence[Mark]) -> str:
-    """Return marks as they are told: ``leg color: pink (44 % against 12)``."""
+    """Return marks as they are told: ``leg color: pink (44 % against 12)``; '' if there are none."""
     return ", ".join(
         f"{mark.name} ({100 * mark.share:.0f} % against {100 * mark.other:.0f})" for mark in marks
     )
+
+
+def in_plain_types(marks: Sequence[Mark], against: str) -> dict[str, Any]:
+    """Return marks as JSON has them: ``against``, the other class, and ``usually``, of each ``name``, ``share`` and ``other``."""
+    usually = [
+        {"name": mark.name, "share": round(mark.share, 4), "other": round(mark.other, 4)} for mark in marks
+    ]
+    return {"against": against, "usually": usually}
 
 
 def read_marks(source: Path, class_names: Sequence[str], *, flag: str) -> Marks:
     """Return the marks of classes.
 
     Args:
-        source: A folder in CUB-200-2011's layout, or a CSV file, see above.
+        source: A folder in CUB-200-2011's layout, or the one above it, or a CSV file, see above.
         class_names: C names; more classes may be known, and names that look alike are the same, as in
             :func:`racnn.data.names.matching_classes`.
         flag: What named the source, for messages.
@@ -106,87 +111,74 @@ def read_marks(source: Path, class_names: Sequence[str], *, flag: str) -> Marks:
     Raises:
         DataError: It cannot be read, or does not know a class.
     """
-    source = source.expanduser()
     try:
-        known, names, rows = _of_cub(source) if source.is_dir() else _of_table(source)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        file = getattr(error, "filename", None) or source
-        raise DataError(
-            f"{flag}: {file}: cannot be read: {reason}; expected CUB-200-2011's folder with {SHARES.as_posix()}, or a CSV file"
-        ) from None
-    except ValueError as error:
+        source = source.expanduser()
+        return _of_cub(source, class_names) if source.is_dir() else _of_table(source, class_names)
+    except DataError as error:
         raise DataError(f"{flag}: {error}") from None
-    places = matching_classes(class_names, known)
-    if missing := [name for name, place in zip(class_names, places, strict=True) if place is None]:
-        more = f" and {len(missing) - MOST} more" if len(missing) > MOST else ""
+    except (OSError, UnicodeDecodeError, RuntimeError) as error:  # RuntimeError: no such user after ~
+        reason = getattr(error, "strerror", None) or error
         raise DataError(
-            f"{flag}: {source}: has no row, or more than one, for {', '.join(missing[:MOST])}{more}; expected one for every class"
+            f"{flag}: {source}: cannot be read: {reason}; expected CUB-200-2011's folder, or a CSV file of classes and their marks"
+        ) from None
+
+
+def _of_cub(root: Path, class_names: Sequence[str]) -> Marks:
+    if not (root / SHARES).is_file() and (root / "CUB_200_2011" / SHARES).is_file():
+        root = root / "CUB_200_2011"
+    places = [place / NAMES for place in (root, root / "attributes", root.resolve().parent)]
+    if not (root / SHARES).is_file():
+        raise DataError(
+            f"{root / SHARES}: no such file; expected CUB-200-2011's folder, or a CSV file of classes and their marks"
         )
-    return Marks(tuple(class_names), tuple(names), rows[[place for place in places if place is not None]])
-
-
-def _of_cub(root: Path) -> tuple[list[str], list[str], np.ndarray]:
-    """Return the classes, the marks' names, and the shares [classes, marks], of CUB-200-2011's folder."""
-    file = next(
-        (place / NAMES for place in (root, root / "attributes", root.parent) if (place / NAMES).is_file()),
-        None,
-    )
+    file = next((place for place in places if place.is_file()), None)
     if file is None:
-        raise ValueError(
-            f"{root / NAMES}: no such file, nor in the folder above; it has the attributes' names"
+        raise DataError(
+            f"{root}: expected {NAMES}, the names of the attributes, there, in attributes/, or in the folder above"
         )
-    names = []
-    for number, line in enumerate(_lines(file), start=1):
-        group, _, value = line.partition(" ")[2].removeprefix("has_").partition("::")
-        if not value:
-            raise ValueError(
-                f"{file}, line {number}: expected a number and a name such as has_leg_color::pink"
-            )
-        names.append(f"{_readable(group)}: {_readable(value)}")
-    rows = []
-    for number, line in enumerate(_lines(root / SHARES), start=1):
-        rows.append(_shares(line.split(), len(names), f"{root / SHARES}, line {number}"))
-    known = []
-    for number, line in enumerate(_lines(root / "classes.txt"), start=1):
-        own, _, name = line.partition(" ")
-        if not own.isdecimal() or not 1 <= int(own) <= len(rows):
-            raise ValueError(
-                f"{root / 'classes.txt'}, line {number}: expected a class's number, of 1 to {len(rows)}, and its name"
-            )
-        known.append((int(own) - 1, class_name(NUMBER.sub("", name))))
-    return [name for _, name in known], names, np.array([rows[place] for place, _ in known])
+    named = IdTable(file, "<attribute id> <name such as has_leg_color::pink>", int, _mark_name)
+    names = [name for (name,) in named.values.values()]
+    classes = IdTable(root / "classes.txt", "<class id> <name>", int, str)
+    lines = [line for line in read_lines(root / SHARES, "percentages") if line.strip()]
+    for class_id in classes.values:
+        if not 1 <= class_id <= len(lines):
+            classes.fail(class_id, f"{root / SHARES} has no such line")
+    ids = list(classes.values)
+    known = [re.sub(r"^[0-9]+\.", "", name) for (name,) in classes.values.values()]
+    chosen = [ids[place] for place in classes_at(class_names, known, where=str(root / "classes.txt"))]
+    rows = [_shares(lines[own - 1].split(), names, f"{root / SHARES}, line {own}") for own in chosen]
+    return Marks(tuple(class_names), tuple(names), np.array(rows))
 
 
-def _of_table(file: Path) -> tuple[list[str], list[str], np.ndarray]:
-    """Return the same of a CSV file."""
-    reader = csv.reader(file.read_text(encoding="utf-8-sig").splitlines())
-    try:
-        head, *rows = [[cell.strip() for cell in row] for row in reader if any(cell.strip() for cell in row)]
-    except (csv.Error, ValueError):
-        head, rows = [], []
-    if len(head) < 2 or not all(head) or len(set(head)) < len(head) or not rows:
-        raise ValueError(f"{file}: expected a head such as species,leg color: pink,crested and a row a class")
-    shares = [_shares(row[1:], len(head) - 1, f"{file}, {row[0]}") for row in rows]
-    return [class_name(row[0]) for row in rows], head[1:], np.array(shares)
+def _of_table(file: Path, class_names: Sequence[str]) -> Marks:
+    head = "a head such as species,leg color: pink,crested: a column of classes, and of their marks"
+    table = ClassTable(file.read_text(encoding="utf-8-sig"), where=str(file), head=head, gaps=True)
+    names = table.head[1:]
+    rows = np.array(
+        [_shares(row[1:], names, f"{file}, line {number}") for number, row in table.of(class_names)]
+    )
+    if not (np.nan_to_num(rows) > 0.01).any():
+        raise DataError(f"{file}: expected percentages of 0 to 100, and none is above 1")
+    return Marks(tuple(class_names), tuple(names), rows)
 
 
-def _shares(cells: Sequence[str], num: int, where: str) -> list[float]:
+def _mark_name(text: str) -> str:
+    """Return an attribute's name as it is told: ``leg color: pink``.
+
+    Raises:
+        ValueError: It is none.
+    """
+    group, _, value = text.removeprefix("has_").partition("::")
+    if not group or not value:
+        raise ValueError
+    return ": ".join(" ".join(part.replace("_", " ").split()) for part in (group, value))
+
+
+def _shares(cells: Sequence[str], names: Sequence[str], where: str) -> list[float]:
     """Return percentages as shares, NaN for an empty one."""
-    if len(cells) != num:
-        raise ValueError(f"{where}: expected {num} percentages, got {len(cells)}")
-    try:
-        found = [float(cell) / 100.0 if cell else float("nan") for cell in cells]
-    except ValueError:
-        raise ValueError(f"{where}: expected percentages of 0 to 100") from None
-    if not all(np.isnan(share) or 0.0 <= share <= 1.0 for share in found):
-        raise ValueError(f"{where}: expected percentages of 0 to 100")
-    return found
-
-
-def _lines(file: Path) -> list[str]:
-    return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
-def _readable(name: str) -> str:
-    return " ".join(name.replace("_", " ").split())
+    if len(cells) != len(names):
+        raise DataError(f"{where}: expected {len(names)} percentages, found {len(cells)}")
+    for cell, name in zip(cells, names, strict=True):
+        if cell and not (PERCENT.fullmatch(cell) and float(cell) <= 100.0):
+            raise DataError(f"{where}: {name}: expected a percentage of 0 to 100, found '{cell}'")
+    return [float(cell) / 100.0 if cell else float("nan") for cell in cells]

@@ -9,19 +9,18 @@ the head names the levels:
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
 from racnn.data.groups import Levels
-from racnn.data.names import class_name, matching_classes
+from racnn.data.names import matching_classes
 from racnn.data.sources.folder import NESTED, nested_levels
+from racnn.data.tables import ClassTable
 from racnn.errors import DataError, did_you_mean
 from racnn.sections import DataConfig
 
 PACKAGED = ("cub200", "drawings")
-MOST_NAMED = 5  # classes in one message
 
 
 def read_levels(source: str, class_names: Sequence[str], config: DataConfig) -> Levels:
@@ -61,39 +60,14 @@ def read_levels(source: str, class_names: Sequence[str], config: DataConfig) -> 
                 f"data.levels: {source}: cannot be read: {getattr(error, 'strerror', None) or error}; expected a CSV file, "
                 f"{NESTED}, or {', '.join(PACKAGED)}{hint}"
             ) from None
-    reader, rows, lines = csv.reader(text.splitlines()), list[list[str]](), list[int]()
-    try:
-        for row in reader:
-            if any(cell.strip() for cell in row):
-                rows.append(row)
-                lines.append(reader.line_num)
-    except csv.Error as error:
-        raise DataError(f"data.levels: {source}, line {reader.line_num}: {error}") from None
-    if not rows or len(rows[0]) < 2 or not all(cell.strip() for cell in rows[0]):
-        raise DataError(
-            f"data.levels: {source}: expected a head such as species,genus,family: a column of classes, and of their groups"
-        )
-    head = tuple(cell.strip() for cell in rows[0])
-    if len(set(head)) < len(head):
-        raise DataError(f"data.levels: {source}: two columns have the same name")
-    for number, row in zip(lines[1:], rows[1:], strict=True):
-        if len(row) != len(head) or not all(cell.strip() for cell in row):
-            raise DataError(
-                f"data.levels: {source}, line {number}: expected {len(head)} fields that are not empty"
-            )
-    known = [class_name(row[0]) for row in rows[1:]]
-    places = matching_classes(class_names, known)
-    if missing := [name for name, place in zip(class_names, places, strict=True) if place is None]:
-        more = f" and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
-        raise DataError(
-            f"data.levels: {source}: has no row, or more than one, for {', '.join(missing[:MOST_NAMED])}{more}; expected one for "
-            "every class"
-        )
-    chosen = [rows[1 + place] for place in places if place is not None]
-    groups = [
-        tuple(class_names),
-        *(tuple(row[level].strip() for row in chosen) for level in range(1, len(head))),
-    ]
+    table = ClassTable(
+        text,
+        where=f"data.levels: {source}",
+        head="a head such as species,genus,family: a column of classes, and of their groups",
+    )
+    chosen = [row for _, row in table.of(class_names)]
+    head = table.head
+    groups = [tuple(class_names), *(tuple(row[level] for row in chosen) for level in range(1, len(head)))]
     _refuse_crossing(source, head, groups)
     return Levels(head, tuple(groups))
 

@@ -69,15 +69,16 @@ class Prediction:
         title = None
         if attention:
             views = [np.asarray(each) for each in self.attention_views()]
-            title = "all cells count alike" if self._weighs_alike() else "what counts more than the mean"
+            title = "what counts more than the mean" if self.weighs_cells else "all cells count alike"
         elif self.why is not None:
             views = [np.asarray(draw.heat(view, each)) for view, each in zip(views, self.why, strict=True)]
             title = f"why {self.top[0][0]} and not {self.top[1][0]}"
         return draw.panel(self.photo, self.boxes_xyxy, views, scales, self.looks.get("fused"), title)
 
-    def _weighs_alike(self) -> bool:
-        assert self.attention is not None, "this network weighs all cells alike"
-        return all(float(np.ptp(np.asarray(each))) < ALIKE for each in self.attention)
+    @property
+    def weighs_cells(self) -> bool:
+        """Whether a look's attention weighs cells otherwise than all alike."""
+        return any(float(np.ptp(np.asarray(each))) >= ALIKE for each in self.attention or [])
 
     def attention_views(self) -> list[Image.Image]:
         """Return the views with how their cells were weighed over them: bright is what counts more than the mean."""

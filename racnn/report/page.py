@@ -14,7 +14,7 @@ import yaml
 
 from racnn import __version__
 from racnn.config import dump_config
-from racnn.data.marks import Marks, in_words
+from racnn.data.marks import NONE_TELLS, Marks, in_words
 from racnn.engine.evaluator import Measured
 from racnn.engine.photo_rows import photo_rows
 from racnn.engine.predictor import Predictor
@@ -200,7 +200,7 @@ def _card(row: PhotoRow, seen: Prediction) -> dict[str, Any]:
         "why": [
             embedded(draw.heat(view, cells), VIEW) for view, cells in zip(seen.views, heats, strict=False)
         ],
-        "attention": [embedded(view, VIEW) for view in seen.attention_views()] if seen.attention else [],
+        "attention": [embedded(view, VIEW) for view in seen.attention_views()] if seen.weighs_cells else [],
     }
 
 
@@ -218,7 +218,7 @@ def _pairs(report: Mapping[str, Any], rows: Sequence[PhotoRow], marks: Marks | N
         told = []
         if marks is not None:
             told = [
-                (one, in_words(marks.telling(one, other)))
+                (one, in_words(marks.telling(one, other)) or NONE_TELLS)
                 for one, other in ((first, second), (second, first))
             ]
         found.append({**pair, "counts": pair["photos"], "photos": photos, "marks": told})

@@ -31,7 +31,7 @@ from starlette.requests import ClientDisconnect
 
 from racnn import __version__
 from racnn.data.image_io import read_reduced
-from racnn.data.marks import Marks, beside
+from racnn.data.marks import Marks, in_plain_types
 from racnn.errors import DataError
 from racnn.evaluation import draw
 from racnn.portable.answers import Prediction
@@ -157,7 +157,8 @@ def _answer(network: Any, content: bytes, pictures: bool, top: int, marks: Marks
     found: Prediction = network.predict(photo, top=top if marks is None else max(top, 2), why=can_say_why)
     plain = found.to_dict()
     if marks is not None and len(found.top) > 1:
-        plain["marks"] = beside(marks, [name for name, _ in found.top])
+        answer, second = (name for name, _ in found.top[:2])
+        plain["marks"] = in_plain_types(marks.telling(answer, second), second)
     plain["top"] = plain["top"][:top]
     if not pictures:
         return plain

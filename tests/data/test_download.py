@@ -194,7 +194,7 @@ def test_an_archive_s_modes_are_not_taken(tmp_path):
     unpack(path, tmp_path / "into")
     for entry in (tmp_path / "into" / "birds", tmp_path / "into" / "birds" / "1.txt"):
         assert entry.stat().st_mode & 0o600 == 0o600
-        assert not entry.stat().st_mode & 0o7002
+        assert not entry.stat().st_mode & 0o7000
 
 
 @pytest.mark.parametrize("evil", EVIL, ids=[name for name, _, _ in EVIL])

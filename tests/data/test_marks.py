@@ -1,6 +1,7 @@
 """Marks of classes: both forms are read, what differs most is told, and what is wrong is named."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from racnn.errors import DataError
 
 NAMES = ("leg color: pink", "leg color: yellow", "eye color: yellow", "crested")
 PAIR = ("Auk", "Wren")
+SHARES_FILE = "class_attribute_labels_continuous.txt"
 
 
 def write_cub_marks(root, names=("001.Western_Gull", "002.California_Gull", "003.Auk")):
@@ -45,15 +47,32 @@ def told(found):
     return [mark.name for mark in found]
 
 
-def test_what_differs_most_is_told_first_and_no_word_twice():
+def test_what_differs_most_is_told_first():
     found = marks([0.9, 0.8, 0.7, 0.2], [0.1, 0.05, 0.1, 0.0])
-    # a second color of the leg would say the same once more
+    # a second color of the leg would say the same once more; the eye is no plumage, so that yellow may be told of it too
     assert told(found.telling(*PAIR)) == ["leg color: pink", "eye color: yellow", "crested"]
     assert in_words(found.telling(*PAIR)[:1]) == "leg color: pink (90 % against 10)"
     assert found.telling(*PAIR[::-1]) == []
 
 
-def test_marks_that_hardly_differ_or_are_not_known_are_not_told():
+def test_a_color_is_told_of_one_part_of_the_plumage_and_of_each_bare_part():
+    names = ("back color: red", "wing color: red", "leg color: red", "bill color: red", "wing color: black")
+    found = Marks(PAIR, names, np.array([[0.9, 0.8, 0.7, 0.6, 0.5], [0.0] * 5]))
+    assert told(found.telling(*PAIR)) == ["back color: red", "leg color: red", "bill color: red"]
+
+
+def test_three_are_told_at_most():
+    found = Marks(PAIR, tuple("abcd"), np.array([[0.4, 0.9, 0.3, 0.8], [0.0] * 4]))
+    assert told(found.telling(*PAIR)) == ["b", "d", "a"]
+
+
+@pytest.mark.parametrize(("share", "other", "is_told"), [(35, 20, True), (29, 14, True), (34.9, 20, False)])
+def test_fifteen_points_are_enough_and_fewer_are_not(share, other, is_told, tmp_path):
+    file = write_table(tmp_path / "marks.csv", f"Auk,{share},0,0,0", f"Wren,{other},0,0,0")
+    assert bool(read_marks(file, PAIR, flag="--marks").telling(*PAIR)) is is_told
+
+
+def test_marks_that_are_not_known_of_both_are_not_told():
     nan = float("nan")
     found = marks([0.5, nan, 0.9, 0.5 + LEAST], [0.5 - 0.9 * LEAST, 0.0, nan, 0.5])
     assert told(found.telling(*PAIR)) == ["crested"]
@@ -82,16 +101,40 @@ def test_a_table_may_leave_open_what_is_not_known(tmp_path):
     assert told(found.telling("Western Gull", "Auk")) == ["leg color: pink"]
 
 
+@pytest.mark.parametrize("place", [".", "..", "above"])
+def test_cub_is_found_from_within_and_from_above(tmp_path, monkeypatch, place):
+    root = write_cub_marks(tmp_path / "CUB_200_2011")
+    monkeypatch.chdir(root if place == "." else root / "attributes" if place == ".." else tmp_path)
+    found = read_marks(Path("." if place == "above" else place), ["Auk"], flag="--marks")
+    assert found.shares.tolist() == [[0.0, 0.0, 0.0, 1.0]]
+
+
+def test_a_byte_order_mark_and_windows_lines_are_read(tmp_path):
+    root = write_cub_marks(tmp_path / "CUB_200_2011")
+    for file in (root / "classes.txt", root / "attributes" / SHARES_FILE, tmp_path / "attributes.txt"):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    assert read_marks(root, ["Auk"], flag="--marks").shares.tolist() == [[0.0, 0.0, 0.0, 1.0]]
+    file = write_table(tmp_path / "marks.csv", "Auk,1,2,3,4")
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    assert read_marks(file, ["Auk"], flag="--marks").names == NAMES
+
+
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        (["Auk,1,2,3"], "marks.csv, Auk: expected 4 percentages, got 3"),
-        (["Auk,1,2,3,101"], "marks.csv, Auk: expected percentages of 0 to 100"),
-        (["Auk,1,2,3,inf"], "expected percentages of 0 to 100"),
-        (["Auk,1,2,3,often"], "expected percentages of 0 to 100"),
+        (["Auk,1,2,3"], "marks.csv, line 2: expected 5 fields"),
+        (["Auk,1,2,3,101"], "marks.csv, line 2: crested: expected a percentage of 0 to 100, found '101'"),
+        (
+            ["", "Auk,1,2,44 %,0"],
+            "line 3: eye color: yellow: expected a percentage of 0 to 100, found '44 %'",
+        ),
+        (["Auk,1,2,3,inf"], "found 'inf'"),
+        (["Auk,1,2,3,nan"], "found 'nan'"),
+        (["Auk,-1,2,3,4"], "found '-1'"),
+        (["Auk,0.5,0,1,0.2"], "marks.csv: expected percentages of 0 to 100, and none is above 1"),
         (["Wren,1,2,3,4"], "has no row, or more than one, for Auk; expected one for every class"),
         (["Auk,1,2,3,4"] * 2, "has no row, or more than one, for Auk"),
-        ([], "expected a head such as species,leg color: pink,crested and a row a class"),
+        ([], "has no row, or more than one, for Auk"),
     ],
 )
 def test_what_is_wrong_with_a_table_is_named(tmp_path, rows, said):
@@ -101,30 +144,49 @@ def test_what_is_wrong_with_a_table_is_named(tmp_path, rows, said):
 
 
 @pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        ("", "expected a head such as species,leg color: pink,crested"),
+        ("species;crested", "commas between them, and a name for each column"),
+        ("species,crested,", "commas between them, and a name for each column"),
+        ("species,crested,crested", "two columns have the same name"),
+    ],
+)
+def test_what_is_wrong_with_its_head_is_named(tmp_path, head, said):
+    (tmp_path / "marks.csv").write_text(f"{head}\n")
+    with pytest.raises(DataError, match=r"marks\.csv: ") as told:
+        read_marks(tmp_path / "marks.csv", ["Auk"], flag="--marks")
+    assert said in str(told.value)
+
+
+@pytest.mark.parametrize(
     ("file", "content", "said"),
     [
-        ("../attributes.txt", None, "attributes.txt: no such file, nor in the folder above"),
-        ("../attributes.txt", "1 pink\n", "line 1: expected a number and a name such as has_leg_color::pink"),
-        ("attributes/class_attribute_labels_continuous.txt", None, "cannot be read: No such file"),
         (
-            "attributes/class_attribute_labels_continuous.txt",
-            "1 2 3\n",
-            "line 1: expected 4 percentages, got 3",
+            "../attributes.txt",
+            None,
+            "expected attributes.txt, the names of the attributes, there, in attributes/, or in",
         ),
         (
-            "classes.txt",
-            "5 005.Auk\n",
-            "classes.txt, line 1: expected a class's number, of 1 to 4, and its name",
+            "../attributes.txt",
+            "1 pink\n",
+            "attributes.txt, line 1: expected '<attribute id> <name such as has_leg_color::pink>'",
         ),
-        ("classes.txt", b"\xff\xfe", "cannot be read"),
+        ("attributes/SHARES", None, "class_attribute_labels_continuous.txt: no such file"),
+        ("attributes/SHARES", "1 2 3\n" * 3, "continuous.txt, line 3: expected 4 percentages, found 3"),
+        ("attributes/SHARES", "1 2 3 4\n" * 2, "classes.txt, line 3: "),
+        ("classes.txt", "5 005.Auk\n", "classes.txt, line 1: "),
+        ("classes.txt", b"\x00\xfe", "classes.txt: cannot be read as text"),
+        ("classes.txt", None, "classes.txt: no such file"),
     ],
 )
 def test_what_is_wrong_with_cub_s_files_is_named(tmp_path, file, content, said):
     root = write_cub_marks(tmp_path / "CUB_200_2011")
+    file = root / file.replace("SHARES", SHARES_FILE)
     if content is None:
-        (root / file).unlink()
+        file.unlink()
     else:
-        (root / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match="--marks: ") as told:
         read_marks(root, ["Auk"], flag="--marks")
     assert said in str(told.value)
@@ -154,6 +216,9 @@ def test_they_are_told_beside_answers(finished, racnn, tmp_path):
     missing = racnn("predict", best, photos, "--marks", tmp_path / "none.csv")
     assert missing.code == 2
     assert "none.csv: cannot be read: No such file" in missing.err
+    nobody = racnn("predict", best, photos, "--marks", "~nobody-of-that-name/marks.csv")
+    assert nobody.code == 2
+    assert "--marks: ~nobody-of-that-name/marks.csv: cannot be read" in nobody.err
 
 
 def test_a_report_tells_confused_classes_apart(finished, racnn, tmp_path):

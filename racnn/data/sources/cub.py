@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
 
 from racnn.data.sources.catalog import Box, Catalog, Part, Record, chosen_classes, existing_root
-from racnn.errors import DataError
+from racnn.data.tables import IdTable
 from racnn.sections import DataConfig
 
 CUB_HEAD = frozenset({"beak", "crown", "forehead", "left eye", "right eye", "nape", "throat"})
@@ -28,10 +26,10 @@ def cub200(config: DataConfig) -> Catalog:
     root = existing_root(config, "a folder with images.txt and images/")
     if not (root / "images.txt").is_file() and (root / "CUB_200_2011" / "images.txt").is_file():
         root = root / "CUB_200_2011"
-    images = _Table(root / "images.txt", "<image id> <path>", int, str)
-    labels = _Table(root / "image_class_labels.txt", "<image id> <class id>", int, int)
-    classes = _Table(root / "classes.txt", "<class id> <name>", int, str)
-    split = _Table(root / "train_test_split.txt", "<image id> <1 for training or 0 for test>", int, _flag)
+    images = IdTable(root / "images.txt", "<image id> <path>", int, str)
+    labels = IdTable(root / "image_class_labels.txt", "<image id> <class id>", int, int)
+    classes = IdTable(root / "classes.txt", "<class id> <name>", int, str)
+    split = IdTable(root / "train_test_split.txt", "<image id> <1 for training or 0 for test>", int, _flag)
     boxes = _read_boxes(root / "bounding_boxes.txt")
     part_names, parts = _read_parts(root / "parts" / "parts.txt", root / "parts" / "part_locs.txt")
 
@@ -77,56 +75,12 @@ def cub200(config: DataConfig) -> Catalog:
     )
 
 
-class _Table:
-    """The lines of an annotation file, by the ids they start with."""
-
-    def __init__(self, path: Path, columns: str, *kinds: Callable[[str], Any], num_keys: int = 1) -> None:
-        self.path, self.columns = path, columns
-        self.values: dict[Any, tuple[Any, ...]] = {}
-        self._numbers: dict[Any, int] = {}
-        for number, line in enumerate(_read_lines(path, columns), start=1):
-            line, where = line.strip(), f"{path}, line {number}"
-            if not line:
-                continue
-            try:
-                fields = line.split(maxsplit=len(kinds) - 1)
-                row = tuple(kind(field) for kind, field in zip(kinds, fields, strict=True))
-            except (ValueError, KeyError):
-                raise DataError(f"{where}: expected '{columns}', found '{line}'") from None
-            key = row[0] if num_keys == 1 else row[:num_keys]
-            if key in self.values:
-                raise DataError(f"{where}: id {key} already stands in line {self._numbers[key]}")
-            self.values[key], self._numbers[key] = row[num_keys:], number
-
-    def of(self, key: int, asker: _Table) -> tuple[Any, ...]:
-        """Return the values of an id that another file names."""
-        if key not in self.values:
-            asker.fail(key, f"id {key} has no line '{self.columns}' in {self.path}")
-        return self.values[key]
-
-    def fail(self, key: Any, what: str) -> NoReturn:
-        """Raise what is wrong with the line of an id."""
-        raise DataError(f"{self.path}, line {self._numbers[key]}: {what}")
-
-
-def _read_lines(path: Path, columns: str) -> list[str]:
-    try:
-        content = path.read_bytes()
-        if b"\0" in content:
-            raise OSError("it holds bytes of zeros")
-        return content.decode("utf-8-sig", errors="surrogateescape").split("\n")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; expected lines '{columns}'") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read as text: {error}") from None
-
-
 def _read_boxes(path: Path) -> dict[int, Box]:
     """Return the box of every image that has one."""
     if not path.is_file():
         return {}
     columns = "<image id> <x> <y> <width> <height>"
-    table = _Table(path, columns, int, _finite, _finite, _positive, _positive)
+    table = IdTable(path, columns, int, _finite, _finite, _positive, _positive)
     return {image_id: (x, y, x + w, y + h) for image_id, (x, y, w, h) in table.values.items()}
 
 
@@ -134,10 +88,10 @@ def _read_parts(names_path: Path, places_path: Path) -> tuple[dict[int, str], di
     """Return the parts' names by part id, and where they are by image id and part id."""
     if not (names_path.is_file() and places_path.is_file()):
         return {}, {}
-    named = _Table(names_path, "<part id> <name>", int, str)
+    named = IdTable(names_path, "<part id> <name>", int, str)
     names = {part_id: name for part_id, (name,) in named.values.items()}
     columns = "<image id> <part id> <x> <y> <1 if visible, else 0>"
-    table = _Table(places_path, columns, int, int, _finite, _finite, _flag, num_keys=2)
+    table = IdTable(places_path, columns, int, int, _finite, _finite, _flag, num_keys=2)
     places: dict[int, dict[int, Part]] = defaultdict(dict)
     for (image_id, part_id), (x, y, visible) in table.values.items():
         if part_id not in names:

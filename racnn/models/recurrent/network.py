@@ -1,8 +1,8 @@
 """A network that glimpses in sequence, remembers, and decides where to look next.
 
-    photo --glimpse at l_1--> what, where -> memory 1 -> logits 1, answer after one look
+    photo --glimpse at l_1--> what, where -> memory 1 -> logits 1 -> answer after one look
                                                 |-> location network --> l_2 (held: no gradient flows back)
-    photo --glimpse at l_2--> what, where -> memory 2 -> logits 2 ...
+    photo --glimpse at l_2--> what, where -> memory 2 -> logits 2 -> answer after two (``answer``: these, or of both) ...
 
 One family of three published forms, chosen by ``memory``: RAM (Mnih et al., "Recurrent Models of Visual Attention", NeurIPS 2014: 'rnn', or
 'lstm'), DT-RAM's residual core (Li et al., "Dynamic Computational Time for Visual Attention", ICCV workshops 2017: 'residual'), and DRAM
@@ -416,8 +416,11 @@ class Recurrent(nn.Module):
         """
         for backbone in self.backbones:
             size = self.view_sizes[0]
-            if reason := reason_against_view(cast(Backbone, backbone), size, _Cells(self.coarse_map)):
+            trunk = cast(Backbone, backbone)
+            if reason := reason_against_view(trunk, size):
                 raise ConfigError(f"model.view_sizes: the backbone takes no views of {size} px ({reason})")
+            if reason := reason_against_view(trunk, size, _Cells(self.coarse_map)):
+                raise ConfigError(f"model.coarse_map: {reason} of views of {size} px")
 
 
 def foveated(patches: Sequence[Tensor]) -> Tensor:
@@ -457,7 +460,7 @@ class _Cells(nn.Module):
     def forward(self, features: Tensor) -> None:
         if min(features.shape[2:]) < self.num:
             found = " x ".join(map(str, features.shape[2:]))
-            raise ValueError(f"its map has {found} cells, and model.coarse_map asks for {self.num} a side")
+            raise ValueError(f"{self.num} cells a side are more than the {found} of the backbone's map")
 
 
 class Pointer(nn.Module):

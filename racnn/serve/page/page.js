@@ -53,7 +53,7 @@
   const marks = found => {
     const share = value => Math.round(100 * value);
     const told = found.usually.map(mark => `${mark.name} (${share(mark.share)} % against ${share(mark.other)})`);
-    return `Rather than ${found.against}, usually: ${told.join(", ") || "nothing that is known of them"}`;
+    return `Rather than ${found.against}, usually: ${told.join(", ") || "no known mark differs enough"}`;
   };
 
   const show = found => {

@@ -492,9 +492,7 @@ def test_the_picture_of_a_glimpse_is_the_photo_itself_where_the_eye_was():
 def test_a_coarse_map_is_no_finer_than_the_backbone_s():
     options = {"backbone": "tiny", "view_sizes": (16,) * 2, "patches": 1, "first": "whole"}
     network(**options, coarse_map=4).check_views()
-    with pytest.raises(
-        ConfigError, match=r"its map has 4 x 4 cells, and model\.coarse_map asks for 5 a side"
-    ):
+    with pytest.raises(ConfigError, match=r"model\.coarse_map: 5 cells a side are more than the 4 x 4 of"):
         network(**options, coarse_map=5).check_views()
 
 
@@ -503,8 +501,17 @@ def test_keys_of_another_family_are_told_with_where_to_begin(tmp_path):
     path.write_text("model: {apn: paper}\nschedule: [{kind: fusion, epochs: 1, lr: 0.1}]\n")
     with pytest.raises(ConfigError) as told:
         load_config(path, ["model.family=recurrent"])
-    assert "--set model.family=recurrent: model.family: is another family" in str(told.value)
-    assert "such as looker.yaml" in str(told.value)
+    assert "is of family racnn" in str(told.value)
+    assert "such as looker.yaml (--config)" in str(told.value)
+    looker = packaged("looker.yaml")
+    for settings in (
+        ["model.family=recurrent", "data.batch_size=-1"],
+        ["model.family=recurrent", "model=null"],
+        ["model.family=nonsense"],
+    ):
+        with pytest.raises(ConfigError) as told:
+            load_config(looker, settings)
+        assert "begin with" not in str(told.value)
     for name, family in FAMILIES.items():
         assert load_config(packaged(family.example)).model.family == name
 
