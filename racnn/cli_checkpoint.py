@@ -32,6 +32,13 @@ Checkpoint = Annotated[
         metavar="CHECKPOINT", help="best.pt or last.pt of a run, or an exported .safetensors file."
     ),
 ]
+MarksFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="MARKS",
+        help="Say which marks usually tell the answer from the runner-up: CUB-200-2011's folder, or a CSV file of classes and their marks.",
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 
@@ -232,13 +239,7 @@ def predict(
             help="Name the group that is sure, such as a genus; `racnn evaluate CHECKPOINT --levels TAXONOMY` comes first.",
         ),
     ] = False,
-    marks: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="MARKS",
-            help="Say which marks usually tell the answer from the runner-up: CUB-200-2011's folder, or a CSV file of classes and their marks.",
-        ),
-    ] = None,
+    marks: MarksFile = None,
     top: Annotated[
         int | None, typer.Option(min=1, help="Answers a photo; default: 3 in JSON, 1 in words.")
     ] = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from racnn.cli_checkpoint import ONNX, Device, restore_any
+from racnn.cli_checkpoint import ONNX, Device, MarksFile, restore_any
 from racnn.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,13 +32,7 @@ def serve(
             help="A host name that it may be asked by, such as birds.example.org; repeatable.",
         ),
     ] = None,
-    marks: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="MARKS",
-            help="Say which marks usually tell the answer from the runner-up: CUB-200-2011's folder, or a CSV file of classes and their marks.",
-        ),
-    ] = None,
+    marks: MarksFile = None,
     device: Device = "auto",
 ) -> None:
     """Serve a page to drop a photo on, and answer programs: POST /predict with a form whose field `photo` is the file."""
