@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
@@ -75,7 +75,7 @@ def split_override(
         raise ConfigError(f"--set {text}: expected key=value, for example --set data.batch_size=8")
     keys = key.strip().split(".")
     types = types_of(keys)
-    if types and all(each in (str, Path, type(None)) or get_origin(each) is Literal for each in types):
+    if types and all(each in (str, Path, type(None)) or _are_words(each) for each in types):
         if get_origin(types[0]) is Literal:
             value = value.strip()
         if not value:
@@ -83,6 +83,11 @@ def split_override(
             raise ConfigError(f"--set {text}: expected a value after the ={none}")
         return keys, None if value == "null" and type(None) in types else value, text
     return keys, parse_yaml(value, f"--set {text}: the value is"), text
+
+
+def _are_words(kind: Any) -> bool:
+    """Return whether a type is a choice of words."""
+    return get_origin(kind) is Literal and all(isinstance(word, str) for word in get_args(kind))
 
 
 def assign(values: dict[str, Any], keys: Sequence[str], value: Any, text: str) -> None:

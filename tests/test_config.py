@@ -566,3 +566,15 @@ def test_a_mistake_in_the_file_is_not_blamed_on_set(tmp_path):
     with pytest.raises(ConfigError) as caught:
         load_config(tmp_path / "a.yaml", ["data.batch_size=8"])
     assert "--set" not in str(caught.value)
+
+
+def test_a_choice_of_numbers_is_set_as_a_number():
+    settings = [
+        "data.dataset=digits",
+        "data.augment.crop=1",
+        "data.augment.flip=false",
+        "data.digits.count=2",
+    ]
+    assert load_config(None, settings).data.digits.count == 2
+    with pytest.raises(ConfigError, match=r"data\.digits\.count: input should be 1 or 2, got 3"):
+        load_config(None, ["data.digits.count=3"])
