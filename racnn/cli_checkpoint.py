@@ -305,8 +305,8 @@ def predict(
                 file=sys.stdout,
             )
             if "marks" in row:
-                told = in_words(found) or NONE_TELLS
-                bar.write(f"    rather than {row['marks']['against']}, usually: {told}", file=sys.stdout)
+                told = f", usually: {in_words(found)}" if found else f": {NONE_TELLS}"
+                bar.write(f"    {answer} rather than {second}{told}", file=sys.stdout)
     passed: Counter[str] = Counter()
     with suppress(DataError, OSError):  # the answers are there, whatever has become of the folder
         for _ in iter_photos([place for place in photos if place.is_dir()], passed):

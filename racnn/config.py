@@ -127,10 +127,10 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
         is_asked = "model.family" in given and _family_name(values) != begun
         if path is None or wanted is None or not is_asked or "model." not in str(error):
             raise
-        such = f", such as {wanted.example}" if wanted.example else ""
+        such = f", such as --config {wanted.example}" if wanted.example else ""
         raise ConfigError(
-            f"{error}\n{path} is of family {begun}, whose keys are its own: begin with a configuration of family {_family_name(values)}"
-            f"{such} (--config)"
+            f"--set {given['model.family']}: {path.name} is of family {begun}, whose keys are its own; begin with a configuration of family "
+            f"{_family_name(values)}{such}"
         ) from None
 
 

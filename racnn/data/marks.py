@@ -31,12 +31,12 @@ BARE = ("beak", "bill", "eye", "leg")
 SHARES = Path("attributes") / "class_attribute_labels_continuous.txt"
 NAMES = "attributes.txt"
 PERCENT = re.compile(r"[0-9]+(\.[0-9]*)?")
-NONE_TELLS = "no known mark differs enough"
+NONE_TELLS = "no known mark tells them apart"
 
 
 @dataclass(frozen=True)
 class Mark:
-    """One that is commoner in one class than in another.
+    """One that is commoner, or rarer, in one class than in another.
 
     Attributes:
         name: Such as ``leg color: pink``.
@@ -64,17 +64,19 @@ class Marks:
     shares: np.ndarray
 
     def telling(self, answer: str, other: str) -> list[Mark]:
-        """Return the marks that are commoner in one class than in another by :data:`LEAST`, at most :data:`MOST`, those that differ most first.
+        """Return the marks by which one class differs most from another, by :data:`LEAST` each, at most :data:`MOST`.
 
-        Of a group only one is told, and so is of a word after the colon, such as ``red``, for all groups but those of bare parts:
+        First come those that are commoner in it, and where these are fewer, those that are rarer. Of a group only one is told, and so is of a word after the colon, such as ``red``, for all groups but those of bare parts:
         a bird that is red is so in many places.
         """
         own, its = (self.shares[self.classes.index(name)] for name in (answer, other))
-        differences = np.nan_to_num((own - its).round(6), nan=-1.0)
+        differences = np.nan_to_num((own - its).round(6))
+        commoner = [place for place in np.argsort(-differences, kind="stable") if differences[place] >= LEAST]
+        rarer = [place for place in np.argsort(differences, kind="stable") if differences[place] <= -LEAST]
         found: list[Mark] = []
         taken: set[str] = set()
-        for place in np.argsort(-differences, kind="stable"):
-            if len(found) == MOST or differences[place] < LEAST:
+        for place in commoner + rarer:
+            if len(found) == MOST:
                 break
             group, _, value = (part.strip() for part in self.names[place].partition(":"))
             words = {group} if group.split(" ")[0] in BARE else {group, value}
@@ -85,9 +87,10 @@ class Marks:
 
 
 def in_words(marks: Sequence[Mark]) -> str:
-    """Return marks as they are told: ``leg color: pink (44 % against 12)``; '' if there are none."""
+    """Return marks as they are told: ``leg color: pink (44 % against 12), seldom crested (0 % against 90)``; '' if there are none."""
     return ", ".join(
-        f"{mark.name} ({100 * mark.share:.0f} % against {100 * mark.other:.0f})" for mark in marks
+        f"{'seldom ' * (mark.share < mark.other)}{mark.name} ({100 * mark.share:.0f} % against {100 * mark.other:.0f})"
+        for mark in marks
     )
 
 

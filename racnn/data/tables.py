@@ -128,7 +128,9 @@ def classes_at(class_names: Sequence[str], known: Sequence[str], *, where: str) 
     places = matching_classes(class_names, [class_name(name) for name in known])
     if missing := [name for name, place in zip(class_names, places, strict=True) if place is None]:
         more = f" and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
+        others = [name for place, name in enumerate(known) if place not in places]
+        spare = f"; rows of other classes: {', '.join(others)}" if 0 < len(others) <= MOST_NAMED else ""
         raise DataError(
-            f"{where}: has no row, or more than one, for {', '.join(missing[:MOST_NAMED])}{more}; expected one for every class"
+            f"{where}: has no row, or more than one, for {', '.join(missing[:MOST_NAMED])}{more}; expected one for every class{spare}"
         )
     return [place for place in places if place is not None]

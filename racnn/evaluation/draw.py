@@ -39,6 +39,7 @@ _PAPER, _HALO = (255, 255, 255), (0, 0, 0)
 _FUSED_COLOR: Color = (72, 88, 112)
 _VIEW, _BORDER, _CAPTION, _ROW, _BAR, _GAP, _MARGIN = 236, 4, 26, 28, 24, 18, 20
 _PHOTO_HEIGHT = _VIEW + 3 * _ROW  # the photo is as tall as a view and the answers below it
+SMALL_BOX = 60  # pixels, beside which "scale 2" is too long a label: 2
 _MIN_CELL, _MAX_CELL, _MIN_SIDE = 120, 600, 16
 # The built-in font is ASCII only; for other names the first of these that the machine has.
 _WIDE_FONTS = ("NotoSansCJK-Regular.ttc", "msyh.ttc", "PingFang.ttc", "Arial Unicode.ttf", "DejaVuSans.ttf")
@@ -248,10 +249,12 @@ def _photo_with_boxes(photo: Image.Image, boxes: Boxes, scales: int) -> Image.Im
     """Scale the photo first and draw then, so that the lines look alike on a photo of any size."""
     image, sides = _fit_inside(photo, _MAX_CELL, _PHOTO_HEIGHT)
     numbers = range(scales - len(boxes), scales)
+    scaled = [_scaled(box, sides) for box in boxes]
+    small = any(min(box[2] - box[0], box[3] - box[1]) < SMALL_BOX for box in scaled)
     return draw_boxes(
         np.asarray(image),
-        [_scaled(box, sides) for box in boxes],
-        [f"scale {number + 1}" for number in numbers],
+        scaled,
+        [f"{'' if small else 'scale '}{number + 1}" for number in numbers],
         [_scale_color(number) for number in numbers],
     )
 

@@ -101,6 +101,7 @@ def report_page(
         "billions": rows[0].multiplications / 1e9,
         "version": __version__,
         "color": color,
+        "none_tells": NONE_TELLS,
     }
     orders = {
         "alike together": together(counts, len(names)),
@@ -218,7 +219,7 @@ def _pairs(report: Mapping[str, Any], rows: Sequence[PhotoRow], marks: Marks | N
         told = []
         if marks is not None:
             told = [
-                (one, in_words(marks.telling(one, other)) or NONE_TELLS)
+                (one, in_words(marks.telling(one, other)))
                 for one, other in ((first, second), (second, first))
             ]
         found.append({**pair, "counts": pair["photos"], "photos": photos, "marks": told})

@@ -52,7 +52,15 @@ def test_what_differs_most_is_told_first():
     # a second color of the leg would say the same once more; the eye is no plumage, so that yellow may be told of it too
     assert told(found.telling(*PAIR)) == ["leg color: pink", "eye color: yellow", "crested"]
     assert in_words(found.telling(*PAIR)[:1]) == "leg color: pink (90 % against 10)"
-    assert found.telling(*PAIR[::-1]) == []
+    # the other one has all of them less often
+    assert in_words(found.telling(*PAIR[::-1])[:1]) == "seldom leg color: pink (10 % against 90)"
+
+
+def test_what_is_commoner_comes_before_what_is_rarer():
+    found = marks([0.2, 0.0, 0.5, 0.9], [0.0, 0.0, 0.9, 0.1])
+    assert in_words(found.telling(*PAIR)) == (
+        "crested (90 % against 10), leg color: pink (20 % against 0), seldom eye color: yellow (50 % against 90)"
+    )
 
 
 def test_a_color_is_told_of_one_part_of_the_plumage_and_of_each_bare_part():
@@ -89,7 +97,11 @@ def test_cub_is_read_wherever_the_names_of_its_attributes_are(tmp_path, inside):
     assert found.names == (*NAMES[:3], "head pattern: crested")
     assert found.shares.tolist() == [[0.12, 0.4, 0.2, 0.0], [0.44, 0.155, 0.6, 0.0]]
     assert told(found.telling("Western_Gull", "California Gull")) == ["eye color: yellow", "leg color: pink"]
-    assert told(found.telling("California Gull", "Western_Gull")) == ["leg color: yellow"]
+    # of the leg one is told
+    assert told(found.telling("California Gull", "Western_Gull")) == [
+        "leg color: yellow",
+        "eye color: yellow",
+    ]
 
 
 def test_a_table_may_leave_open_what_is_not_known(tmp_path):
@@ -97,8 +109,8 @@ def test_a_table_may_leave_open_what_is_not_known(tmp_path):
     found = read_marks(file, ["Auk", "Western Gull"], flag="--marks")
     assert found.names == NAMES
     assert np.isnan(found.shares[1, 2])
-    assert told(found.telling("Auk", "Western Gull")) == ["crested"]
-    assert told(found.telling("Western Gull", "Auk")) == ["leg color: pink"]
+    assert told(found.telling("Auk", "Western Gull")) == ["crested", "leg color: pink"]
+    assert told(found.telling("Western Gull", "Auk")) == ["leg color: pink", "crested"]
 
 
 @pytest.mark.parametrize("place", [".", "..", "above"])
@@ -205,7 +217,7 @@ def test_they_are_told_beside_answers(finished, racnn, tmp_path):
     file = write_table(tmp_path / "marks.csv", *rows)
     said = racnn("predict", best, photos / "0.png", "--marks", file)
     assert said.code == 0, said.err
-    assert f"rather than {second}, usually: leg color: pink (90 % against 10)" in said.out
+    assert f"{first} rather than {second}, usually: leg color: pink (90 % against 10)" in said.out
     assert said.out.count(second) == 1  # one answer a photo, as without them
     row = json.loads(racnn("predict", best, photos / "0.png", "--marks", file, "--json", "--top", "1").out)
     assert len(row["top"]) == 1

@@ -80,10 +80,14 @@ class RecurrentConfig(ModelSection):
             raise ValueError("view_sizes: all looks of a recurrent network have patches of one size")
         if self.first == "context" and self.memory != "two_layer":
             raise ValueError(
-                "first: context needs memory two_layer, whose second layer steers and does not answer"
+                "first: context needs model.memory two_layer, whose second layer steers and does not answer; for other memories take "
+                "centre, random or whole"
             )
         if self.moves != "learned" and self.first == "context":
-            raise ValueError(f"first: context: the location network, which moves {self.moves} does not ask")
+            raise ValueError(
+                f"first: context lets the location network send the first look, which model.moves {self.moves} does not ask; take "
+                "centre, random or whole"
+            )
         if self.grid == 1:
             raise ValueError("grid: 1 is one place; take 2 a side or more, or 0 for anywhere")
         if self.backbone == "patch" and self.descriptor != "mean":

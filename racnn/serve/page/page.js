@@ -52,8 +52,9 @@
 
   const marks = found => {
     const share = value => Math.round(100 * value);
-    const told = found.usually.map(mark => `${mark.name} (${share(mark.share)} % against ${share(mark.other)})`);
-    return `Rather than ${found.against}, usually: ${told.join(", ") || "no known mark differs enough"}`;
+    const told = found.usually.map(mark => `${mark.share < mark.other ? "seldom " : ""}${mark.name} ` +
+      `(${share(mark.share)} % against ${share(mark.other)})`);
+    return `Rather than ${found.against}${told.length ? `, usually: ${told.join(", ")}` : ": no known mark tells them apart"}`;
   };
 
   const show = found => {
