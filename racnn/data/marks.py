@@ -66,8 +66,8 @@ class Marks:
     def telling(self, answer: str, other: str) -> list[Mark]:
         """Return the marks by which one class differs most from another, by :data:`LEAST` each, at most :data:`MOST`.
 
-        First come those that are commoner in it, and where these are fewer, those that are rarer. Of a group only one is told, and so is of a word after the colon, such as ``red``, for all groups but those of bare parts:
-        a bird that is red is so in many places.
+        First come those that are commoner in it, and where these are fewer, those that are rarer. Of a group only one is told, and a word
+        after the colon, such as ``red``, only once for all groups but those of bare parts: a bird that is red is so in many places.
         """
         own, its = (self.shares[self.classes.index(name)] for name in (answer, other))
         differences = np.nan_to_num((own - its).round(6))
@@ -87,9 +87,9 @@ class Marks:
 
 
 def in_words(marks: Sequence[Mark]) -> str:
-    """Return marks as they are told: ``leg color: pink (44 % against 12), seldom crested (0 % against 90)``; '' if there are none."""
+    """Return marks as they are told: ``leg color: pink (44 % against 12), less often crested (0 % against 90)``; '' if there are none."""
     return ", ".join(
-        f"{'seldom ' * (mark.share < mark.other)}{mark.name} ({100 * mark.share:.0f} % against {100 * mark.other:.0f})"
+        f"{'less often ' * (mark.share < mark.other)}{mark.name} ({100 * mark.share:.0f} % against {100 * mark.other:.0f})"
         for mark in marks
     )
 

@@ -53,13 +53,13 @@ def test_what_differs_most_is_told_first():
     assert told(found.telling(*PAIR)) == ["leg color: pink", "eye color: yellow", "crested"]
     assert in_words(found.telling(*PAIR)[:1]) == "leg color: pink (90 % against 10)"
     # the other one has all of them less often
-    assert in_words(found.telling(*PAIR[::-1])[:1]) == "seldom leg color: pink (10 % against 90)"
+    assert in_words(found.telling(*PAIR[::-1])[:1]) == "less often leg color: pink (10 % against 90)"
 
 
 def test_what_is_commoner_comes_before_what_is_rarer():
     found = marks([0.2, 0.0, 0.5, 0.9], [0.0, 0.0, 0.9, 0.1])
     assert in_words(found.telling(*PAIR)) == (
-        "crested (90 % against 10), leg color: pink (20 % against 0), seldom eye color: yellow (50 % against 90)"
+        "crested (90 % against 10), leg color: pink (20 % against 0), less often eye color: yellow (50 % against 90)"
     )
 
 

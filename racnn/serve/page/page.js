@@ -52,7 +52,7 @@
 
   const marks = found => {
     const share = value => Math.round(100 * value);
-    const told = found.usually.map(mark => `${mark.share < mark.other ? "seldom " : ""}${mark.name} ` +
+    const told = found.usually.map(mark => `${mark.share < mark.other ? "less often " : ""}${mark.name} ` +
       `(${share(mark.share)} % against ${share(mark.other)})`);
     return `Rather than ${found.against}${told.length ? `, usually: ${told.join(", ")}` : ": no known mark tells them apart"}`;
   };
