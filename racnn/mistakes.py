@@ -23,13 +23,10 @@ def explain(item: Any, section: type[Section], path: str) -> str:
         path: Where it stands in the configuration.
     """
     message = item["msg"].removeprefix("Value error, ")
+    where = ".".join(filter(None, [path, *(str(part) for part in item["loc"])]))
     own, _, rest = message.partition(": ")
-    # what does not fit together begins with the key that should change
-    named = item["type"] == "value_error" and not item["loc"] and own in section.model_fields
-    parts = [path, *(str(part) for part in item["loc"]), *([own] if named and path else [])]
-    where = ".".join(filter(None, parts))
-    if named and path:
-        return f"{where}: {rest}"
+    if item["type"] == "value_error" and path and not item["loc"] and own in section.model_fields:
+        return f"{path}.{own}: {rest}"  # what does not fit together begins with the key that should change
     if item["type"] == "extra_forbidden":
         return f"{where}: unknown key{_hint(item['loc'], section)}"
     if item["type"] == "value_error" and not where:

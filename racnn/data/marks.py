@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from racnn.data.tables import ClassTable, IdTable, classes_at, read_lines
+from racnn.data.names import without_number
+from racnn.data.tables import ClassTable, IdTable, classes_at, cub_folder, read_lines
 from racnn.errors import DataError
 
 LEAST = 0.15  # by which shares must differ to be told
@@ -41,7 +42,7 @@ class Mark:
     Attributes:
         name: Such as ``leg color: pink``.
         share: How common it is in the class, in [0, 1]; of CUB-200-2011 the share of people's labels that name it.
-        other: The same of the other class.
+        other: How common it is in the other class.
     """
 
     name: str
@@ -51,11 +52,11 @@ class Mark:
 
 @dataclass(frozen=True)
 class Marks:
-    """Of all classes of a network.
+    """The marks of all classes of a network.
 
     Attributes:
         classes: Names of C classes.
-        names: Of A marks, with their group before a colon.
+        names: Names of A marks, with their group before a colon.
         shares: [C, A] in [0, 1], NaN where nothing is known.
     """
 
@@ -127,14 +128,13 @@ def read_marks(source: Path, class_names: Sequence[str], *, flag: str) -> Marks:
 
 
 def _of_cub(root: Path, class_names: Sequence[str]) -> Marks:
-    if not (root / SHARES).is_file() and (root / "CUB_200_2011" / SHARES).is_file():
-        root = root / "CUB_200_2011"
-    places = [place / NAMES for place in (root, root / "attributes", root.resolve().parent)]
+    root = cub_folder(root, SHARES)
     if not (root / SHARES).is_file():
         raise DataError(
             f"{root / SHARES}: no such file; expected CUB-200-2011's folder, or a CSV file of classes and their marks"
         )
-    file = next((place for place in places if place.is_file()), None)
+    places = (root, root / "attributes", root.resolve().parent)
+    file = next((place / NAMES for place in places if (place / NAMES).is_file()), None)
     if file is None:
         raise DataError(
             f"{root}: expected {NAMES}, the names of the attributes, there, in attributes/, or in the folder above"
@@ -147,7 +147,7 @@ def _of_cub(root: Path, class_names: Sequence[str]) -> Marks:
         if not 1 <= class_id <= len(lines):
             classes.fail(class_id, f"{root / SHARES} has no such line")
     ids = list(classes.values)
-    known = [re.sub(r"^[0-9]+\.", "", name) for (name,) in classes.values.values()]
+    known = [without_number(name) for (name,) in classes.values.values()]
     chosen = [ids[place] for place in classes_at(class_names, known, where=str(root / "classes.txt"))]
     rows = [_shares(lines[own - 1].split(), names, f"{root / SHARES}, line {own}") for own in chosen]
     return Marks(tuple(class_names), tuple(names), np.array(rows))

@@ -59,11 +59,16 @@ def matching_classes(names: Iterable[str], known: Sequence[str]) -> list[int | N
         alike[_skeleton(name)].append(position)
 
     def find(name: str) -> int | None:
-        short = re.sub(r"^[0-9]+\.", "", name)
-        found = same.get(name) or alike.get(_skeleton(name)) or alike.get(_skeleton(short)) or []
+        short = _skeleton(without_number(name))
+        found = same.get(name) or alike.get(_skeleton(name)) or alike.get(short) or []
         return found[0] if len(found) == 1 else None
 
     return [find(class_name(name)) for name in names]
+
+
+def without_number(name: str) -> str:
+    """Return a class's name without the number before it, as folders of CUB-200-2011 have it."""
+    return re.sub(r"^[0-9]+\.", "", name)
 
 
 def _skeleton(name: str) -> str:

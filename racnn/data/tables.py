@@ -14,6 +14,12 @@ from racnn.errors import DataError
 MOST_NAMED = 5  # classes in one message
 
 
+def cub_folder(root: Path, file: str | Path) -> Path:
+    """Return CUB-200-2011's folder, the one with a file, where a root is that folder or the one above it."""
+    inside = root / "CUB_200_2011"
+    return inside if not (root / file).is_file() and (inside / file).is_file() else root
+
+
 class IdTable:
     """The lines of an annotation file, by the ids they start with.
 

@@ -8,7 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from racnn.data.sources.catalog import Box, Catalog, Part, Record, chosen_classes, existing_root
-from racnn.data.tables import IdTable
+from racnn.data.tables import IdTable, cub_folder
 from racnn.sections import DataConfig
 
 CUB_HEAD = frozenset({"beak", "crown", "forehead", "left eye", "right eye", "nape", "throat"})
@@ -23,9 +23,7 @@ def cub200(config: DataConfig) -> Catalog:
     Raises:
         DataError: A file or photo is missing, a line is malformed, or ids contradict each other.
     """
-    root = existing_root(config, "a folder with images.txt and images/")
-    if not (root / "images.txt").is_file() and (root / "CUB_200_2011" / "images.txt").is_file():
-        root = root / "CUB_200_2011"
+    root = cub_folder(existing_root(config, "a folder with images.txt and images/"), "images.txt")
     images = IdTable(root / "images.txt", "<image id> <path>", int, str)
     labels = IdTable(root / "image_class_labels.txt", "<image id> <class id>", int, int)
     classes = IdTable(root / "classes.txt", "<class id> <name>", int, str)

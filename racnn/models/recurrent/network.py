@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import cast
 
 import torch
@@ -41,7 +42,7 @@ class Glimpse:
 
     Attributes:
         region: [B, 3], where the finest patch lies in the photo, held.
-        patches: [B, C, g, g] each, normalised, the finest first.
+        patches: The patches of the glimpse, [B, C, g, g] each, normalised, the finest first.
         state: [B, U], what the classifier reads.
         logits: [B, num_classes], what the memory says after this look; :class:`RecurrentOutput` makes the answer of it.
         mean: [B, 2], where the location network wanted to look; None where it was not asked.
@@ -84,8 +85,10 @@ class RecurrentOutput:
         own = [look.logits for look in self.looks]
         if not self.added:
             return own
-        means = torch.stack(own[1:]).cumsum(dim=0) if len(own) > 1 else ()
-        return own[:1] + [own[0] + total / number for number, total in enumerate(means, start=1)]
+        totals = accumulate(
+            own[1:], torch.add
+        )  # a GPU's cumsum is not deterministic, and is refused where all must be
+        return own[:1] + [own[0] + total / number for number, total in enumerate(totals, start=1)]
 
     @property
     def fused(self) -> Tensor | None:
@@ -419,7 +422,7 @@ class Recurrent(nn.Module):
             trunk = cast(Backbone, backbone)
             if reason := reason_against_view(trunk, size):
                 raise ConfigError(f"model.view_sizes: the backbone takes no views of {size} px ({reason})")
-            if reason := reason_against_view(trunk, size, _Cells(self.coarse_map)):
+            if self.coarse_map and (reason := reason_against_view(trunk, size, _Cells(self.coarse_map))):
                 raise ConfigError(f"model.coarse_map: {reason} of views of {size} px")
 
 
